@@ -1,0 +1,1 @@
+"""Photographs to a Parquet manifest of far (LR) and near (HR) patches with captions."""

@@ -1,0 +1,264 @@
+"""The stages of a build as plain functions: plan it, turn a shard into a part, publish.
+
+The Prefect flow (flows.py) calls these and adds nothing to the rows; they run and are tested
+without it.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from pipeline import images, parts
+from pipeline.captions import Caption, Captioner, dictionary_sha256, read_dictionary
+from pipeline.config import DICTIONARY, BuildConfig
+from pipeline.depth import DepthModel, load_depth
+from pipeline.images import Found, Photograph, Unusable
+from pipeline.select import Patch, select
+from schemas.device import pick_device
+from schemas.errors import UserError
+from schemas.manifest import (
+    IMAGES,
+    PATCH_SIZE,
+    PATCHES,
+    WORDS_PER_PATCH,
+    PartWriter,
+    file_metadata,
+    patch_id,
+)
+from schemas.weights import locate
+
+log = logging.getLogger(__name__)
+
+BATCH = 4  # photographs per depth call, and how many are decoded ahead of it
+Tick = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Build:
+    """A planned build: everything a worker needs to make any of its parts."""
+
+    config: BuildConfig
+    plan: parts.Plan
+    metadata: dict[str, Any]
+
+    def summary(self) -> str:
+        """What would be done, for --dry-run."""
+        to_do = sum(len(shard.photographs) for shard in self.plan.to_do)
+        return (
+            f"{self.plan.photographs} photographs, {self.plan.photographs - to_do} done before,"
+            f" {to_do} to do in {len(self.plan.to_do)} parts\n"
+            f"depth: {self.metadata['parameters']['depth_model']}\n"
+            f"captions: {self.metadata['parameters']['caption_model']},"
+            f" {self.metadata['parameters']['words']} words\n"
+            f"at most {2 * self.config.k} patches a photograph,"
+            f" about {self.plan.photographs * self.config.k * 0.1:.0f} MB\n"
+            f"manifest: {self.config.out}"
+        )
+
+
+@dataclass(frozen=True)
+class Models:
+    """The networks of a build, loaded once per process."""
+
+    depth: DepthModel
+    captioner: Captioner
+
+
+def plan_build(config: BuildConfig) -> Build:
+    """Look at photographs, models and what is done already; changes nothing.
+
+    Raises UserError: no photographs, missing weights, an unreadable dictionary, no GPU.
+    """
+    pick_device(config.device)
+    words = read_dictionary(config.dictionary or DICTIONARY)
+    depth, clip = locate(config.depth_name, "depth"), locate(config.clip_name, "clip")
+    found = images.find(config.images)[: config.limit]
+    parameters = config.row_parameters() | {
+        "dictionary": dictionary_sha256(words),
+        "depth_model": depth.identity,
+        "caption_model": clip.identity,
+    }
+    plan = parts.plan_build(config.out, found, parts.fingerprint(parameters), config.shard_size)
+    parameters |= {
+        "profile": config.profile,
+        "images": config.images,
+        "words": len(words),
+        "untrained": clip.path is None,
+    }
+    return Build(config, plan, file_metadata(parameters, parameters["dictionary"]))
+
+
+@functools.lru_cache(maxsize=1)
+def _models(depth: str, clip: str, words: tuple[str, ...], device: str, seed: int) -> Models:
+    where = pick_device("cuda" if device == "cuda" else "cpu")
+    return Models(load_depth(depth, where, seed), Captioner(clip, words, where))
+
+
+def load_models(config: BuildConfig) -> Models:
+    """The networks that `config` names; the same ones again in the same process."""
+    words = tuple(read_dictionary(config.dictionary or DICTIONARY))
+    device = pick_device(config.device).type
+    return _models(config.depth_name, config.clip_name, words, device, config.seed)
+
+
+def build_shard(build: Build, shard: parts.Shard, tick: Tick = lambda n: None) -> str:
+    """Make one part: read, decode, estimate, select, caption and write its photographs.
+
+    Each photograph is read and decoded once. One that cannot be used is recorded and never stops
+    the others. tick(n) is told of every n photographs done. Returns the part's name.
+    """
+    models = load_models(build.config)
+    patches_path, images_path = parts.part_paths(build.plan.work, shard.name)
+    catalogue: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(build.config.workers) as executor:
+        with PartWriter(patches_path, PATCHES, build.metadata) as writer:
+            for batch in _decoded(shard.photographs, executor):
+                rows, entries = _process(batch, build.config, models, executor)
+                writer.write(rows)
+                catalogue += entries
+                tick(len(entries))
+    with PartWriter(images_path, IMAGES, parts.members_metadata(shard)) as writer:
+        writer.write(sorted(catalogue, key=lambda entry: entry["path"]))
+    return shard.name
+
+
+def publish(build: Build) -> parts.Summary:
+    """Make the finished parts the manifest."""
+    return parts.publish(build.plan, build.metadata)
+
+
+Decoded = tuple[Found, Photograph | Unusable]
+
+
+def _decoded(photographs: Sequence[Found], executor: Executor) -> Iterator[list[Decoded]]:
+    """Photographs in batches, the next batch being decoded while one is worked on."""
+    cuts = [photographs[i : i + BATCH] for i in range(0, len(photographs), BATCH)]
+    ahead = [executor.submit(_load, found) for found in cuts[0]]
+    for following in [*cuts[1:], ()]:
+        current, ahead = ahead, [executor.submit(_load, found) for found in following]
+        yield [future.result() for future in current]
+
+
+def _load(found: Found) -> Decoded:
+    try:
+        return found, images.load(found, PATCH_SIZE["hr"])
+    except Unusable as reason:
+        return found, reason
+
+
+def _process(
+    batch: Sequence[Decoded], config: BuildConfig, models: Models, executor: Executor
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Manifest rows and catalogue rows of a few photographs."""
+    photographs = [photo for _, photo in batch if isinstance(photo, Photograph)]
+    entries = [_unusable(found, why) for found, why in batch if isinstance(why, Unusable)]
+    chosen: list[tuple[Photograph, list[Patch]]] = []
+    for photograph, distance in _distances(photographs, models.depth):
+        if isinstance(distance, Unusable):
+            entries.append(_unusable(photograph.found, distance, photograph))
+            continue
+        patches = select(photograph.pixels, distance, photograph.image_id, config)
+        chosen.append((photograph, patches))
+        entries.append(_entry(photograph, patches))
+    crops = [crop(photo.pixels, patch) for photo, patches in chosen for patch in patches]
+    pngs = executor.map(_png, crops)
+    captions = models.captioner.caption(crops, executor)
+    owners = [(photo, patch) for photo, patches in chosen for patch in patches]
+    rows = [
+        _row(photo, patch, caption, png, config, models)
+        for (photo, patch), caption, png in zip(owners, captions, pngs, strict=True)
+    ]
+    return rows, entries
+
+
+def _distances(
+    photographs: list[Photograph], depth: DepthModel
+) -> Iterator[tuple[Photograph, np.ndarray | Unusable]]:
+    """Distances of a batch; where the batch fails, of each by itself, to find the one at fault."""
+    try:
+        maps: list[Any] = depth.distances([photo.pixels for photo in photographs])
+    except Exception:
+        maps = [_distance_alone(photograph, depth) for photograph in photographs]
+    yield from zip(photographs, maps, strict=True)
+
+
+def _distance_alone(photograph: Photograph, depth: DepthModel) -> np.ndarray | Unusable:
+    try:
+        return depth.distances([photograph.pixels])[0]
+    except Exception as error:  # recorded in the catalogue, with the photograph's name
+        log.warning("%s: no distance map (%s)", photograph.found.name, error)
+        return Unusable("failed", f"no distance map: {error}", photograph.image_id)
+
+
+def crop(pixels: np.ndarray, patch: Patch) -> np.ndarray:
+    """The patch's pixels, size x size x 3 uint8."""
+    return pixels[patch.y : patch.y + patch.size, patch.x : patch.x + patch.size]
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    done, encoded = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise UserError("OpenCV could not write a PNG; check the installation of OpenCV")
+    return encoded.tobytes()
+
+
+def _entry(photograph: Photograph, patches: list[Patch]) -> dict[str, Any]:
+    height, width = photograph.pixels.shape[:2]
+    counts = {f"n_{role}": sum(patch.role == role for patch in patches) for role in PATCH_SIZE}
+    return {
+        "image_id": photograph.image_id,
+        "path": photograph.found.name,
+        "width": width,
+        "height": height,
+        "status": "ok" if patches else "no_patches",
+        "error": None if patches else "no place has enough texture (--min-texture)",
+        **counts,
+    }
+
+
+def _unusable(found: Found, why: Unusable, photograph: Photograph | None = None) -> dict[str, Any]:
+    height, width = photograph.pixels.shape[:2] if photograph else (None, None)
+    return {
+        "image_id": why.image_id,
+        "path": found.name,
+        "width": width,
+        "height": height,
+        "status": why.status,
+        "error": why.reason,
+        "n_lr": 0,
+        "n_hr": 0,
+    }
+
+
+def _row(
+    photograph: Photograph,
+    patch: Patch,
+    caption: Caption,
+    png: bytes,
+    config: BuildConfig,
+    models: Models,
+) -> dict[str, Any]:
+    height, width = photograph.pixels.shape[:2]
+    identity = patch_id(photograph.image_id, patch.role, patch.x, patch.y, patch.size)
+    assert len(caption.words) == WORDS_PER_PATCH
+    return {
+        "patch_id": identity,
+        "image_id": photograph.image_id,
+        "image_path": photograph.found.name,
+        "image_width": width,
+        "image_height": height,
+        **vars(patch),
+        "strategy": config.strategy,
+        "depth_model": models.depth.identity,
+        "caption_model": models.captioner.clip.identity,
+        "caption": caption.text,
+        "words": caption.words,
+        "word_scores": caption.scores,
+        "image": {"bytes": png, "path": f"{identity}.png"},
+    }

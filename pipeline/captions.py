@@ -1,0 +1,97 @@
+"""Words for patches: CLIP-Interrogator's ranking of a dictionary (appendix F), many at a time."""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from clip_interrogator import Config, LabelTable
+from PIL import Image
+
+from schemas.clip import Clip, load_clip
+from schemas.errors import UserError
+from schemas.manifest import WORDS_PER_PATCH
+
+BATCH = 64  # patches per CLIP call
+
+
+@dataclass(frozen=True)
+class Caption:
+    """The words of one patch, best first, and the cosine similarity of each."""
+
+    words: list[str]
+    scores: list[float]
+
+    @property
+    def text(self) -> str:
+        """What the trainer's text encoder reads."""
+        return ", ".join(self.words)
+
+
+def read_dictionary(path: Path) -> list[str]:
+    """The words of a list: one a line, `#` starts a comment, blank lines are passed over.
+
+    Raises UserError: unreadable, a word twice, or fewer words than a caption has.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: the dictionary cannot be read ({error})") from error
+    words = [word for line in lines if (word := line.split("#")[0].strip())]
+    twice = {word for word in words if words.count(word) > 1} if len(set(words)) < len(words) else ()
+    if twice:
+        raise UserError(f"{path}: '{min(twice)}' stands there twice; keep one")
+    if len(words) < WORDS_PER_PATCH:
+        raise UserError(
+            f"{path}: {len(words)} words, a caption needs {WORDS_PER_PATCH}; add some, one a line"
+        )
+    return words
+
+
+def dictionary_sha256(words: Sequence[str]) -> str:
+    """Identity of a dictionary: its words in their order, whatever comments stand around them."""
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
+
+
+class Captioner:
+    """Ranks the dictionary for patches with the unmodified CLIP at its own input size."""
+
+    def __init__(self, clip_name: str, words: Sequence[str], device: torch.device):
+        self.clip = load_clip(clip_name, device)
+        self.words = list(words)
+        self.device = device
+        self._embeddings = _embed(self.clip, self.words, device)
+
+    @torch.inference_mode()
+    def caption(
+        self, patches: Sequence[np.ndarray], executor: Executor | None = None
+    ) -> list[Caption]:
+        """The best words of each patch (S x S x 3 uint8), equal to LabelTable.rank one by one.
+
+        executor: where the pictures are resized and normalised, if not in this thread.
+        """
+        captions: list[Caption] = []
+        run = executor.map if executor else map
+        prepare = self.clip.preprocess
+        for start in range(0, len(patches), BATCH):
+            pictures = [Image.fromarray(patch) for patch in patches[start : start + BATCH]]
+            batch = torch.stack(list(run(prepare, pictures))).to(self.device)
+            features = self.clip.model.encode_image(batch, normalize=True).float()
+            best = (features @ self._embeddings.T).topk(WORDS_PER_PATCH, dim=1)
+            for scores, places in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                captions.append(Caption([self.words[i] for i in places], scores))
+        return captions
+
+
+def _embed(clip: Clip, words: list[str], device: torch.device) -> torch.Tensor:
+    """Word embeddings, words x c float32, as CLIP-Interrogator makes them (fp16-rounded)."""
+    config = Config(caption_model_name=None, quiet=True, device=str(device))
+    # Its cache is keyed by the model's name: other weights would meet stale embeddings there.
+    config.cache_path, config.download_cache = None, False
+    interrogator = SimpleNamespace(clip_model=clip.model, config=config, tokenize=clip.tokenize)
+    table = LabelTable(words, None, interrogator)
+    return torch.from_numpy(np.stack(table.embeds)).float().to(device)

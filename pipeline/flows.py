@@ -1,0 +1,128 @@
+"""The Prefect flow `build-patches`; the only module that imports Prefect.
+
+    python -m pipeline.flows                 # serve the deployment; keep it running
+    prefect deployment run build-patches     # from another terminal, same folder
+"""
+
+import inspect
+import os
+from functools import wraps
+from typing import Annotated, Any
+
+# Before Prefect is imported: it reads these once. No run of ours reports to anybody.
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+
+from prefect import flow, get_run_logger, task
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.plugins import register_hook
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.utilities.annotations import unmapped
+from pydantic import Field
+
+from pipeline.config import BuildConfig
+from schemas.commandline import progress
+
+NAME = "build-patches"
+
+
+def _build_patches(**parameters: Any) -> dict[str, Any]:
+    # Imported when a run starts: the command `prefect` loads this module for its plugin and
+    # should not wait for PyTorch.
+    from pipeline import build as stages
+
+    build = stages.plan_build(BuildConfig(**parameters))
+    log = get_run_logger()
+    to_do = sum(len(shard.photographs) for shard in build.plan.to_do)
+    log.info("%d photographs, %d to do", build.plan.photographs, to_do)
+    with progress(to_do, "photographs", "img") as bar:
+        # One task per part, never per photograph: a task costs Prefect tens of milliseconds.
+        @task(name="build-part", task_run_name="{shard.name}", retries=2, retry_delay_seconds=5)
+        def build_part(build: stages.Build, shard: Any) -> str:
+            return stages.build_shard(build, shard, bar.update)
+
+        parts = build_part.map(unmapped(build), list(build.plan.to_do))
+        parts.result()
+    summary = stages.publish(build)
+    log.info("%s: %d lr and %d hr patches", summary.manifest, *summary.patches.values())
+    return {
+        "manifest": str(summary.manifest),
+        "images": str(summary.images),
+        "parts": summary.parts,
+        "status": summary.status,
+        "patches": summary.patches,
+    }
+
+
+def _signature() -> inspect.Signature:
+    """BuildConfig's fields as the flow's parameters: one model behind flags and Prefect's form."""
+    return inspect.Signature(
+        [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=Annotated[field.annotation, Field(description=field.description), *field.metadata],  # type: ignore[name-defined]
+                default=inspect.Parameter.empty if field.is_required() else field.default,
+            )
+            for name, field in BuildConfig.model_fields.items()
+            if name != "dry_run"
+        ]
+    )
+
+
+def _docstring() -> str:
+    """What Prefect shows of the flow and of each field of its form."""
+    lines = [f"    {name}: {field.description}" for name, field in BuildConfig.model_fields.items()]
+    about = "Photographs to a manifest of far (LR) and near (HR) patches with captions."
+    return "\n".join([about, "", "Args:", *lines])
+
+
+_build_patches.__signature__ = _signature()  # type: ignore[attr-defined]
+_build_patches.__doc__ = _docstring()
+
+# One part at a time: inside a part, decoding, networks and PNG writing already overlap.
+build_patches = flow(
+    name=NAME, task_runner=ThreadPoolTaskRunner(max_workers=1), validate_parameters=False
+)(_build_patches)
+
+
+def build(config: BuildConfig) -> dict[str, Any]:
+    """Run the flow in this process and return its summary."""
+    result: dict[str, Any] = build_patches(**config.model_dump(exclude={"dry_run"}))
+    return result
+
+
+@register_hook
+def setup_environment(ctx: Any) -> None:
+    """Prefect's plugin hook: let its command line find a deployment by its bare name.
+
+    `prefect deployment run build-patches` then works as `build-patches/build-patches` does, where
+    exactly one deployment has that name; with none or several, Prefect's own error stands.
+    """
+    original = PrefectClient.read_deployment_by_name
+
+    @wraps(original)
+    async def by_bare_name(self: PrefectClient, name: str) -> DeploymentResponse:
+        if "/" not in name:
+            wanted = DeploymentFilter(name=DeploymentFilterName(any_=[name]))
+            found = await self.read_deployments(deployment_filter=wanted)
+            if len(found) == 1:
+                return found[0]
+        return await original(self, name)
+
+    PrefectClient.read_deployment_by_name = by_bare_name  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Serve the deployment from this folder until stopped."""
+    build_patches.serve(
+        name=NAME,
+        description="Photographs to data/patches.parquet; see the README of LA-SR.",
+        parameters={"out": "data/patches.parquet"},
+    )
+
+
+if __name__ == "__main__":  # a served run imports this module again; without the guard it serves too
+    main()

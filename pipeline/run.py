@@ -1,0 +1,50 @@
+"""Build a manifest of far (LR) and near (HR) patches from photographs.
+
+    python -m pipeline.run --images ~/photos --out data/patches.parquet
+    python -m pipeline.run --images ~/photos --profile offline      # no downloads, for a first look
+    python -m pipeline.run --images ~/photos --dry-run              # what would be done
+
+Stopped or killed, the same command carries on where it was.
+"""
+
+import sys
+import time
+
+from pipeline.config import BuildConfig
+from schemas.commandline import parse, run_command
+
+
+def run(config: BuildConfig) -> None:
+    """Build through the Prefect flow and print a summary."""
+    from pipeline import build as stages  # heavy imports after --help and flag errors
+
+    started = time.monotonic()
+    planned = stages.plan_build(config)  # errors come before Prefect's server starts
+    if planned.metadata["parameters"]["untrained"]:
+        print(
+            "profile offline: the CLIP is small and UNTRAINED, so captions are noise;"
+            " it shows the path, not the quality",
+            file=sys.stderr,
+        )
+    if config.dry_run:
+        print(planned.summary())
+        return
+    from pipeline import flows
+
+    summary = flows.build(config)
+    status = ", ".join(f"{count} {name}" for name, count in sorted(summary["status"].items()))
+    print(f"photographs: {status}")
+    print(f"patches:     {summary['patches']['lr']} lr, {summary['patches']['hr']} hr")
+    print(f"manifest:    {summary['manifest']} ({summary['parts']} parts)")
+    print(f"catalogue:   {summary['images']}")
+    print(f"time:        {time.monotonic() - started:.0f} s")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `python -m pipeline.run`."""
+    config = parse(BuildConfig, argv, "python -m pipeline.run", __doc__ or "")
+    return run_command(lambda: run(config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

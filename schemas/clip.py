@@ -1,0 +1,93 @@
+"""The CLIP that both programs use, through open_clip."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import open_clip
+import torch
+
+from schemas.weights import Located, WeightsError, locate
+
+# A ViT of the same architecture as OpenAI's ViT-L/14 (patch 14, QuickGELU), small enough for a
+# first look on a CPU. Its weights are seeded noise: it shows that things run, and knows nothing.
+_TINY: dict[str, Any] = {
+    "embed_dim": 64,
+    "quick_gelu": True,
+    "vision_cfg": {
+        "image_size": 224,
+        "layers": 3,
+        "width": 96,
+        "head_width": 32,
+        "patch_size": 14,
+    },
+    "text_cfg": {
+        "context_length": 77,
+        "vocab_size": 49408,
+        "width": 64,
+        "heads": 2,
+        "layers": 2,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An open_clip model with what belongs to it."""
+
+    model: open_clip.CLIP
+    preprocess: Callable[[Any], torch.Tensor]  # PIL image -> 3xSxS, resized and normalised
+    tokenize: Callable[[list[str]], torch.Tensor]  # texts -> n x 77 int64
+    identity: str
+    trained: bool
+
+
+def load_clip(name_or_path: str, device: torch.device) -> Clip:
+    """Load a CLIP by name (see schemas.weights), or from a folder in open_clip's format.
+
+    Such a folder holds open_clip_config.json and open_clip_model.safetensors (or a .bin that
+    `torch.load(weights_only=True)` accepts). A lone weights file is refused: it does not say
+    whether it needs GELU or QuickGELU, and the wrong one loads without a word and answers wrongly.
+    Raises WeightsError.
+    """
+    located = locate(name_or_path, "clip")
+    model = _tiny() if located.path is None else _from_folder(located)
+    model = model.eval().requires_grad_(False).to(device)
+    size = model.visual.image_size
+    preprocess = open_clip.image_transform(
+        size if isinstance(size, tuple) else (size, size),
+        is_train=False,
+        mean=getattr(model.visual, "image_mean", None),
+        std=getattr(model.visual, "image_std", None),
+        interpolation="bicubic",
+    )
+    tokenize = open_clip.get_tokenizer("ViT-L-14")  # the BPE of every OpenAI-style CLIP
+    return Clip(model, preprocess, tokenize, located.identity, located.path is not None)
+
+
+def _tiny() -> open_clip.CLIP:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return open_clip.CLIP(**_TINY)
+
+
+def _from_folder(located: Located) -> open_clip.CLIP:
+    assert located.path is not None
+    folder = located.path if located.path.is_dir() else located.path.parent
+    config = folder / "open_clip_config.json"
+    if not config.is_file():
+        raise WeightsError(
+            f"{located.path}: no open_clip_config.json beside the weights; a CLIP is a folder in"
+            " open_clip's format, as `open_clip.push_to_hf_hub.save_for_hf` writes it"
+        )
+    try:
+        json.loads(config.read_text())
+        model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
+    except Exception as error:  # open_clip raises many kinds; the user needs one line
+        raise WeightsError(f"{folder}: open_clip cannot load this CLIP ({error})") from error
+    if not isinstance(model, open_clip.CLIP):
+        raise WeightsError(
+            f"{folder}: a {type(model).__name__}, not a plain CLIP; take an OpenAI-style model"
+        )
+    return model

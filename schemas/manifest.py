@@ -1,0 +1,258 @@
+"""The data contract: the columns of a manifest, once, and how it is written, checked and read.
+
+A manifest is a folder of Parquet parts (or a single file, as SQL writes it) with one row per patch.
+Beside it stands the image catalogue: one row per photograph found, also those not used.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.errors import UserError
+from schemas.files import atomic_path
+
+SCHEMA_VERSION = 1
+METADATA_KEY = b"la-sr"
+ROW_GROUP = 256  # rows: small enough to fetch a few patches without reading their neighbours
+
+Role = Literal["lr", "hr"]
+SCALE = 4
+PATCH_SIZE: dict[Role, int] = {"lr": 56, "hr": 224}  # pixels, section 4 of the paper
+WORDS_PER_PATCH = 24  # appendix F
+
+
+def _column(name: str, type_: pa.DataType, description: str) -> pa.Field:
+    return pa.field(name, type_, metadata={"description": description})
+
+
+PATCHES = pa.schema(
+    [
+        _column("patch_id", pa.string(), "same photograph, place, size and role: the same id"),
+        _column("image_id", pa.string(), "sha256 of the photograph's bytes, hex"),
+        _column("image_path", pa.string(), "POSIX path relative to the images root"),
+        _column("image_width", pa.int32(), "pixels, after EXIF rotation"),
+        _column("image_height", pa.int32(), "pixels, after EXIF rotation"),
+        _column("role", pa.string(), "lr: from far away; hr: from nearby"),
+        _column("x", pa.int32(), "left edge, pixels of the upright photograph"),
+        _column("y", pa.int32(), "top edge, pixels of the upright photograph"),
+        _column("size", pa.int32(), "side of the square, pixels"),
+        _column("distance", pa.float32(), "box-filtered distance at the centre: 0 near, 1 far"),
+        _column("rank", pa.int32(), "0 = farthest (lr) or nearest (hr) of this photograph"),
+        _column("texture", pa.float32(), "mean gradient magnitude of the luma, luma in 0..1"),
+        _column("strategy", pa.string(), "depth, random, overlap or inclusion (table 3)"),
+        _column("depth_model", pa.string(), "name@revision or weight hash"),
+        _column("caption_model", pa.string(), "name@revision or weight hash"),
+        _column("caption", pa.string(), "the words, best first, joined with ', '"),
+        _column("words", pa.list_(pa.string()), "the best words of the dictionary, best first"),
+        _column("word_scores", pa.list_(pa.float32()), "cosine similarity of each, descending"),
+        _column(
+            "image",
+            pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+            "the patch as a lossless PNG (the Hugging Face Image convention)",
+        ),
+    ]
+)
+
+IMAGES = pa.schema(
+    [
+        _column("image_id", pa.string(), "sha256 of the photograph's bytes, hex; null if unread"),
+        _column("path", pa.string(), "POSIX path relative to the images root"),
+        _column("width", pa.int32(), "pixels, after EXIF rotation; null if undecoded"),
+        _column("height", pa.int32(), "pixels, after EXIF rotation; null if undecoded"),
+        _column("status", pa.string(), "ok, no_patches, too_small, too_large, unreadable, …"),
+        _column("error", pa.string(), "why it was not used; null for ok"),
+        _column("n_lr", pa.int32(), "lr patches in the manifest"),
+        _column("n_hr", pa.int32(), "hr patches in the manifest"),
+    ]
+)
+
+
+class ManifestError(UserError):
+    """A manifest that cannot be used as it is."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest that was found and whose columns were checked; no row is read yet."""
+
+    path: Path
+    files: tuple[Path, ...]  # the parts, sorted by name
+    schema: pa.Schema
+    metadata: dict[str, Any] = field(default_factory=dict)  # {} after SQL, which drops it
+
+
+def images_path(manifest: Path) -> Path:
+    """Where the image catalogue of a manifest stands.
+
+    `data/patches.parquet` -> `data/images.parquet`; any other name keeps it, so that two manifests
+    can share a folder: `data/mine.parquet` -> `data/mine.images.parquet`.
+    """
+    stem = manifest.name.removesuffix(".parquet")
+    return manifest.with_name("images.parquet" if stem == "patches" else f"{stem}.images.parquet")
+
+
+def patch_id(image_id: str, role: Role, x: int, y: int, size: int) -> str:
+    """32 hex digits that depend on nothing but the photograph's bytes and the patch's place."""
+    return hashlib.sha256(f"{image_id}:{role}:{x}:{y}:{size}".encode()).hexdigest()[:32]
+
+
+def file_metadata(parameters: dict[str, Any], dictionary_sha256: str) -> dict[str, Any]:
+    """What every part says of itself (JSON under the key `la-sr`)."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "parameters": parameters,
+        "dictionary_sha256": dictionary_sha256,
+    }
+
+
+def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """pyarrow's writer with the manifest's encodings; `PartWriter` adds atomicity and rows."""
+    # PNGs are compressed already: packing them again costs time and gains nothing.
+    plain = {"image.bytes"}
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression={leaf: "none" if leaf in plain else "zstd" for leaf in _leaves(schema)},
+        use_dictionary=[leaf for leaf in _leaves(schema) if leaf not in plain],
+    )
+
+
+class PartWriter:
+    """One Parquet file, written row group by row group, that appears only when it is complete.
+
+    Use as a context manager. Memory holds the rows of one row group (~15 MB of patches).
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, metadata: dict[str, Any]):
+        self._context = atomic_path(path)
+        encoded = {METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
+        self._schema = schema.with_metadata(encoded)
+        self._rows: list[dict[str, Any]] = []
+
+    def __enter__(self) -> "PartWriter":
+        self._temporary = self._context.__enter__()
+        try:
+            self._writer = parquet_writer(self._temporary, self._schema)
+        except BaseException as error:
+            self._context.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def write(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Append rows; every full row group goes to disk."""
+        for row in rows:
+            self._rows.append(row)
+            if len(self._rows) == ROW_GROUP:
+                self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            if error[0] is None:
+                self._flush()
+        finally:
+            self._writer.close()
+            self._context.__exit__(*error)
+
+
+def _leaves(schema: pa.Schema, prefix: str = "") -> list[str]:
+    """Parquet's column paths: `image.bytes`, `words.list.element`, …"""
+    paths = []
+    for column in schema:
+        if pa.types.is_struct(column.type):
+            paths += _leaves(pa.schema(list(column.type)), f"{prefix}{column.name}.")
+        elif pa.types.is_list(column.type):
+            paths.append(f"{prefix}{column.name}.list.element")
+        else:
+            paths.append(prefix + column.name)
+    return paths
+
+
+def open_manifest(path: Path, columns: Iterable[str] = PATCHES.names) -> Manifest:
+    """Find a manifest's parts and check version, columns and types; reads footers only.
+
+    path: a folder of parts or one Parquet file. columns: those the caller needs.
+    Raises ManifestError: nothing there, not Parquet, another schema version, a column that is
+    missing or of another type, parts that disagree.
+    """
+    if not path.exists():
+        raise ManifestError(
+            f"{path}: no manifest there; build one with"
+            f" `python -m pipeline.run --images FOLDER --out {path}`"
+        )
+    # Readers of Parquet folders pass over names that begin with a dot or an underscore.
+    names = path.glob("*.parquet") if path.is_dir() else [path]
+    files = tuple(sorted(f for f in names if not f.name.startswith((".", "_"))))
+    if not files:
+        raise ManifestError(f"{path}: the folder holds no *.parquet part; build it again")
+    first = _read_schema(files[0])
+    metadata = _metadata_of(first, files[0])
+    _check_columns(first, columns, files[0])
+    for file in files[1:]:
+        schema = _read_schema(file)
+        _metadata_of(schema, file)
+        if not schema.remove_metadata().equals(first.remove_metadata()):
+            raise ManifestError(
+                f"{file}: its columns differ from those of {files[0].name}; parts of one manifest"
+                " must agree: build it again"
+            )
+    return Manifest(path, files, first, metadata)
+
+
+def _read_schema(file: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ManifestError(f"{file}: not a readable Parquet file ({error}); build it again") from error
+
+
+def _metadata_of(schema: pa.Schema, file: Path) -> dict[str, Any]:
+    metadata: dict[str, Any] = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    version = metadata.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise ManifestError(
+            f"{file}: manifest of schema version {version}, this program reads version"
+            f" {SCHEMA_VERSION}; build it again or use the program that wrote it"
+        )
+    return metadata
+
+
+def _check_columns(schema: pa.Schema, columns: Iterable[str], file: Path) -> None:
+    for name in columns:
+        if name not in schema.names:
+            raise ManifestError(
+                f"{file}: column '{name}' is missing; keep it in the SELECT, or use SELECT *"
+            )
+        found, wanted = schema.field(name).type, PATCHES.field(name).type
+        if _kind(found) != _kind(wanted):
+            raise ManifestError(
+                f"{file}: column '{name}' is {found}, expected {wanted}; keep the manifest's types"
+            )
+
+
+def _kind(type_: pa.DataType) -> Any:
+    """A type up to width and layout: polars writes large_string, pandas float64, SQL int64."""
+    if pa.types.is_struct(type_):
+        return tuple((child.name, _kind(child.type)) for child in type_)
+    for is_list in (pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view):
+        if is_list(type_):
+            return ("list", _kind(type_.value_type))
+    for kind, members in {
+        "integer": (pa.types.is_integer,),
+        "float": (pa.types.is_floating,),
+        "string": (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+        "binary": (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),
+    }.items():
+        if any(member(type_) for member in members):
+            return kind
+    return _kind(type_.value_type) if pa.types.is_dictionary(type_) else str(type_)
