@@ -1,6 +1,7 @@
 """Words for patches: CLIP-Interrogator's ranking of a dictionary (appendix F), many at a time."""
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -93,5 +94,7 @@ def _embed(clip: Clip, words: list[str], device: torch.device) -> torch.Tensor:
     # Its cache is keyed by the model's name: other weights would meet stale embeddings there.
     config.cache_path, config.download_cache = None, False
     interrogator = SimpleNamespace(clip_model=clip.model, config=config, tokenize=clip.tokenize)
-    table = LabelTable(words, None, interrogator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it asks for a CUDA autocast on a CPU, in the old spelling
+        table = LabelTable(words, None, interrogator)
     return torch.from_numpy(np.stack(table.embeds)).float().to(device)

@@ -5,7 +5,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TextIO, TypeVar, get_args, get_origin
 
@@ -56,11 +55,11 @@ def _add_flag(
         options.pop("required")
         options["action"] = "store_true"
     elif get_origin(kind) is list:
-        options |= {"nargs": "+", "metavar": "PATH", "type": get_args(kind)[0]}
+        options |= {"nargs": "+", "type": get_args(kind)[0]}
     elif get_origin(kind) is Literal:
         options["choices"] = get_args(kind)
     else:
-        options |= {"type": kind, "metavar": "PATH" if kind is Path else kind.__name__.upper()}
+        options["type"] = kind
     parser.add_argument(name if positional else "--" + name.replace("_", "-"), **options)
 
 

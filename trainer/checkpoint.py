@@ -1,0 +1,73 @@
+"""A run's state on disk: written atomically, tensors and plain values only, so no file runs code."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from schemas.errors import UserError
+from schemas.files import atomic_path, write_bytes
+from trainer.config import FREE_TO_CHANGE, TrainConfig
+
+NAME = "checkpoint.pt"
+
+
+def save(folder: Path, step: int, **states: dict[str, Any]) -> None:
+    """Replace the checkpoint of a run: the old one stays until the new one is whole.
+
+    step: how many steps are done. states: state dicts of networks and optimizers.
+    """
+    with atomic_path(folder / NAME) as temporary:
+        torch.save({"step": step, **states}, temporary)
+
+
+def load(folder: Path) -> dict[str, Any] | None:
+    """The checkpoint of a run, on the CPU, or None. Raises UserError: it cannot be read."""
+    path = folder / NAME
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes raise nearly anything
+        raise UserError(
+            f"{path}: the checkpoint cannot be read ({type(error).__name__}); remove it to start"
+            " over, or choose another --out"
+        ) from error
+    return state
+
+
+def claim_folder(config: TrainConfig, identities: dict[str, str]) -> None:
+    """Make the run's folder and its config.json; refuse a folder that holds another run.
+
+    identities: weights and their hashes, so that config.json is all that is needed to repeat it.
+    Raises UserError naming the first setting that differs.
+    """
+    path = config.folder / "config.json"
+    settings = json.loads(config.model_dump_json()) | {"weights": identities}
+    if path.exists():
+        try:
+            before = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: not readable as JSON ({error}); choose another --out") from error
+        for name, value in settings.items():
+            if name not in FREE_TO_CHANGE and before.get(name) != value:
+                raise UserError(
+                    f"{config.folder}: holds a run with {name} = {before.get(name)}, now it is"
+                    f" {value}; choose another --out, or remove that folder"
+                )
+    write_bytes(path, (json.dumps(settings, indent=2) + "\n").encode())
+
+
+def trim_stats(path: Path, step: int) -> None:
+    """Drop the lines of stats.jsonl beyond `step`: they will be written again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            break  # a line cut short by a kill
+    write_bytes(path, "".join(line + "\n" for line in kept).encode())

@@ -1,0 +1,69 @@
+"""The two encoders of section 3.2: CLIP's, with the image encoder freed of its positions."""
+
+from collections.abc import Sequence
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from schemas.clip import Clip, load_clip
+from schemas.weights import WeightsError
+
+
+class Encoders(nn.Module):
+    """E_I and E_T: pictures and texts to features in one space.
+
+    Without position embedding E_I takes 56x56 and 224x224 alike. It also no longer sees where
+    things are: a picture and the same picture with its 14x14 tiles shuffled get one feature, so
+    only the VGG term (section 3.5) holds the layout.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, clip: Clip):
+        super().__init__()
+        self.model = clip.model
+        self.tokenize = clip.tokenize
+        remove_positions(self.model.visual)
+        self.model.requires_grad_(True)
+        self.model.logit_scale.requires_grad_(False)  # the losses have no temperature
+        for name in ("mean", "std"):
+            values = getattr(clip.model.visual, f"image_{name}", None)
+            default = getattr(open_clip, f"OPENAI_DATASET_{name.upper()}")
+            buffer = torch.tensor(values or default).view(1, 3, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
+
+    def images(self, pictures: Tensor) -> Tensor:
+        """Features F (n, c) of pictures (n, 3, h, w) in [0, 1], at their own size."""
+        features: Tensor = self.model.encode_image((pictures - self.mean) / self.std)
+        return features
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Features C or Q (n, c) of texts; what exceeds CLIP's 77 tokens is cut."""
+        tokens = self.tokenize(list(texts)).to(self.mean.device)
+        features: Tensor = self.model.encode_text(tokens)
+        return features
+
+
+def load_encoders(name_or_path: str, device: torch.device) -> Encoders:
+    """The encoders of a CLIP (see schemas.clip.load_clip), ready to be trained. WeightsError."""
+    return Encoders(load_clip(name_or_path, device)).to(device)
+
+
+def remove_positions(visual: nn.Module) -> None:
+    """Take the position embedding out of an open_clip image encoder, exactly, in place.
+
+    A zero that broadcasts stands where the parameter stood, because open_clip adds it unasked; it
+    is neither trained nor saved. Raises WeightsError: an encoder of a kind not known here.
+    """
+    holder = visual if hasattr(visual, "positional_embedding") else getattr(visual, "attnpool", None)
+    if holder is None or not hasattr(holder, "positional_embedding"):
+        raise WeightsError(
+            f"{type(visual).__name__}: an image encoder without a position embedding to remove;"
+            " take a CLIP with a ViT or a modified ResNet"
+        )
+    size = holder.positional_embedding
+    del holder.positional_embedding
+    holder.register_buffer("positional_embedding", size.new_zeros(1, 1), persistent=False)
+

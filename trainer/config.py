@@ -1,0 +1,84 @@
+"""The parameters of a training run: one model behind the flags and the run's config.json."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.device import Device
+from schemas.weights import PROFILES, Profile
+
+# What changes no number of a run: a run may be carried on with other values of these.
+FREE_TO_CHANGE = {
+    "out", "steps", "log_every", "sample_every", "checkpoint_every", "workers", "dry_run"
+}  # fmt: skip
+
+
+class TrainConfig(BaseModel):
+    """What `trainer.run` takes. The defaults are the paper's (section 4)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    manifest: Path = Field(description="folder of Parquet parts, or one Parquet file, as SQL writes")
+    out: Path | None = Field(
+        None, description="folder of the run (default: data/runs/ and the manifest's name)"
+    )
+    profile: Profile = Field(
+        "default", description="a named set of models; offline needs no downloads and is untrained"
+    )
+    sr_init: str | None = Field(
+        None, description="weights the SR network starts from: name or file (default: the profile's)"
+    )
+    clip: str | None = Field(
+        None, description="CLIP whose encoders are trained: name or folder (default: the profile's)"
+    )
+    vgg: str | None = Field(
+        None, description="VGG19 weights: a name or a file (default: the profile's)"
+    )
+    steps: int = Field(300_000, ge=1, description="training steps")
+    batch_size: int = Field(
+        16, ge=2, description="LR patches a step, and as many HR; equation (1) needs 2 or more"
+    )
+    lr: float = Field(5e-5, gt=0, description="learning rate of Adam, fixed")
+    weight_content: float = Field(0.5, ge=0, description="linguistic-content loss; 0 = without it")
+    weight_quality: float = Field(0.5, ge=0, description="linguistic-quality loss; 0 = without it")
+    weight_vgg: float = Field(0.1, ge=0, description="modified VGG loss; 0 = without it")
+    good: list[str] = Field(["good"], min_length=1, description="texts for high quality, Q+")
+    bad: list[str] = Field(["bad"], min_length=1, description="texts for low quality, Q-")
+    vgg_layers: list[str] = Field(
+        ["conv5_4"], min_length=1, description="VGG19 layers compared, before (conv…) or after ReLU"
+    )
+    vgg_distance: Literal["l1", "l2"] = Field("l1", description="distance between VGG features")
+    freeze_encoders: bool = Field(
+        False, description="train the SR network alone (appendix E.1, with --lr 1e-7)"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16: autocast for the networks, losses stay float32"
+    )
+    seed: int = Field(0, ge=0, description="of shuffling and augmentation")
+    log_every: int = Field(100, ge=1, description="steps between lines of stats.jsonl")
+    sample_every: int = Field(5000, ge=1, description="steps between sample pictures")
+    checkpoint_every: int = Field(5000, ge=1, description="steps between checkpoints")
+    workers: int = Field(4, ge=1, description="threads that read and decode patches")
+    device: Device = Field("auto", description="where the networks run")
+    dry_run: bool = Field(False, description="say what would be done and what it needs, then stop")
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.out or Path("data/runs") / self.manifest.name.removesuffix(".parquet")
+
+    @property
+    def sr_name(self) -> str:
+        """Name or path of the SR network's start."""
+        return self.sr_init or PROFILES[self.profile]["sr"]
+
+    @property
+    def clip_name(self) -> str:
+        """Name or path of the CLIP."""
+        return self.clip or PROFILES[self.profile]["clip"]
+
+    @property
+    def vgg_name(self) -> str:
+        """Name or path of the VGG19."""
+        return self.vgg or PROFILES[self.profile]["vgg"]

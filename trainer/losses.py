@@ -1,0 +1,129 @@
+"""The losses of LA-SR: equations (1) to (5) of the paper, sections 3.3 to 3.5.
+
+Every function is a pure function of feature tensors (rows = samples, columns = channels), so rows
+gathered from several processes give the loss of the global batch. Each returns a scalar tensor and
+differentiates. Cosines and logarithms are computed in float32 whatever the autocast; float64
+features stay float64. (A float32 product still follows the caller's TF32 setting on a GPU.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """`x` in float32, or as it is when it is float64 already."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine similarity of every row of `a` (n, c) with every row of `b` (m, c): (n, m)."""
+    # Eight bits of mantissa cannot tell apart cosines that differ by 0.004, and without a
+    # temperature all of equation (1) happens in such differences.
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = F.normalize(full_precision(a), dim=1), F.normalize(full_precision(b), dim=1)
+        return a @ b.T
+
+
+def cont(a: Tensor, b: Tensor) -> Tensor:
+    """Cont(A, B) of equation (1): row i of `a` against row i of `b`, contrasted with the others.
+
+    There is no temperature, and the positive pair is left out of the denominator: unlike InfoNCE
+    the value may be negative.
+
+    Args:
+        a, b: features (n, c), n at least 2; any scale, for only directions count.
+
+    Raises:
+        ValueError: the shapes differ, or there is a single row.
+    """
+    if a.ndim != 2 or a.shape != b.shape:
+        raise ValueError(
+            f"contrastive loss: features are {tuple(a.shape)} and {tuple(b.shape)}; "
+            "give two matrices (n, c) of the same shape"
+        )
+    if len(a) < 2:
+        raise ValueError(
+            "contrastive loss: a batch of 1 has nothing to contrast with, the sum in equation (1) "
+            "is empty; use a batch size of 2 or more"
+        )
+    cos = cosines(a, b)
+    positive = torch.eye(len(a), dtype=torch.bool, device=a.device)
+    others = cos.masked_fill(positive, -torch.inf).logsumexp(dim=1)
+    return (others - cos.diagonal()).mean()
+
+
+def content_encoders(f_lr: Tensor, f_hr: Tensor, c_lr: Tensor, c_hr: Tensor) -> Tensor:
+    """Equation (1), content loss of the encoders: Cont(F_LR || F_HR, C_LR || C_HR).
+
+    Args:
+        f_lr, f_hr: image features of the LR and HR patches, (n, c) each.
+        c_lr, c_hr: text features of their captions, (n, c) each.
+    """
+    return cont(torch.cat((f_lr, f_hr)), torch.cat((c_lr, c_hr)))
+
+
+def content_sr(f_sr: Tensor, c_lr: Tensor) -> Tensor:
+    """Equation (2), content loss of the SR network: Cont(F_SR, C_LR).
+
+    Args:
+        f_sr: image features of the super-resolved patches, (n, c), n at least 2.
+        c_lr: text features of the LR patches' captions, (n, c). A constant here: no gradient
+            reaches the text encoder.
+    """
+    return cont(f_sr, c_lr.detach())
+
+
+def quality_encoders(f_lr: Tensor, f_hr: Tensor, q_minus: Tensor, q_plus: Tensor) -> Tensor:
+    """Equation (3), quality loss of the encoders: Cont(F_LR || F_HR, Q- x N || Q+ x N).
+
+    Literal: for N > 1 the copies of a row's own quality text count among the negatives.
+
+    Args:
+        f_lr, f_hr: image features of the LR and HR patches, (n, c) each.
+        q_minus, q_plus: text features of the low- and high-quality words, (m, c) each, see
+            `direction`.
+    """
+    low, high = direction(q_minus).expand(len(f_lr), -1), direction(q_plus).expand(len(f_hr), -1)
+    return cont(torch.cat((f_lr, f_hr)), torch.cat((low, high)))
+
+
+def quality_sr(f_sr: Tensor, q_minus: Tensor, q_plus: Tensor) -> Tensor:
+    """Equation (4), quality loss of the SR network: the mean of cos(F_SR, Q-) - cos(F_SR, Q+).
+
+    Args:
+        f_sr: image features of the super-resolved patches, (n, c), n at least 1.
+        q_minus, q_plus: text features of the quality words, (m, c) each, see `direction`.
+            Constants here: no gradient reaches the text encoder.
+    """
+    # log(e^x / e^y) = x - y
+    texts = torch.cat((direction(q_minus.detach()), direction(q_plus.detach())))
+    low, high = cosines(f_sr, texts).unbind(dim=1)
+    return (low - high).mean()
+
+
+def direction(q: Tensor) -> Tensor:
+    """The mean of the unit vectors along the rows of `q` (m, c): (1, c).
+
+    The paper has one word per quality. Several are averaged as CLIP averages the prompts of a
+    class (Radford et al. 2021, 3.1.4), so each counts alike whatever its feature's norm; of a
+    single word only the norm is lost, which no cosine sees.
+    """
+    return F.normalize(full_precision(q), dim=1).mean(dim=0, keepdim=True)
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """The weights of equation (5), with the paper's values (section 3.5)."""
+
+    content: float = 0.5
+    quality: float = 0.5
+    vgg: float = 0.1
+
+    def total(self, content: Tensor, quality: Tensor, vgg: Tensor) -> Tensor:
+        """Equation (5): the weighted sum of three scalars, (1)+(2), (3)+(4) and the VGG term."""
+        return self.content * content + self.quality * quality + self.vgg * vgg
