@@ -6,8 +6,9 @@ without it.
 
 import functools
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,7 @@ from schemas.weights import locate
 
 log = logging.getLogger(__name__)
 
-BATCH = 4  # photographs per depth call, and how many are decoded ahead of it
+AHEAD = 4  # photographs decoded before their turn; bounds memory
 Tick = Callable[[int], object]
 
 
@@ -116,15 +117,17 @@ def build_shard(build: Build, shard: parts.Shard, tick: Tick = lambda n: None) -
     models = load_models(build.config)
     patches_path, images_path = parts.part_paths(build.plan.work, shard.name)
     catalogue: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(build.config.workers) as executor:
-        with PartWriter(patches_path, PATCHES, build.metadata) as writer:
-            for batch in _decoded(shard.photographs, executor):
-                rows, entries = _process(batch, build.config, models, executor)
-                writer.write(rows)
-                catalogue += entries
-                tick(len(entries))
+    with (
+        ThreadPoolExecutor(build.config.workers) as executor,
+        PartWriter(patches_path, PATCHES, build.metadata) as writer,
+    ):
+        for found, decoded in _decoded(shard.photographs, executor):
+            rows, entry = _process(found, decoded, build.config, models, executor)
+            writer.write(rows)
+            catalogue.append(entry)
+            tick(1)
     with PartWriter(images_path, IMAGES, parts.members_metadata(shard)) as writer:
-        writer.write(sorted(catalogue, key=lambda entry: entry["path"]))
+        writer.write(catalogue)
     return shard.name
 
 
@@ -133,67 +136,57 @@ def publish(build: Build) -> parts.Summary:
     return parts.publish(build.plan, build.metadata)
 
 
-Decoded = tuple[Found, Photograph | Unusable]
+def _decoded(
+    photographs: Sequence[Found], executor: Executor
+) -> Iterator[tuple[Found, Photograph | Unusable]]:
+    """Photographs in their order, the next AHEAD being decoded while one is worked on."""
+    ahead: deque[tuple[Found, Future[Photograph | Unusable]]] = deque()
+    for found in photographs:
+        ahead.append((found, executor.submit(_load, found)))
+        if len(ahead) > AHEAD:
+            first, future = ahead.popleft()
+            yield first, future.result()
+    while ahead:
+        first, future = ahead.popleft()
+        yield first, future.result()
 
 
-def _decoded(photographs: Sequence[Found], executor: Executor) -> Iterator[list[Decoded]]:
-    """Photographs in batches, the next batch being decoded while one is worked on."""
-    cuts = [photographs[i : i + BATCH] for i in range(0, len(photographs), BATCH)]
-    ahead = [executor.submit(_load, found) for found in cuts[0]]
-    for following in [*cuts[1:], ()]:
-        current, ahead = ahead, [executor.submit(_load, found) for found in following]
-        yield [future.result() for future in current]
-
-
-def _load(found: Found) -> Decoded:
+def _load(found: Found) -> Photograph | Unusable:
     try:
-        return found, images.load(found, PATCH_SIZE["hr"])
+        return images.load(found, PATCH_SIZE["hr"])
     except Unusable as reason:
-        return found, reason
+        return reason
 
 
 def _process(
-    batch: Sequence[Decoded], config: BuildConfig, models: Models, executor: Executor
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Manifest rows and catalogue rows of a few photographs."""
-    photographs = [photo for _, photo in batch if isinstance(photo, Photograph)]
-    entries = [_unusable(found, why) for found, why in batch if isinstance(why, Unusable)]
-    chosen: list[tuple[Photograph, list[Patch]]] = []
-    for photograph, distance in _distances(photographs, models.depth):
-        if isinstance(distance, Unusable):
-            entries.append(_unusable(photograph.found, distance, photograph))
-            continue
-        patches = select(photograph.pixels, distance, photograph.image_id, config)
-        chosen.append((photograph, patches))
-        entries.append(_entry(photograph, patches))
-    crops = [crop(photo.pixels, patch) for photo, patches in chosen for patch in patches]
+    found: Found,
+    photograph: Photograph | Unusable,
+    config: BuildConfig,
+    models: Models,
+    executor: Executor,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Manifest rows and the catalogue row of one photograph.
+
+    Networks see one photograph's pictures at a time: a batch of several would change the last bits
+    of a score with who is in it, and rows must not hang on shards or on where a build was stopped.
+    """
+    if isinstance(photograph, Unusable):
+        return [], _unusable(found, photograph)
+    try:
+        distance = models.depth.distances([photograph.pixels])[0]
+    except Exception as error:  # one photograph never stops a build; the catalogue says why
+        log.warning("%s: no distance map (%s)", found.name, error)
+        why = Unusable("failed", f"no distance map: {error}", photograph.image_id)
+        return [], _unusable(found, why, photograph)
+    patches = select(photograph.pixels, distance, photograph.image_id, config)
+    crops = [crop(photograph.pixels, patch) for patch in patches]
     pngs = executor.map(_png, crops)
     captions = models.captioner.caption(crops, executor)
-    owners = [(photo, patch) for photo, patches in chosen for patch in patches]
     rows = [
-        _row(photo, patch, caption, png, config, models)
-        for (photo, patch), caption, png in zip(owners, captions, pngs, strict=True)
+        _row(photograph, patch, caption, png, config, models)
+        for patch, caption, png in zip(patches, captions, pngs, strict=True)
     ]
-    return rows, entries
-
-
-def _distances(
-    photographs: list[Photograph], depth: DepthModel
-) -> Iterator[tuple[Photograph, np.ndarray | Unusable]]:
-    """Distances of a batch; where the batch fails, of each by itself, to find the one at fault."""
-    try:
-        maps: list[Any] = depth.distances([photo.pixels for photo in photographs])
-    except Exception:
-        maps = [_distance_alone(photograph, depth) for photograph in photographs]
-    yield from zip(photographs, maps, strict=True)
-
-
-def _distance_alone(photograph: Photograph, depth: DepthModel) -> np.ndarray | Unusable:
-    try:
-        return depth.distances([photograph.pixels])[0]
-    except Exception as error:  # recorded in the catalogue, with the photograph's name
-        log.warning("%s: no distance map (%s)", photograph.found.name, error)
-        return Unusable("failed", f"no distance map: {error}", photograph.image_id)
+    return rows, _entry(photograph, patches)
 
 
 def crop(pixels: np.ndarray, patch: Patch) -> np.ndarray:

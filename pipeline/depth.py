@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 
-from pipeline.depthfm import load_depthfm
+from pipeline.depthfm import DepthFMDistance, load_depthfm
 from schemas.weights import Located, WeightsError, locate
 
 # H x W x 3 uint8 photographs of any sizes -> H x W float32 distances in 0..1, each by itself.
@@ -32,7 +32,7 @@ def load_depth(name_or_path: str, device: torch.device, seed: int = 0) -> DepthM
 
     A folder is a Depth Anything V2 model in the Hugging Face format; a file is a DepthFM
     checkpoint, with its autoencoder in `vae/` beside it or fetched as `sd15-vae`.
-    Raises WeightsError.
+    seed: of DepthFM's noise. Raises WeightsError.
     """
     located = locate(name_or_path, "depth")
     if located.path is None:
@@ -114,4 +114,7 @@ def _depthfm(located: Located, device: torch.device, seed: int) -> Distances:
         vae = beside
     else:
         vae = (locate("sd15-vae", "depth").path or beside) / "vae"
-    return load_depthfm(located.path, vae, device, seed)
+    try:
+        return DepthFMDistance(load_depthfm(located.path, vae, device), seed)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error

@@ -1,9 +1,9 @@
-"""DepthFM depth estimation (Gui et al., AAAI 2025) on diffusers' networks.
+"""DepthFM (Gui et al., AAAI 2025), a depth estimator, on diffusers' networks.
 
-DepthFM carries an image's latent to its depth's latent along a learned velocity field: a Stable
-Diffusion 2.1 UNet integrated by a few Euler steps, between the encoder and the decoder of Stable
-Diffusion 1.5. Upstream is https://github.com/CompVis/depth-fm. Where its code has two behaviours
-this follows the environment it asks for: with xformers, hence plain attention.
+DepthFM carries the latent of an image to the latent of its depth along a learned velocity field: a
+Stable Diffusion 2.1 UNet, a few Euler steps, between Stable Diffusion 1.5's encoder and decoder.
+Upstream is https://github.com/CompVis/depth-fm. Its self-attention has a rescaled variant for want
+of xformers; this is the one with xformers, which upstream's requirements install.
 """
 
 import math
@@ -16,26 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
 LATENT_SCALE = 0.18215  # Stable Diffusion 1.5's
-CHECKPOINT_KEYS = ("noising_step", "ldm_hparams", "empty_text_embedding", "state_dict")
-
-# Arguments of upstream's UNet: these shape our network,
-USED = {"in_channels", "out_channels", "model_channels", "channel_mult", "num_res_blocks",
-        "attention_resolutions", "num_heads", "num_head_channels", "transformer_depth",
-        "context_dim", "use_linear_in_transformer"}  # fmt: skip
-# these change nothing at inference,
-IGNORED = {"image_size", "dropout", "legacy", "use_checkpoint", "num_heads_upsample",
-           "use_new_attention_order", "load_from_ckpt", "use_fp16", "use_bf16"}  # fmt: skip
-# and these are other networks, unless they have this value (upstream's default, but the first).
-FIXED = {"use_spatial_transformer": True, "dims": 2, "conv_resample": True, "num_classes": None,
-         "use_scale_shift_norm": False, "resblock_updown": False, "n_embed": None,
-         "disable_self_attentions": None, "disable_middle_self_attn": False,
-         "num_attention_blocks": None, "adm_in_channels": None}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,8 +31,8 @@ class DepthFM:
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
-    text_embedding: Tensor  # 1×tokens×channels: the empty prompt's
-    noising_step: int  # of 1000; 0 = none
+    text_embedding: Tensor  # of the empty prompt: (1, tokens, channels)
+    noising_step: int  # of 1000; 0 = no noise
 
     @torch.inference_mode()
     def depth(
@@ -55,49 +42,48 @@ class DepthFM:
         ensemble_size: int = 1,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """B×3×H×W in [-1, 1], sides multiples of 64 → B×1×H×W in [0, 1], larger = farther.
+        """(B, 3, H, W) in [-1, 1], sides multiples of 64 -> (B, 1, H, W) in [0, 1], 1 = farthest.
 
-        Upstream's `predict_depth`; an ensemble is the mean over as many draws of the noise.
+        Upstream's `predict_depth`. An ensemble is the mean over that many draws of the noise.
         """
         latent = self.vae.encode(images).latent_dist.mode().float() * LATENT_SCALE
         latent = latent.repeat_interleave(ensemble_size, dim=0)
         text = self.text_embedding.expand(len(latent), -1, -1)
 
-        # The path starts at the image, blurred by some noise (the paper's noise augmentation).
+        # The path starts at the image behind some noise. Not `randn_like`: what that draws depends
+        # on the memory layout, which convolutions choose by batch size and device.
         source = generator.device if generator else latent.device
-        noise = torch.randn(latent.shape, generator=generator, device=source).to(latent.device)
+        noise = torch.randn(latent.shape, generator=generator, device=source).to(latent)
         signal = cosine_signal(self.noising_step / 1000) if self.noising_step else 1.0
         z = math.sqrt(signal) * latent + math.sqrt(1 - signal) * noise
 
         for step in range(num_steps):
-            t = torch.full((len(z),), step / num_steps, device=z.device)  # in [0, 1], as trained
-            velocity = self.unet(torch.cat([z, latent], dim=1), t, text).sample
-            z = z + velocity / num_steps
+            t = torch.full((len(z),), step / num_steps, device=z.device)  # stays in [0, 1]
+            z = z + self.unet(torch.cat([z, latent], dim=1), t, text).sample / num_steps
 
         log_depth = self.vae.decode(z / LATENT_SCALE).sample.float().mean(dim=1, keepdim=True)
-        log_depth = log_depth.unflatten(0, (-1, ensemble_size)).mean(dim=1)
-        return min_max(log_depth.exp())
+        return min_max(log_depth.unflatten(0, (-1, ensemble_size)).mean(dim=1).exp())
 
 
 @dataclass(frozen=True)
 class DepthFMDistance:
-    """Photographs → distance maps, each photograph on its own and with the same seed.
+    """Photographs -> distance maps, each photograph by itself and with the same seed.
 
-    DepthFM's depth grows with distance and is kept as it is: upstream's example (`inference.ipynb`)
-    draws it without inversion and shows the grass in front at 0, the background near 1.
+    DepthFM's depth grows with distance, so it is kept: upstream's `inference.ipynb` plots it as it
+    comes, and the grass in front is at 0, the dogs in the middle, the meadow behind them near 1.
     """
 
     model: DepthFM
     seed: int = 0
     num_steps: int = 2
-    ensemble_size: int = 1
-    # The longer edge, `None` for the photograph's own. The network was trained at 384×512 and its
-    # authors suggest a shorter edge of 384 to 512 (CompVis/depth-fm issue 7): 3:2 gives 768×512.
+    ensemble_size: int = 1  # upstream's command line takes 4, at four times the cost
+    # Longer edge; None: the photograph's own. The network was trained at 384 x 512, and its authors
+    # advise a shorter edge of 384 to 512 (CompVis/depth-fm, issue 7): 3:2 becomes 768 x 512.
     max_side: int | None = 768
     name: str = "depthfm"
 
     def __call__(self, photographs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """H×W×3 uint8 RGB of any sizes → H×W float32, 0 = nearest, 1 = farthest of each."""
+        """(H, W, 3) uint8 RGB of any sizes -> (H, W) float32, 0 = nearest, 1 = farthest of each."""
         return [self._distance(photograph) for photograph in photographs]
 
     def _distance(self, photograph: np.ndarray) -> np.ndarray:
@@ -106,54 +92,46 @@ class DepthFMDistance:
         resized = np.asarray(Image.fromarray(photograph).resize(size, Image.Resampling.BILINEAR))
         device = self.model.text_embedding.device
         images = torch.tensor(resized / 127.5 - 1, dtype=torch.float32, device=device)
-        images = images.permute(2, 0, 1)[None]
 
-        # On the CPU, whatever the device: the same noise everywhere.
-        generator = torch.Generator().manual_seed(self.seed)
-        with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
-            depth = self.model.depth(images, self.num_steps, self.ensemble_size, generator)
+        generator = torch.Generator().manual_seed(self.seed)  # the CPU's: same noise on any device
+        with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):  # upstream
+            depth = self.model.depth(
+                images.permute(2, 0, 1)[None], self.num_steps, self.ensemble_size, generator
+            )
         if not depth.isfinite().all():
-            raise ValueError(f"DepthFM gave values that are not numbers for a {width}×{height} "
-                             "photograph: are its weights intact?")  # fmt: skip
+            raise ValueError(f"{self.name}: depth of a {width}x{height} photograph is not finite")
 
-        upright = Image.fromarray(depth[0, 0].cpu().numpy())
-        upright = upright.resize((width, height), Image.Resampling.BILINEAR)
-        return min_max(torch.from_numpy(np.array(upright))[None])[0].numpy()
+        full = Image.fromarray(depth[0, 0].cpu().numpy())
+        full = full.resize((width, height), Image.Resampling.BILINEAR)
+        return min_max(torch.from_numpy(np.array(full))[None])[0].numpy()
 
 
 def load_depthfm(checkpoint: Path, vae: Path, device: torch.device) -> DepthFM:
     """From upstream's `depthfm-v1.ckpt` and the `vae` folder of Stable Diffusion 1.5."""
     try:
         content = _read(checkpoint)
-        hparams = content["ldm_hparams"]
-        unet = _build_unet(hparams, content["state_dict"])
+        unet = _build_unet(content["ldm_hparams"], content["state_dict"])
         text = torch.as_tensor(content["empty_text_embedding"], dtype=torch.float32)
-        if text.shape[-1:] != (unet.config["cross_attention_dim"],):
-            raise ValueError(f"empty_text_embedding of shape {tuple(text.shape)} does not go with "
-                             f"context_dim {hparams['context_dim']}")  # fmt: skip
+        if text.shape[-1] != unet.config["cross_attention_dim"]:
+            raise ValueError(f"empty_text_embedding {tuple(text.shape)} does not fit context_dim")
     except ValueError as error:
         raise ValueError(f"{checkpoint}: {error}") from error
-
-    try:
-        autoencoder = _read_vae(vae)
-        channels = autoencoder.config["latent_channels"]
-        if (unet.config["in_channels"], unet.config["out_channels"]) != (2 * channels, channels):
-            raise ValueError(f"{channels} latent channels do not go with the UNet of {checkpoint}")
-    except ValueError as error:
-        raise ValueError(f"{vae}: {error}") from error
-
     return DepthFM(
-        unet=unet.to(device).eval().requires_grad_(False),
-        vae=autoencoder.to(device).eval().requires_grad_(False),
+        unet=_frozen(unet, device),
+        vae=_frozen(_read_vae(vae), device),
         text_embedding=text.reshape(1, -1, text.shape[-1]).to(device),
         noising_step=int(content["noising_step"]),
     )
 
 
-def cosine_signal(t: float) -> float:
-    """Share of the variance that is still image at time t in [0, 1) of the cosine schedule.
+def _frozen(network: Any, device: torch.device) -> Any:
+    return network.to(device).eval().requires_grad_(False)
 
-    Upstream writes it as the sigmoid of the log signal-to-noise ratio −2·log(tan(πt/2) + 1e-5).
+
+def cosine_signal(t: float) -> float:
+    """Share of the image's variance left at time t in [0, 1) of the cosine schedule.
+
+    Upstream's sigmoid of the log signal-to-noise ratio, -2 log(tan(pi t / 2) + 1e-5).
     """
     return 1 / (1 + (math.tan(math.pi * t / 2) + 1e-5) ** 2)
 
@@ -162,71 +140,107 @@ def processing_size(width: int, height: int, max_side: int | None) -> tuple[int,
     """Upstream's: scaled, up or down, to the longer edge, then each to a multiple of 64."""
     longest = max_side or max(width, height)
     scale = min(longest / width, longest / height)
-
-    def whole(side: int) -> int:
-        return max(64, round(int(side * scale) / 64) * 64)  # upstream's 0 for thin ones: 64 here
-
-    return whole(width), whole(height)
+    # At least 64, where upstream would round the short edge of a panorama to 0.
+    wide, high = (max(64, round(int(side * scale) / 64) * 64) for side in (width, height))
+    return wide, high
 
 
 def min_max(values: Tensor) -> Tensor:
-    """Each of B×… to [0, 1]; 0 throughout where all are equal."""
+    """Each of (B, ...) to [0, 1]; all 0 where it is constant."""
     flat = values.flatten(1)
     low, high = flat.amin(dim=1, keepdim=True), flat.amax(dim=1, keepdim=True)
-    span = torch.where(high > low, high - low, 1.0)
-    return ((flat - low) / span).reshape(values.shape)
+    return ((flat - low) / torch.where(high > low, high - low, 1)).reshape(values.shape)
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:
-    # The published file keeps the empty prompt's embedding as a NumPy 1 array. Arrays of floats
-    # are data: rebuilding one runs nothing that the file brings along.
-    rebuild = np.empty(0).__reduce__()[0]
-    arrays = [np.ndarray, np.dtype, *(type(np.dtype(name)) for name in ("f2", "f4", "f8"))]
+    # Arrays of floats are data as tensors are, and the published file has its text embedding as
+    # one. NumPy 1 and 2 write different names for the function that rebuilds them.
+    rebuild: Any = np.empty(0).__reduce__()[0]
     modules = ("numpy.core.multiarray", "numpy._core.multiarray")
-    named = [(rebuild, f"{module}._reconstruct") for module in modules]
+    arrays: list[Any] = [
+        np.ndarray,
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8")),
+    ]
+    allowed = [*arrays, *((rebuild, f"{module}._reconstruct") for module in modules)]
     try:
-        with torch.serialization.safe_globals([*arrays, *named]):
+        with torch.serialization.safe_globals(allowed):
             content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"it holds {foreign[1]}, not weights alone" if foreign else "damaged or not PyTorch's"
-        raise ValueError(f"refused as a checkpoint, {why}") from error
-    missing = [key for key in CHECKPOINT_KEYS if key not in content]
-    if missing:
-        raise ValueError(f"no {missing[0]}: not laid out as depthfm-v1.ckpt")
+        why = (
+            f"it holds {foreign[1]}, not only weights" if foreign else "damaged or no PyTorch file"
+        )
+        raise ValueError(f"refused as a checkpoint: {why}") from error
+    for key in ("noising_step", "ldm_hparams", "empty_text_embedding", "state_dict"):
+        if not isinstance(content, dict) or key not in content:
+            raise ValueError(f"no {key}: not laid out as depthfm-v1.ckpt")
     return content
 
 
-def _unet_sizes(hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of diffusers' UNet for those of upstream's."""
-    for key, value in hparams.items():
-        if key not in USED | IGNORED | FIXED.keys() or value != FIXED.get(key, value):
-            raise ValueError(f"ldm_hparams has {key}={value!r}, which is not supported")
-    hparams = {"use_spatial_transformer": False, "num_heads": -1, "num_head_channels": -1,
-               "transformer_depth": 1, "use_linear_in_transformer": False, **hparams}  # fmt: skip
-    missing = sorted(USED - hparams.keys())
-    if missing or not hparams["use_spatial_transformer"]:
-        raise ValueError(f"ldm_hparams lacks {(missing or ['use_spatial_transformer'])[0]}")
+def _unet_config(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Upstream's arguments as diffusers'. Any option not read here would change the weights' names
+    or shapes, which `_build_unet` compares, or matters only in training."""
+    try:
+        channels = [hparams["model_channels"] * factor for factor in hparams["channel_mult"]]
+        attends = [2**level in hparams["attention_resolutions"] for level in range(len(channels))]
+        if (head := hparams.get("num_head_channels", -1)) != -1:
+            heads = [wide // head for wide in channels]
+        else:
+            heads = [hparams["num_heads"]] * len(channels)
+        return {
+            "in_channels": hparams["in_channels"],
+            "out_channels": hparams["out_channels"],
+            "block_out_channels": channels,
+            "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends],
+            "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]],
+            "layers_per_block": int(hparams["num_res_blocks"]),
+            # Despite its name the *number* of heads. No weight's shape tells: Stable Diffusion
+            # 2.1's (5, 10, 20, 20) would load as well, and compute something else.
+            "attention_head_dim": heads,
+            "cross_attention_dim": hparams["context_dim"],
+            "use_linear_projection": hparams.get("use_linear_in_transformer", False),
+        }
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"ldm_hparams lacks or has an unknown form of {error}") from error
 
-    channels = [hparams["model_channels"] * factor for factor in hparams["channel_mult"]]
-    levels = len(channels)
-    blocks = hparams["num_res_blocks"]
-    if not isinstance(blocks, int) and len(set(blocks)) > 1:
-        raise ValueError(f"ldm_hparams has num_res_blocks={blocks!r}, which is not supported")
-    head = hparams["num_head_channels"]
-    attention = [2**level in hparams["attention_resolutions"] for level in range(levels)]
-    down = ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in attention]
-    up = ["CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention)]
-    return {
-        "in_channels": hparams["in_channels"],
-        "out_channels": hparams["out_channels"],
-        "block_out_channels": tuple(channels),
-        "down_block_types": tuple(down),
-        "up_block_types": tuple(up),
-        "layers_per_block": blocks if isinstance(blocks, int) else blocks[0],
-        # Despite its name, the *number* of heads. Stable Diffusion 2.1's own would load as well.
-        "attention_head_dim": tuple(c // head if head != -1 else hparams["num_heads"] for c in channels),
-        "transformer_layers_per_block": hparams["transformer_depth"],
-        "cross_attention_dim": hparams["context_dim"],
-        "use_linear_projection": hparams["use_linear_in_transformer"],
-    }
+
+def _build_unet(hparams: Mapping[str, Any], weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
+    config = _unet_config(hparams)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**config)
+    # The converter passes over, silently, what lacks the prefix and what it does not know.
+    prefixed = {f"model.diffusion_model.{name}": tensor for name, tensor in weights.items()}
+    converted = convert_ldm_unet_checkpoint(prefixed, config)
+
+    unused = {id(tensor): name for name, tensor in weights.items()}
+    wanted = {name: tensor.shape for name, tensor in unet.state_dict().items()}
+    for name, tensor in converted.items():
+        if tensor is None:  # the converter's answer for a bias that is not there
+            continue
+        ours, shape = unused.pop(id(tensor)), wanted.pop(name, None)
+        if tensor.shape != shape:
+            right = f"not {tuple(shape)} as ldm_hparams has it" if shape else "not in ldm_hparams"
+            raise ValueError(f"state_dict: {ours} is {tuple(tensor.shape)}, {right}")
+    if wanted:
+        raise ValueError(f"state_dict lacks {len(wanted)} tensors, first (diffusers) {min(wanted)}")
+    if unused:
+        raise ValueError(f"state_dict has {len(unused)} too many, first {min(unused.values())}")
+    floats = {name: tensor.float() for name, tensor in converted.items()}
+    unet.load_state_dict(floats, assign=True)
+    return unet
+
+
+def _read_vae(folder: Path) -> AutoencoderKL:
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        if not (folder / name).is_file():  # diffusers would take the folder for a repository
+            raise ValueError(f"{folder}: no {name}: not the folder of an AutoencoderKL")
+    vae, report = AutoencoderKL.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if report[problem]:  # diffusers warns only, and leaves random numbers in their place
+            raise ValueError(f"{folder}: {problem.replace('_', ' ')}: {min(report[problem])}")
+    if (scale := vae.config["scaling_factor"]) != LATENT_SCALE:
+        raise ValueError(f"{folder}: scaling_factor {scale}: not Stable Diffusion 1.5's VAE")
+    return vae

@@ -164,5 +164,5 @@ def _through_profile(image: Image.Image) -> Image.Image:
         target = ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
         return converted or image
-    except ImageCms.PyCMSError:  # a broken profile: show the numbers as they stand, as viewers do
+    except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile: show the numbers as they stand, as viewers do
         return image

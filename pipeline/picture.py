@@ -82,8 +82,8 @@ def _draw(
     rows: list[dict[str, Any]],
     parameters: dict[str, Any],
 ) -> None:
-    figure = plt.figure(figsize=(16, 10.5), dpi=100, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1.25, 1])
+    figure = plt.figure(figsize=(16, 10), dpi=100, layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.75, 1])
     photo, far_map = top.subplots(1, 2)
     photo.imshow(pixels)
     photo.set_title(f"{rows[0]['image_path']}: chosen patches (yellow far, blue near)")

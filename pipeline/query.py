@@ -7,6 +7,7 @@ too: FROM 'data/patches.parquet/*.parquet'.
 """
 
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Literal
@@ -53,7 +54,7 @@ def query(config: QueryConfig) -> None:
         if answer is None:  # COPY, CREATE …: done, with nothing to show
             return
         if config.out is None and config.format == "table":
-            answer.show(max_width=10_000 if not sys.stdout.isatty() else None)  # type: ignore[arg-type]
+            answer.show(max_width=shutil.get_terminal_size((160, 24)).columns)
         elif config.out is None:
             _write(answer, Path("/dev/stdout"), config.format)
         else:

@@ -46,7 +46,7 @@ def _add_flag(
 ) -> None:
     kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType]
     kind: Any = field.annotation
-    if kinds and get_origin(kind) not in (list, Literal):
+    if len(kinds) < len(get_args(kind)):
         kind = kinds[0]  # `int | None`
     options: dict[str, Any] = {"help": _help(field), "default": argparse.SUPPRESS}
     if not positional:

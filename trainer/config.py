@@ -45,8 +45,11 @@ class TrainConfig(BaseModel):
     weight_vgg: float = Field(0.1, ge=0, description="modified VGG loss; 0 = without it")
     good: list[str] = Field(["good"], min_length=1, description="texts for high quality, Q+")
     bad: list[str] = Field(["bad"], min_length=1, description="texts for low quality, Q-")
-    vgg_layers: list[str] = Field(
-        ["conv5_4"], min_length=1, description="VGG19 layers compared, before (conv…) or after ReLU"
+    vgg_layers: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="VGG19 layers compared, before (conv…) or after ReLU (default: conv5_4 as SRGAN"
+        " and ESRGAN; conv1_2 for tiny-vgg, whose untrained deep layers say nothing)",
     )
     vgg_distance: Literal["l1", "l2"] = Field("l1", description="distance between VGG features")
     freeze_encoders: bool = Field(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from schemas.commandline import progress
@@ -18,11 +18,12 @@ from schemas.errors import UserError
 from schemas.manifest import SCALE, open_manifest
 from schemas.weights import locate
 from trainer import checkpoint, losses, pictures
-from trainer.clip import load_encoders
+from trainer.clip import Encoders, load_encoders
 from trainer.config import TrainConfig
-from trainer.data import COLUMNS, LARGE_ROW_GROUP, Patches
-from trainer.rrdb import load_sr, save_rrdb
-from trainer.vgg import load_vgg_named, vgg_term
+from trainer.data import COLUMNS, LARGE_ROW_GROUP, Batch, Patches
+from trainer.network import load_sr
+from trainer.rrdb import save_rrdb
+from trainer.vgg import VGG, load_vgg_named, vgg_term
 
 log = logging.getLogger(__name__)
 
@@ -117,37 +118,10 @@ def train(config: TrainConfig) -> Path:
             waited += time.perf_counter() - asked
             lr, hr = batch.lr.to(device), batch.hr.to(device)
 
-            with autocast:
-                sr = sr_network(lr)
-                f_lr, f_hr, f_sr = (encoders.images(x) for x in (lr, hr, sr))
-                c_lr = encoders.texts(batch.lr_captions)
-                c_hr = encoders.texts(batch.hr_captions)
-                q_minus, q_plus = encoders.texts(config.bad), encoders.texts(config.good)
-
-            terms = {
-                "content_encoders": losses.content_encoders(f_lr, f_hr, c_lr, c_hr),  # (1)
-                "content_sr": losses.content_sr(f_sr, c_lr),  # (2)
-                "quality_encoders": losses.quality_encoders(f_lr, f_hr, q_minus, q_plus),  # (3)
-                "quality_sr": losses.quality_sr(f_sr, q_minus, q_plus),  # (4)
-            }
-            with autocast:
-                terms["vgg"] = vgg_term(vgg, sr, lr, config.vgg_distance)  # section 3.5
-            encoder_loss = (
-                weights.content * terms["content_encoders"]
-                + weights.quality * terms["quality_encoders"]
-            )
-            sr_loss = (
-                weights.content * terms["content_sr"]
-                + weights.quality * terms["quality_sr"]
-                + weights.vgg * terms["vgg"]
-            )  # together: equation (5)
+            sr, terms = compute_terms(batch, lr, hr, sr_network, encoders, vgg, config, autocast)
             _check_finite(terms, step, batch.lr_rows)
-
-            # Each sum moves its own network only: `inputs` names where gradients may arrive.
             optimizer.zero_grad()
-            if encoder_parameters and encoder_loss.requires_grad:
-                encoder_loss.backward(inputs=encoder_parameters)
-            sr_loss.backward(inputs=sr_parameters)
+            total = backward(terms, weights, sr_parameters, encoder_parameters)
             optimizer.step()
 
             bar.update()
@@ -156,7 +130,7 @@ def train(config: TrainConfig) -> Path:
                 elapsed = time.perf_counter() - since
                 record = {name: term.item() for name, term in terms.items()}
                 record |= {
-                    "total": (encoder_loss + sr_loss).item(),
+                    "total": total.item(),
                     "gradient_norm_sr": _norm(sr_parameters),
                     "gradient_norm_encoders": _norm(encoder_parameters),
                     "colour_shift": pictures.colour_shift(sr, lr),
@@ -178,6 +152,59 @@ def train(config: TrainConfig) -> Path:
     return save_rrdb(sr_network, folder)[0]
 
 
+def compute_terms(
+    batch: Batch,
+    lr: Tensor,
+    hr: Tensor,
+    sr_network: nn.Module,
+    encoders: Encoders,
+    vgg: VGG,
+    config: TrainConfig,
+    autocast: torch.autocast,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """I_SR and the five terms of the loss, each a scalar, float32 under any autocast.
+
+    lr, hr: the batch's pictures on the networks' device.
+    """
+    with autocast:
+        sr = sr_network(lr)
+        f_lr, f_hr, f_sr = (encoders.images(pictures) for pictures in (lr, hr, sr))
+        c_lr, c_hr = encoders.texts(batch.lr_captions), encoders.texts(batch.hr_captions)
+        q_minus, q_plus = encoders.texts(config.bad), encoders.texts(config.good)
+        return sr, {
+            "content_encoders": losses.content_encoders(f_lr, f_hr, c_lr, c_hr),  # (1)
+            "content_sr": losses.content_sr(f_sr, c_lr),  # (2)
+            "quality_encoders": losses.quality_encoders(f_lr, f_hr, q_minus, q_plus),  # (3)
+            "quality_sr": losses.quality_sr(f_sr, q_minus, q_plus),  # (4)
+            "vgg": vgg_term(vgg, sr, lr, config.vgg_distance),  # section 3.5
+        }
+
+
+def backward(
+    terms: dict[str, Tensor],
+    weights: losses.LossWeights,
+    sr_parameters: list[nn.Parameter],
+    encoder_parameters: list[nn.Parameter],
+) -> Tensor:
+    """Gradients of equation (5), each sum to its own network; returns the total, detached.
+
+    The SR terms pass through the encoders on their way to the SR network and must not move them:
+    `inputs` names where gradients may arrive, and nothing is computed for the rest.
+    """
+    encoder_loss = (
+        weights.content * terms["content_encoders"] + weights.quality * terms["quality_encoders"]
+    )
+    sr_loss = (
+        weights.content * terms["content_sr"]
+        + weights.quality * terms["quality_sr"]
+        + weights.vgg * terms["vgg"]
+    )
+    if encoder_parameters:
+        encoder_loss.backward(inputs=encoder_parameters)
+    sr_loss.backward(inputs=sr_parameters)
+    return (encoder_loss + sr_loss).detach()
+
+
 def _check_finite(terms: dict[str, Tensor], step: int, rows: list[int]) -> None:
     """Stop before a broken number reaches the weights; the last checkpoint stays as it was."""
     finite = torch.isfinite(torch.stack([term.detach() for term in terms.values()])).tolist()
@@ -189,9 +216,9 @@ def _check_finite(terms: dict[str, Tensor], step: int, rows: list[int]) -> None:
         )
 
 
-def _norm(parameters: list[torch.nn.Parameter]) -> float:
+def _norm(parameters: list[nn.Parameter]) -> float:
     gradients = [p.grad for p in parameters if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    return float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
 
 class _Stop:

@@ -1,4 +1,4 @@
-"""The SR network: ESRGAN's RRDB x4 (Wang et al. 2018b), its weight files, and a start without any.
+"""The SR network: ESRGAN's RRDB x4 (Wang et al. 2018b), and its weight files.
 
 Architecture and key names are those of BasicSR's `RRDBNet`, so weights of ESRGAN, BSRGAN and
 Real-ESRGAN go in and ours go out to every program that reads theirs.
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from schemas.files import atomic_path
-from schemas.weights import WeightsError, locate
+from schemas.weights import WeightsError
 from trainer.weightfile import read_tensors
 
 RESIDUAL = 0.2  # residuals are scaled down, which keeps a network this deep stable without norms
@@ -103,14 +103,6 @@ class RRDB(nn.Module):
         return y
 
 
-def load_sr(name_or_path: str) -> RRDB:
-    """The SR network by name (see schemas.weights) or from a file. Raises WeightsError."""
-    located = locate(name_or_path, "sr")
-    if located.path is None:
-        return interpolation_start(features=32, blocks=3)
-    return load_rrdb(located.path)
-
-
 def load_rrdb(path: str | Path) -> RRDB:
     """The x4 RRDB in a safetensors or PyTorch file: float32, on the CPU, sizes from its shapes.
 
@@ -188,47 +180,3 @@ def save_rrdb(network: RRDB, folder: str | Path, name: str = "model") -> tuple[P
     with atomic_path(pickled) as temporary:
         torch.save({"params_ema": state}, temporary)
     return plain, pickled
-
-
-def interpolation_start(
-    features: int = 64, blocks: int = 23, growth: int = 32, seed: int = 0
-) -> RRDB:
-    """An UNTRAINED RRDB x4 that interpolates smoothly: where training starts without weights.
-
-    The paper starts from PSNR-oriented weights (section 4), which need a download. This network
-    has learnt nothing: four channels are wired by hand so that a picture in [0, 1] comes out as if
-    enlarged bilinearly by 2, twice, but for a grey tint in the outermost 3 pixels (zero padding);
-    all else is random from `seed` and enters at about 1/255. Every weight receives a gradient.
-
-    Raises:
-        ValueError: fewer than 4 features.
-    """
-    if features < 4:
-        raise ValueError(f"interpolation_start: {features} features; give 4 or more")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        network = RRDB(features, blocks, growth)
-    delta = torch.tensor([0.0, 1.0, 0.0])
-    smooth = torch.tensor([0.25, 0.5, 0.25])  # after a nearest x2: the weights 3/4, 1/4 of bilinear
-    with torch.no_grad():
-        for parameter in network.conv_body.parameters():
-            parameter.mul_(0.01)  # the body speaks softly, but it is heard
-        for conv, taps, grey in (
-            (network.conv_first, delta, 0.0),
-            (network.conv_up1, smooth, 0.5),
-            (network.conv_up2, smooth, 0.5),
-            (network.conv_hr, delta, 0.0),
-            (network.conv_last, delta, 0.0),
-        ):
-            kernel = torch.outer(taps, taps)
-            conv.weight[:4] *= 0.01
-            bias = conv.get_parameter("bias")[:4]
-            bias.copy_(torch.tensor([grey, grey, grey, 1.0])[: len(bias)])
-            # Red, green and blue stay non-negative, so leaky ReLUs pass them unchanged. Channel 3
-            # is 1 everywhere; with its help x - 1/2 is what the zero padding meets: a grey border
-            # and not a black one.
-            for colour in range(3):
-                conv.weight[colour, colour] += kernel
-                if grey:
-                    conv.weight[colour, 3] -= grey * kernel
-    return network

@@ -19,8 +19,8 @@ from schemas.device import Device, pick_device
 from schemas.errors import UserError
 from schemas.files import atomic_path
 from schemas.manifest import SCALE
+from trainer.network import load_sr
 from trainer.pictures import to_uint8
-from trainer.rrdb import load_sr
 
 OVERLAP = 32  # pixels of context around a tile; beyond it the network's reach is faint
 FORMATS = frozenset(".jpg .jpeg .png .webp .tif .tiff .bmp".split())

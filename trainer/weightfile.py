@@ -30,16 +30,17 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; check the name")
     state: object
+    head = b""
     try:
         with path.open("rb") as file:
-            # safetensors: a length in 8 bytes, then JSON. No PyTorch file has "{" there.
-            is_safetensors = file.read(9)[8:] == b"{"
-        if is_safetensors:
+            head = file.read(9)
+        if head[8:] == b"{":  # safetensors: a length in 8 bytes, then JSON; no pickle, no zip
             state = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bad bytes raise nearly anything in these readers
-        if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
+        is_pickle = head.startswith((b"PK", b"\x80"))  # in PyTorch's zip, or by itself
+        if is_pickle and isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
             what = "holds objects that could run code, and was refused without running it"
             todo = "use a file of plain tensors (safetensors, or a saved state_dict)"
         else:

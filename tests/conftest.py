@@ -1,0 +1,40 @@
+"""Real photographs, and one small manifest made of them by the product's own stages."""
+
+import os
+from pathlib import Path
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+
+import pytest
+import torch
+
+from pipeline import build as stages
+from pipeline.config import BuildConfig
+from pipeline.demo import copy_photographs
+
+torch.set_num_threads(1)  # the tests run two at a time on two cores
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The seven photographs that scikit-learn and scikit-image carry."""
+    folder = tmp_path_factory.mktemp("photographs")
+    copy_photographs(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def manifest(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of all seven in two parts, profile offline, k = 4."""
+    out = tmp_path_factory.mktemp("data") / "patches.parquet"
+    config = BuildConfig(images=[str(photographs)], out=out, profile="offline", k=4, shard_size=4)
+    run_stages(config)
+    return out
+
+
+def run_stages(config: BuildConfig) -> list[str]:
+    """Build without Prefect; returns the names of the parts that had to be made."""
+    build = stages.plan_build(config)
+    made = [stages.build_shard(build, shard) for shard in build.plan.to_do]
+    stages.publish(build)
+    return made

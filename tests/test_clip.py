@@ -1,0 +1,113 @@
+"""Encoders without positions, against a ViT written out by hand."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from clips import save_clip
+from torch import Tensor
+
+from schemas.clip import load_clip
+from schemas.weights import WeightsError
+from trainer.clip import Encoders, load_encoders
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clip")
+    save_clip(folder)
+    return folder
+
+
+def reference(encoders: Encoders, pictures: Tensor) -> Tensor:
+    """CLIP's image encoder (Radford et al. 2021) in plain float64 tensor algebra, no positions."""
+    w = {k: v.double() for k, v in encoders.model.visual.state_dict().items()}
+    x = ((pictures - encoders.mean) / encoders.std).double()
+    n, c, h, _ = x.shape
+    size, heads = 14, 2
+    tiles = x.reshape(n, c, h // size, size, h // size, size).permute(0, 2, 4, 1, 3, 5)
+    tokens = tiles.reshape(n, -1, c * size * size) @ w["conv1.weight"].flatten(1).T
+    x = torch.cat([w["class_embedding"].expand(n, 1, -1), tokens], 1)
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    x = norm(x, "ln_pre")
+    for layer in range(2):
+        at = f"transformer.resblocks.{layer}"
+        y = norm(x, f"{at}.ln_1")
+        qkv = y @ w[f"{at}.attn.in_proj_weight"].T + w[f"{at}.attn.in_proj_bias"]
+        q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in qkv.chunk(3, -1))
+        attention = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
+        x = x + linear(attention.transpose(1, 2).flatten(2), f"{at}.attn.out_proj")
+        y = linear(norm(x, f"{at}.ln_2"), f"{at}.mlp.c_fc")
+        x = x + linear(y * torch.sigmoid(1.702 * y), f"{at}.mlp.c_proj")  # QuickGELU
+    return norm(x[:, 0], "ln_post") @ w["proj"]
+
+
+@pytest.mark.parametrize("side", [56, 224])
+def test_features_equal_the_reference_at_both_sizes(folder: Path, side: int) -> None:
+    encoders = load_encoders(str(folder), CPU)
+    pictures = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    ours = encoders.images(pictures)
+    torch.testing.assert_close(ours.double(), reference(encoders, pictures), atol=1e-5, rtol=1e-4)
+
+
+def test_without_positions_shuffled_tiles_look_the_same(folder: Path) -> None:
+    pictures = torch.rand(1, 3, 56, 56)
+    tiles = pictures.reshape(1, 3, 4, 14, 4, 14)
+    shuffled = tiles[:, :, [2, 0, 3, 1]][:, :, :, :, [1, 3, 0, 2]].reshape(1, 3, 56, 56)
+    encoders = load_encoders(str(folder), CPU)
+    torch.testing.assert_close(encoders.images(pictures), encoders.images(shuffled), atol=1e-5, rtol=0)
+    unmodified = load_clip(str(folder), CPU).model.encode_image
+    assert (unmodified(pictures) - unmodified(shuffled)).abs().max() > 1e-3
+
+
+def test_positions_are_neither_trained_nor_saved(folder: Path) -> None:
+    encoders = load_encoders(str(folder), CPU)
+    assert not any("visual.positional" in name for name in encoders.state_dict())
+    assert not encoders.model.logit_scale.requires_grad
+    others = [p for n, p in encoders.named_parameters() if "logit_scale" not in n]
+    assert others and all(p.requires_grad for p in others)
+
+
+def test_resnets_take_both_sizes_too(tmp_path: Path) -> None:
+    save_clip(tmp_path, resnet=True)
+    encoders = load_encoders(str(tmp_path), CPU)
+    assert encoders.images(torch.rand(2, 3, 64, 64)).shape == (2, 24)
+    assert encoders.images(torch.rand(2, 3, 224, 224)).shape == (2, 24)
+
+
+def test_activation_is_what_the_folder_says(folder: Path, tmp_path: Path) -> None:
+    """GELU and QuickGELU weights look alike; only the config tells them apart."""
+    save_clip(tmp_path, quick_gelu=False)
+    picture = torch.rand(1, 3, 56, 56)
+    quick, plain = (load_encoders(str(f), CPU).images(picture) for f in (folder, tmp_path))
+    assert (quick - plain).abs().max() > 1e-4
+
+
+def test_folders_that_are_no_clip_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"no open_clip_config\.json"):
+        load_clip(str(tmp_path), CPU)
+    save_clip(tmp_path)
+    weights = tmp_path / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match="open_clip cannot load"):
+        load_clip(str(tmp_path), CPU)
+    weights.unlink()  # open_clip alone would only warn, and go on with random weights
+    with pytest.raises(WeightsError, match="open_clip cannot load"):
+        load_clip(str(tmp_path), CPU)
+
+
+def test_tiny_clip_is_the_same_everywhere() -> None:
+    first, second = (load_clip("tiny-clip", CPU) for _ in range(2))
+    for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not first.trained
