@@ -92,7 +92,7 @@ def plan_build(config: BuildConfig) -> Build:
         "words": len(words),
         "untrained": clip.path is None,
     }
-    return Build(config, plan, file_metadata(parameters, parameters["dictionary"]))
+    return Build(config, plan, file_metadata(parameters, dictionary_sha256(words)))
 
 
 @functools.lru_cache(maxsize=1)

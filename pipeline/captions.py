@@ -43,7 +43,9 @@ def read_dictionary(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: the dictionary cannot be read ({error})") from error
     words = [word for line in lines if (word := line.split("#")[0].strip())]
-    twice = {word for word in words if words.count(word) > 1} if len(set(words)) < len(words) else ()
+    twice = (
+        {word for word in words if words.count(word) > 1} if len(set(words)) < len(words) else ()
+    )
     if twice:
         raise UserError(f"{path}: '{min(twice)}' stands there twice; keep one")
     if len(words) < WORDS_PER_PATCH:

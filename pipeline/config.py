@@ -1,4 +1,4 @@
-"""The parameters of a build: one model behind flags, Prefect's form, and the manifest's metadata."""
+"""The parameters of a build: one model behind flags, Prefect's form and the metadata."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ class BuildConfig(BaseModel):
 
     images: list[str] = Field(
         min_length=1,
-        description="photographs: folders (searched downwards), files, globs, or .txt lists of paths",
+        description="photographs: folders (searched downwards), files, globs, .txt lists of paths",
     )
     out: Path = Field(Path("data/patches.parquet"), description="the manifest to write")
     profile: Profile = Field(

@@ -1,6 +1,6 @@
 """Copy the photographs that scikit-learn and scikit-image carry into a folder, for `make demo`.
 
-    python -m pipeline.demo data/demo/photographs
+python -m pipeline.demo data/demo/photographs
 """
 
 import shutil

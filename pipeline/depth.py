@@ -110,10 +110,9 @@ def _depthfm(located: Located, device: torch.device, seed: int) -> Distances:
     """DepthFM (Gui et al. 2025), the paper's estimator: its output grows with distance, kept."""
     assert located.path is not None
     beside = located.path.parent / "vae"
-    if beside.is_dir():
-        vae = beside
-    else:
-        vae = (locate("sd15-vae", "depth").path or beside) / "vae"
+    folder = located.path.parent if beside.is_dir() else locate("sd15-vae", "depth").path
+    assert folder is not None
+    vae = folder / "vae"
     try:
         return DepthFMDistance(load_depthfm(located.path, vae, device), seed)
     except ValueError as error:

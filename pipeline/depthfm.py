@@ -175,7 +175,8 @@ def _read(checkpoint: Path) -> dict[str, Any]:
     for key in ("noising_step", "ldm_hparams", "empty_text_embedding", "state_dict"):
         if not isinstance(content, dict) or key not in content:
             raise ValueError(f"no {key}: not laid out as depthfm-v1.ckpt")
-    return content
+    found: dict[str, Any] = content
+    return found
 
 
 def _unet_config(hparams: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The Prefect flow `build-patches`; the only module that imports Prefect.
 
-    python -m pipeline.flows                 # serve the deployment; keep it running
-    prefect deployment run build-patches     # from another terminal, same folder
+python -m pipeline.flows                 # serve the deployment; keep it running
+prefect deployment run build-patches     # from another terminal, same folder
 """
 
 import inspect
@@ -39,7 +39,9 @@ def _build_patches(**parameters: Any) -> dict[str, Any]:
     log.info("%d photographs, %d to do", build.plan.photographs, to_do)
     with progress(to_do, "photographs", "img") as bar:
         # One task per part, never per photograph: a task costs Prefect tens of milliseconds.
-        @task(name="build-part", task_run_name="{shard.name}", retries=2, retry_delay_seconds=5)
+        @task(  # type: ignore[untyped-decorator]
+            name="build-part", task_run_name="{shard.name}", retries=2, retry_delay_seconds=5
+        )
         def build_part(build: stages.Build, shard: Any) -> str:
             return stages.build_shard(build, shard, bar.update)
 
@@ -63,7 +65,9 @@ def _signature() -> inspect.Signature:
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                annotation=Annotated[field.annotation, Field(description=field.description), *field.metadata],  # type: ignore[name-defined]
+                annotation=Annotated[
+                    field.annotation, Field(description=field.description), *field.metadata
+                ],  # type: ignore[name-defined]
                 default=inspect.Parameter.empty if field.is_required() else field.default,
             )
             for name, field in BuildConfig.model_fields.items()
@@ -94,8 +98,8 @@ def build(config: BuildConfig) -> dict[str, Any]:
     return result
 
 
-@register_hook
-def setup_environment(ctx: Any) -> None:
+@register_hook  # type: ignore[untyped-decorator]
+def setup_environment(*, ctx: Any) -> None:
     """Prefect's plugin hook: let its command line find a deployment by its bare name.
 
     `prefect deployment run build-patches` then works as `build-patches/build-patches` does, where
@@ -124,5 +128,7 @@ def main() -> None:
     )
 
 
-if __name__ == "__main__":  # a served run imports this module again; without the guard it serves too
+if (
+    __name__ == "__main__"
+):  # a served run imports this module again; without the guard it serves too
     main()

@@ -15,7 +15,22 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from schemas.errors import UserError
 
 FORMATS = frozenset(
-    ".jpg .jpeg .jpe .jp2 .png .webp .tif .tiff .bmp .gif .avif .ppm .pgm .pnm".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jp2",
+        ".png",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".gif",
+        ".avif",
+        ".ppm",
+        ".pgm",
+        ".pnm",
+    ]
 )
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)  # where Pillow speaks of a decompression bomb
 _BACKDROP = (128, 128, 128)  # behind transparency: neither of the two edges of the range
@@ -126,7 +141,9 @@ def load(found: Found, min_side: int) -> Photograph:
     except UnidentifiedImageError as error:
         raise Unusable("unreadable", "not a picture in a known format", image_id) from error
     except Exception as error:  # decoders raise nearly anything on damaged files
-        raise Unusable("unreadable", f"damaged: {error or type(error).__name__}", image_id) from error
+        raise Unusable(
+            "unreadable", f"damaged: {error or type(error).__name__}", image_id
+        ) from error
     return Photograph(found, image_id, pixels)
 
 
@@ -164,5 +181,9 @@ def _through_profile(image: Image.Image) -> Image.Image:
         target = ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
         return converted or image
-    except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile: show the numbers as they stand, as viewers do
+    except (
+        ImageCms.PyCMSError,
+        OSError,
+        ValueError,
+    ):  # a broken profile: show the numbers as they stand, as viewers do
         return image

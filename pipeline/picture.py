@@ -1,6 +1,6 @@
 """Draw one photograph of a manifest: its distance map, its far and near patches, their captions.
 
-    python -m pipeline.picture --manifest data/patches.parquet --images ~/photos --out overview.png
+python -m pipeline.picture --manifest data/patches.parquet --images ~/photos --out overview.png
 """
 
 import io
@@ -22,15 +22,15 @@ from schemas.commandline import parse, run_command
 from schemas.device import Device, pick_device
 from schemas.errors import UserError
 from schemas.files import atomic_path
-from schemas.manifest import PATCH_SIZE, Role, open_manifest
+from schemas.manifest import PATCH_SIZE, open_manifest
 
 matplotlib.use("Agg")  # draws into files; needs no screen
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-COLOURS: dict[Role, str] = {"lr": "#ffb000", "hr": "#2f6fff"}  # the paper's yellow and blue
-TITLES: dict[Role, str] = {"lr": "far: LR patches, enlarged", "hr": "near: HR patches"}
+COLOURS: dict[str, str] = {"lr": "#ffb000", "hr": "#2f6fff"}  # the paper's yellow and blue
+TITLES: dict[str, str] = {"lr": "far: LR patches, enlarged", "hr": "near: HR patches"}
 SHOWN = 4  # patches of each role, best first
 CAPTION_WORDS = 6
 

@@ -122,11 +122,9 @@ class _Field:
     def draw(self, role: Role, k: int, rng: np.random.Generator) -> list[Patch]:
         """k different places, uniformly among the allowed ones."""
         places = np.flatnonzero(self.allowed(role))
-        chosen = rng.choice(places, min(k, len(places)), replace=False) if len(places) else []
+        chosen = rng.choice(places, min(k, len(places)), replace=False).tolist()
         width = self.allowed(role).shape[1]
-        return [
-            self.patch(role, int(i) % width, int(i) // width, rank) for rank, i in enumerate(chosen)
-        ]
+        return [self.patch(role, i % width, i // width, rank) for rank, i in enumerate(chosen)]
 
 
 def _draw_beside(
@@ -154,7 +152,8 @@ def _draw_beside(
 
 def _shared(start: int, size: int, places: int) -> np.ndarray:
     corner, lr = np.arange(places), PATCH_SIZE["lr"]
-    return np.clip(np.minimum(corner + lr, start + size) - np.maximum(corner, start), 0, lr)
+    shared: np.ndarray = np.minimum(corner + lr, start + size) - np.maximum(corner, start)
+    return shared.clip(0, lr)
 
 
 _LR_AREA = PATCH_SIZE["lr"] ** 2

@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from schemas.errors import UserError
 
-
 Config = TypeVar("Config", bound=BaseModel)
 
 

@@ -213,7 +213,9 @@ def _read_schema(file: Path) -> pa.Schema:
     try:
         return pq.read_schema(file)
     except (pa.ArrowInvalid, OSError) as error:
-        raise ManifestError(f"{file}: not a readable Parquet file ({error}); build it again") from error
+        raise ManifestError(
+            f"{file}: not a readable Parquet file ({error}); build it again"
+        ) from error
 
 
 def _metadata_of(schema: pa.Schema, file: Path) -> dict[str, Any]:

@@ -176,7 +176,9 @@ def locate(name_or_path: str, kind: Kind) -> Located:
             )
         return Located(name_or_path, path, f"{path.stem}@{_content_hash(path)}")
     if weights.kind != kind:
-        raise WeightsError(f"{name_or_path}: these are {weights.kind} weights, {kind} was asked for")
+        raise WeightsError(
+            f"{name_or_path}: these are {weights.kind} weights, {kind} was asked for"
+        )
     if weights.built_in:
         return Located(weights.name, None, f"{weights.name}@built-in")
     path = weights_folder() / weights.name
@@ -187,7 +189,9 @@ def locate(name_or_path: str, kind: Kind) -> Located:
             " or take --profile offline for a first look without downloads"
         )
     identity = f"{weights.name}@{weights.revision if weights.repository else _content_hash(path)}"
-    return Located(weights.name, path if weights.repository else path / _files(weights)[0], identity)
+    return Located(
+        weights.name, path if weights.repository else path / _files(weights)[0], identity
+    )
 
 
 def _files(weights: Weights) -> tuple[str, ...]:

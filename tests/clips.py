@@ -17,7 +17,13 @@ def save_clip(folder: Path, seed: int = 1, resnet: bool = False, **changes: Any)
         "embed_dim": 24,
         "quick_gelu": True,
         "vision_cfg": modified_resnet if resnet else vit,
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 32,
+            "heads": 2,
+            "layers": 2,
+        },
     } | changes
     torch.manual_seed(seed)
     model = open_clip.CLIP(**config)

@@ -65,7 +65,9 @@ def test_without_positions_shuffled_tiles_look_the_same(folder: Path) -> None:
     tiles = pictures.reshape(1, 3, 4, 14, 4, 14)
     shuffled = tiles[:, :, [2, 0, 3, 1]][:, :, :, :, [1, 3, 0, 2]].reshape(1, 3, 56, 56)
     encoders = load_encoders(str(folder), CPU)
-    torch.testing.assert_close(encoders.images(pictures), encoders.images(shuffled), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        encoders.images(pictures), encoders.images(shuffled), atol=1e-5, rtol=0
+    )
     unmodified = load_clip(str(folder), CPU).model.encode_image
     assert (unmodified(pictures) - unmodified(shuffled)).abs().max() > 1e-3
 

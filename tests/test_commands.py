@@ -84,7 +84,10 @@ def test_mistakes_of_the_pipeline(
         (["--images", "nowhere"], "--images nowhere: no such folder"),
         (["--images", str(photographs), "--dictionary", "no.txt"], "no.txt: the dictionary"),
         (["--images", str(photographs), "--depth", "guess"], "guess: neither a file or folder"),
-        (["--images", str(photographs), "--clip", "vgg19"], "these are vgg weights, clip was asked"),
+        (
+            ["--images", str(photographs), "--clip", "vgg19"],
+            "these are vgg weights, clip was asked",
+        ),
     ]:
         assert message in one_line(capsys, pipeline.run.main([*argv, *offline]))
 

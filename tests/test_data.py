@@ -68,7 +68,9 @@ def test_order_hangs_on_seed_and_step_alone(manifest: Path) -> None:
 
 
 def copy(manifest: Path, where: str, target: Path) -> Path:
-    duckdb.sql(f"COPY (SELECT * FROM '{manifest}/*.parquet' WHERE {where}) TO '{target}' (FORMAT parquet)")
+    duckdb.sql(
+        f"COPY (SELECT * FROM '{manifest}/*.parquet' WHERE {where}) TO '{target}' (FORMAT parquet)"
+    )
     return target
 
 

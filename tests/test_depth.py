@@ -90,7 +90,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_colour_attenuation_sees_haze_as_far(photographs: Path) -> None:
-    """The haze model itself (I = J t + A (1 - t)) over a real photograph, t falling to the right."""
+    """The haze model itself, I = J t + A (1 - t), over a photograph, t falling to the right."""
     scene = cv2.imread(str(photographs / "coffee.png"))[..., ::-1] / 255
     t = np.linspace(1, 0.1, scene.shape[1])[None, :, None]
     hazy = (255 * (scene * t + 0.95 * (1 - t))).astype(np.uint8)
@@ -102,7 +102,9 @@ def test_colour_attenuation_sees_haze_as_far(photographs: Path) -> None:
 def test_colour_attenuation_is_the_published_formula() -> None:
     flat = np.empty((40, 40, 3), np.uint8)
     flat[:, :20], flat[:, 20:] = (200, 100, 50), (100, 100, 150)
-    left, right = (0.121779 + 0.959710 * v - 0.780245 * s for v, s in ((200 / 255, 0.75), (150 / 255, 1 / 3)))
+    left, right = (
+        0.121779 + 0.959710 * v - 0.780245 * s for v, s in ((200 / 255, 0.75), (150 / 255, 1 / 3))
+    )
     distance = colour_attenuation([flat])[0]
     assert distance[20, 2] == float(left > right) and distance[20, 37] == float(right > left)
 

@@ -16,9 +16,10 @@ import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from ldm_unet import LdmUNet
-from pipeline.depthfm import DepthFM, DepthFMDistance, _build_unet, load_depthfm, processing_size
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from pipeline.depthfm import DepthFM, DepthFMDistance, _build_unet, load_depthfm, processing_size
 
 CPU = torch.device("cpu")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,11 +23,11 @@ BIN = Path(sys.executable).parent
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """Prefect with a database of its own; what the user has set up is not touched."""
+    shutil.copy(ROOT / "prefect.toml", tmp_path)  # as in the project's folder: enables the plugin
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     return kept | {
         "PREFECT_HOME": str(tmp_path / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_PLUGINS_ENABLED": "true",  # as prefect.toml says in the project's folder
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": str(ROOT),

@@ -1,7 +1,6 @@
 """Photographs in every form they come in, and files that are none."""
 
 import io
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -96,13 +95,18 @@ def test_profiles_lead_to_srgb(tmp_path: Path, photographs: Path) -> None:
 def test_same_bytes_same_id(tmp_path: Path) -> None:
     colourful().save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
-    assert load(found(tmp_path / "a.png"), 1).image_id == load(found(tmp_path / "b.png"), 1).image_id
+    assert (
+        load(found(tmp_path / "a.png"), 1).image_id == load(found(tmp_path / "b.png"), 1).image_id
+    )
 
 
 def bomb(width: int, height: int) -> bytes:
     """A valid PNG header that promises width x height pixels."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
@@ -152,8 +156,8 @@ def test_find_walks_folders_files_globs_and_lists(tmp_path: Path) -> None:
 
 def test_find_records_links_to_nothing_and_survives_loops(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
-    os.symlink(tmp_path / "gone", tmp_path / "broken.png")
-    os.symlink(tmp_path, tmp_path / "loop")
+    (tmp_path / "broken.png").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to(tmp_path)
     assert [f.name for f in find([str(tmp_path)])] == ["a.png", "broken.png"]
 
 

@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ALLOWED = {"schemas": {"schemas"}, "pipeline": {"schemas", "pipeline"}, "trainer": {"schemas", "trainer"}}
+ALLOWED = {
+    "schemas": {"schemas"},
+    "pipeline": {"schemas", "pipeline"},
+    "trainer": {"schemas", "trainer"},
+}
 
 
 def imported(file: Path) -> set[str]:

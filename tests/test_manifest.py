@@ -92,7 +92,9 @@ def test_what_is_no_manifest_is_named(tmp_path: Path, path: str, message: str) -
 
 
 def test_missing_and_mistyped_columns_are_named(tmp_path: Path) -> None:
-    pq.write_table(PATCHES.remove(PATCHES.get_field_index("role")).empty_table(), tmp_path / "a.parquet")
+    pq.write_table(
+        PATCHES.remove(PATCHES.get_field_index("role")).empty_table(), tmp_path / "a.parquet"
+    )
     with pytest.raises(ManifestError, match="'role' is missing"):
         open_manifest(tmp_path / "a.parquet")
     wrong = PATCHES.set(PATCHES.get_field_index("x"), pa.field("x", pa.string()))
@@ -112,7 +114,9 @@ def test_types_as_other_libraries_write_them_are_accepted(tmp_path: Path) -> Non
 
 def test_parts_that_disagree_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "m" / "a.parquet", [row()])
-    pq.write_table(PATCHES.append(pa.field("more", pa.int8())).empty_table(), tmp_path / "m/b.parquet")
+    pq.write_table(
+        PATCHES.append(pa.field("more", pa.int8())).empty_table(), tmp_path / "m/b.parquet"
+    )
     with pytest.raises(ManifestError, match=r"b\.parquet: its columns differ"):
         open_manifest(tmp_path / "m")
 

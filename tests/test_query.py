@@ -1,7 +1,6 @@
 """SQL on a manifest: the README's statements, as printed."""
 
 import json
-import os
 from pathlib import Path
 
 import duckdb
@@ -14,8 +13,8 @@ from pipeline.query import main
 def project(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder whose data/ holds the manifest."""
     (tmp_path / "data").mkdir()
-    os.symlink(manifest, tmp_path / "data" / "patches.parquet")
-    os.symlink(manifest.parent / "images.parquet", tmp_path / "data" / "images.parquet")
+    (tmp_path / "data" / "patches.parquet").symlink_to(manifest)
+    (tmp_path / "data" / "images.parquet").symlink_to(manifest.parent / "images.parquet")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -34,7 +33,8 @@ def test_the_questions_of_the_contract(
     near, far = answer(capfd, sql)
     assert (near["role"], far["role"]) == ("hr", "lr") and near["d"] < far["d"]  # type: ignore[operator]
     words = answer(
-        capfd, f"SELECT word, count(*) AS n FROM (SELECT unnest(words) AS word FROM {table}) GROUP BY 1"
+        capfd,
+        f"SELECT word, count(*) AS n FROM (SELECT unnest(words) AS word FROM {table}) GROUP BY 1",
     )
     assert sum(w["n"] for w in words) == 24 * (near["n"] + far["n"])  # type: ignore[operator,misc]
     (counts,) = answer(capfd, "SELECT sum(n_lr) AS lr, sum(n_hr) AS hr FROM images")

@@ -40,13 +40,22 @@ def test_the_command_enlarges_files_and_folders(
     small.save(tmp_path / "in" / "small one.png")
     small.convert("L").save(tmp_path / "grau.jpg")
     out = tmp_path / "out"
-    argv = [str(tmp_path / "in"), str(tmp_path / "grau.jpg"), "--weights", str(weights), "--out", str(out)]
+    argv = [
+        str(tmp_path / "in"),
+        str(tmp_path / "grau.jpg"),
+        "--weights",
+        str(weights),
+        "--out",
+        str(out),
+    ]
     assert main(argv) == 0
     assert "enlarged: 2 of 2" in capsys.readouterr().out
     enlarged = Image.open(out / "small one.png")
     assert enlarged.size == (160, 120) and Image.open(out / "grau.png").size == (160, 120)
     smooth = bicubic(read_picture(tmp_path / "in" / "small one.png")[None], 4)[0]
-    inner = np.asarray(enlarged)[16:-16, 16:-16] / 255 - smooth.permute(1, 2, 0).numpy()[16:-16, 16:-16]
+    inner = (
+        np.asarray(enlarged)[16:-16, 16:-16] / 255 - smooth.permute(1, 2, 0).numpy()[16:-16, 16:-16]
+    )
     assert np.abs(inner).mean() < 0.03  # an untrained start interpolates
     assert main([*argv[:1], "--weights", str(weights), "--out", str(out), "--passes", "2"]) == 0
     assert Image.open(out / "small one.png").size == (640, 480)

@@ -1,4 +1,4 @@
-"""A run's state on disk: written atomically, tensors and plain values only, so no file runs code."""
+"""A run's state on disk: written atomically, tensors and plain values only: it runs no code."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,9 @@ def claim_folder(config: TrainConfig, identities: dict[str, str]) -> None:
         try:
             before = json.loads(path.read_text())
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}: not readable as JSON ({error}); choose another --out") from error
+            raise UserError(
+                f"{path}: not readable as JSON ({error}); choose another --out"
+            ) from error
         for name, value in settings.items():
             if name not in FREE_TO_CHANGE and before.get(name) != value:
                 raise UserError(

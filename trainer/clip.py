@@ -57,13 +57,15 @@ def remove_positions(visual: nn.Module) -> None:
     A zero that broadcasts stands where the parameter stood, because open_clip adds it unasked; it
     is neither trained nor saved. Raises WeightsError: an encoder of a kind not known here.
     """
-    holder = visual if hasattr(visual, "positional_embedding") else getattr(visual, "attnpool", None)
+    holder = (
+        visual if hasattr(visual, "positional_embedding") else getattr(visual, "attnpool", None)
+    )
     if holder is None or not hasattr(holder, "positional_embedding"):
         raise WeightsError(
             f"{type(visual).__name__}: an image encoder without a position embedding to remove;"
             " take a CLIP with a ViT or a modified ResNet"
         )
-    size = holder.positional_embedding
+    positions = holder.positional_embedding
+    assert isinstance(positions, Tensor)
     del holder.positional_embedding
-    holder.register_buffer("positional_embedding", size.new_zeros(1, 1), persistent=False)
-
+    holder.register_buffer("positional_embedding", positions.new_zeros(1, 1), persistent=False)

@@ -19,7 +19,9 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    manifest: Path = Field(description="folder of Parquet parts, or one Parquet file, as SQL writes")
+    manifest: Path = Field(
+        description="folder of Parquet parts, or one Parquet file, as SQL writes"
+    )
     out: Path | None = Field(
         None, description="folder of the run (default: data/runs/ and the manifest's name)"
     )
@@ -27,7 +29,8 @@ class TrainConfig(BaseModel):
         "default", description="a named set of models; offline needs no downloads and is untrained"
     )
     sr_init: str | None = Field(
-        None, description="weights the SR network starts from: name or file (default: the profile's)"
+        None,
+        description="weights the SR network starts from: name or file (default: the profile's)",
     )
     clip: str | None = Field(
         None, description="CLIP whose encoders are trained: name or folder (default: the profile's)"

@@ -112,7 +112,9 @@ class Patches:
         hr, hr_captions = self._patches(pairs[:, 1], "hr", places)
         return Batch(lr, hr, lr_captions, hr_captions, pairs[:, 0].tolist())
 
-    def _patches(self, rows: np.ndarray, role: Role, places: np.ndarray) -> tuple[Tensor, list[str]]:
+    def _patches(
+        self, rows: np.ndarray, role: Role, places: np.ndarray
+    ) -> tuple[Tensor, list[str]]:
         pictures, captions = [], []
         for row, place in zip(rows.tolist(), places.tolist(), strict=True):
             content, caption = self._read(row)

@@ -1,7 +1,7 @@
 """Enlarge pictures x4 with a trained network.
 
-    python -m trainer.upscale --weights data/runs/patches/model.safetensors photo.jpg --out enlarged
-    python -m trainer.upscale --weights realesrgan-x4plus folder/ --out enlarged --passes 2
+python -m trainer.upscale --weights data/runs/patches/model.safetensors photo.jpg --out enlarged
+python -m trainer.upscale --weights realesrgan-x4plus folder/ --out enlarged --passes 2
 """
 
 import sys
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from trainer.network import load_sr
 from trainer.pictures import to_uint8
 
 OVERLAP = 32  # pixels of context around a tile; beyond it the network's reach is faint
-FORMATS = frozenset(".jpg .jpeg .png .webp .tif .tiff .bmp".split())
+FORMATS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"])
 
 
 class UpscaleConfig(BaseModel):
