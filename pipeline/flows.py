@@ -17,37 +17,42 @@ from prefect import flow, get_run_logger, task
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import FailedRun
 from prefect.plugins import register_hook
+from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import unmapped
 from pydantic import Field
 
 from pipeline.config import BuildConfig
 from schemas.commandline import progress
+from schemas.errors import UserError
 
 NAME = "build-patches"
 
 
-def _build_patches(**parameters: Any) -> dict[str, Any]:
+def _build_patches(**parameters: Any) -> Any:
     # Imported when a run starts: the command `prefect` loads this module for its plugin and
     # should not wait for PyTorch.
     from pipeline import build as stages
 
-    build = stages.plan_build(BuildConfig(**parameters))
     log = get_run_logger()
-    to_do = sum(len(shard.photographs) for shard in build.plan.to_do)
-    log.info("%d photographs, %d to do", build.plan.photographs, to_do)
-    with progress(to_do, "photographs", "img") as bar:
-        # One task per part, never per photograph: a task costs Prefect tens of milliseconds.
-        @task(  # type: ignore[untyped-decorator]
-            name="build-part", task_run_name="{shard.name}", retries=2, retry_delay_seconds=5
-        )
-        def build_part(build: stages.Build, shard: Any) -> str:
-            return stages.build_shard(build, shard, bar.update)
+    try:
+        build = stages.plan_build(BuildConfig(**parameters))
+        to_do = sum(len(shard.photographs) for shard in build.plan.to_do)
+        log.info("%d photographs, %d to do", build.plan.photographs, to_do)
+        with progress(to_do, "photographs", "img") as bar:
+            # One task per part, never per photograph: a task costs Prefect tens of milliseconds.
+            @task(  # type: ignore[untyped-decorator]
+                name="build-part", task_run_name="{shard.name}", retries=2, retry_delay_seconds=5
+            )
+            def build_part(build: stages.Build, shard: Any) -> str:
+                return stages.build_shard(build, shard, bar.update)
 
-        parts = build_part.map(unmapped(build), list(build.plan.to_do))
-        parts.result()
-    summary = stages.publish(build)
+            build_part.map(unmapped(build), list(build.plan.to_do)).result()
+        summary = stages.publish(build)
+    except UserError as error:  # a state with a message, where raising would log a traceback
+        return Failed(message=str(error))
     log.info("%s: %d lr and %d hr patches", summary.manifest, *summary.patches.values())
     return {
         "manifest": str(summary.manifest),
@@ -93,8 +98,12 @@ build_patches = flow(
 
 
 def build(config: BuildConfig) -> dict[str, Any]:
-    """Run the flow in this process and return its summary."""
-    result: dict[str, Any] = build_patches(**config.model_dump(exclude={"dry_run"}))
+    """Run the flow in this process and return its summary. Raises UserError."""
+    state = build_patches(**config.model_dump(exclude={"dry_run"}), return_state=True)
+    try:
+        result: dict[str, Any] = state.result()
+    except FailedRun as failed:  # the state that the flow itself returned; bugs raise as they are
+        raise UserError(str(failed)) from failed
     return result
 
 

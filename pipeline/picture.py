@@ -32,7 +32,7 @@ from matplotlib.patches import Rectangle
 COLOURS: dict[str, str] = {"lr": "#ffb000", "hr": "#2f6fff"}  # the paper's yellow and blue
 TITLES: dict[str, str] = {"lr": "far: LR patches, enlarged", "hr": "near: HR patches"}
 SHOWN = 4  # patches of each role, best first
-CAPTION_WORDS = 6
+CAPTION_WORDS = 5
 
 
 class PictureConfig(BaseModel):
@@ -83,7 +83,7 @@ def _draw(
     parameters: dict[str, Any],
 ) -> None:
     figure = plt.figure(figsize=(16, 10), dpi=100, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1.75, 1])
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.4, 1])
     photo, far_map = top.subplots(1, 2)
     photo.imshow(pixels)
     photo.set_title(f"{rows[0]['image_path']}: chosen patches (yellow far, blue near)")

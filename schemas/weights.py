@@ -182,7 +182,7 @@ def locate(name_or_path: str, kind: Kind) -> Located:
     if weights.built_in:
         return Located(weights.name, None, f"{weights.name}@built-in")
     path = weights_folder() / weights.name
-    if not all((path / file).is_file() for file in _files(weights)):
+    if not _is_here(weights):
         raise WeightsError(
             f"{path}: weights '{weights.name}' ({weights.megabytes} MB, licence {weights.licence})"
             f" are not here; fetch them with `python -m schemas.weights fetch {weights.name}`,"
@@ -192,6 +192,10 @@ def locate(name_or_path: str, kind: Kind) -> Located:
     return Located(
         weights.name, path if weights.repository else path / _files(weights)[0], identity
     )
+
+
+def _is_here(weights: Weights) -> bool:
+    return all((weights_folder() / weights.name / file).is_file() for file in _files(weights))
 
 
 def _files(weights: Weights) -> tuple[str, ...]:
@@ -252,10 +256,8 @@ def _wanted(name: str) -> list[str]:
 
 def _list() -> None:
     for weights in TABLE.values():
-        try:
-            here = "built in" if locate(weights.name, weights.kind).path is None else "here"
-        except WeightsError:
-            here = f"{weights.megabytes} MB to fetch"
+        here = "here" if _is_here(weights) else f"{weights.megabytes} MB to fetch"
+        here = "built in" if weights.built_in else here
         print(f"{weights.name:26}{weights.kind:7}{here:18}{weights.about}  [{weights.licence}]")
     print(f"\nfolder: {weights_folder()} (set LASR_WEIGHTS to change it)")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -60,6 +61,15 @@ def test_pipeline_run_builds_through_the_flow(
     assert "UNTRAINED" in done.stderr and "build-patches" in done.stderr
     assert counts(tmp_path / "data/patches.parquet") == {"lr": 6, "hr": 6}
     assert "Traceback" not in done.stderr
+
+
+def test_errors_inside_the_flow_are_one_line(tmp_path: Path, environment: dict[str, str]) -> None:
+    Image.new("RGB", (100, 80)).save(tmp_path / "small.png")
+    command = [sys.executable, "-m", "pipeline.run", "--images", ".", "--profile", "offline"]
+    done = run(command, tmp_path, environment)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: none of 1 photographs gave a patch (1 too_small); most often")
 
 
 @contextmanager

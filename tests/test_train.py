@@ -80,6 +80,25 @@ def test_each_term_moves_its_own_network_and_no_other(
     assert all(g.abs().max() > 0 for g in expected_sr)
 
 
+def test_bfloat16_reaches_the_networks_and_not_the_losses(
+    manifest: Path, models: Path, tmp_path: Path
+) -> None:
+    plain, _, _ = one_step(manifest, models, tmp_path)
+    sr_network = load_rrdb(models / "sr.safetensors")
+    settings = config(manifest, models, tmp_path)
+    batch = Patches(open_manifest(manifest, COLUMNS)).batch(0, 3)
+    sr, terms = loop.compute_terms(
+        batch, batch.lr, batch.hr, sr_network, load_encoders(settings.clip_name, CPU), small_vgg(),
+        settings, torch.autocast("cpu", torch.bfloat16, cache_enabled=False),
+    )  # fmt: skip
+    assert sr.dtype == torch.bfloat16
+    for name, term in terms.items():
+        assert term.dtype == torch.float32
+        torch.testing.assert_close(term, plain[name], atol=0.02, rtol=0.05)
+    loop.backward(terms, WEIGHTS, list(sr_network.parameters()), [])
+    assert all(p.grad.isfinite().all() for p in sr_network.parameters() if p.grad is not None)
+
+
 def test_frozen_encoders_get_no_gradient(manifest: Path, models: Path, tmp_path: Path) -> None:
     terms, sr_network, encoders = one_step(manifest, models, tmp_path)
     loop.backward(terms, WEIGHTS, list(sr_network.parameters()), [])

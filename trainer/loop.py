@@ -202,7 +202,9 @@ def backward(
     if encoder_parameters:
         encoder_loss.backward(inputs=encoder_parameters)
     sr_loss.backward(inputs=sr_parameters)
-    return (encoder_loss + sr_loss).detach()
+    content = terms["content_encoders"] + terms["content_sr"]
+    quality = terms["quality_encoders"] + terms["quality_sr"]
+    return weights.total(content, quality, terms["vgg"]).detach()
 
 
 def _check_finite(terms: dict[str, Tensor], step: int, rows: list[int]) -> None:
