@@ -14,12 +14,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 from pipeline import images, parts
-from pipeline.captions import Caption, Captioner, dictionary_sha256, read_dictionary
+from pipeline.captions import Captioner, dictionary_sha256, read_dictionary
 from pipeline.config import DICTIONARY, BuildConfig
 from pipeline.depth import DepthModel, load_depth
 from pipeline.images import Found, Photograph, Unusable
+from pipeline.rows import catalogue_row, patch_row, unusable_row
 from pipeline.select import Patch, select
 from schemas.device import pick_device
 from schemas.errors import UserError
@@ -27,10 +29,9 @@ from schemas.manifest import (
     IMAGES,
     PATCH_SIZE,
     PATCHES,
-    WORDS_PER_PATCH,
-    PartWriter,
+    Row,
     file_metadata,
-    patch_id,
+    write_part,
 )
 from schemas.weights import locate
 
@@ -96,8 +97,10 @@ def plan_build(config: BuildConfig) -> Build:
 
 
 @functools.lru_cache(maxsize=1)
-def _models(depth: str, clip: str, words: tuple[str, ...], device: str, seed: int) -> Models:
-    where = pick_device("cuda" if device == "cuda" else "cpu")
+def _models(
+    depth: str, clip: str, words: tuple[str, ...], device: str, seed: int, identities: str
+) -> Models:
+    where = torch.device(device)
     return Models(load_depth(depth, where, seed), Captioner(clip, words, where))
 
 
@@ -105,7 +108,10 @@ def load_models(config: BuildConfig) -> Models:
     """The networks that `config` names; the same ones again in the same process."""
     words = tuple(read_dictionary(config.dictionary or DICTIONARY))
     device = pick_device(config.device).type
-    return _models(config.depth_name, config.clip_name, words, device, config.seed)
+    depth, clip = config.depth_name, config.clip_name
+    # Names stay where files change: a process that serves for weeks must not keep old weights.
+    identities = locate(depth, "depth").identity + locate(clip, "clip").identity
+    return _models(depth, clip, words, device, config.seed, identities)
 
 
 def build_shard(build: Build, shard: parts.Shard, tick: Tick = lambda n: None) -> str:
@@ -116,18 +122,18 @@ def build_shard(build: Build, shard: parts.Shard, tick: Tick = lambda n: None) -
     """
     models = load_models(build.config)
     patches_path, images_path = parts.part_paths(build.plan.work, shard.name)
-    catalogue: list[dict[str, Any]] = []
+    catalogue: list[Row] = []
     with (
         ThreadPoolExecutor(build.config.workers) as executor,
-        PartWriter(patches_path, PATCHES, build.metadata) as writer,
+        write_part(patches_path, PATCHES, build.metadata) as write,
     ):
         for found, decoded in _decoded(shard.photographs, executor):
             rows, entry = _process(found, decoded, build.config, models, executor)
-            writer.write(rows)
+            write(rows)
             catalogue.append(entry)
             tick(1)
-    with PartWriter(images_path, IMAGES, parts.members_metadata(shard)) as writer:
-        writer.write(catalogue)
+    with write_part(images_path, IMAGES, parts.members_metadata(shard)) as write:
+        write(catalogue)
     return shard.name
 
 
@@ -164,29 +170,37 @@ def _process(
     config: BuildConfig,
     models: Models,
     executor: Executor,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+) -> tuple[list[Row], Row]:
     """Manifest rows and the catalogue row of one photograph.
 
     Networks see one photograph's pictures at a time: a batch of several would change the last bits
     of a score with who is in it, and rows must not hang on shards or on where a build was stopped.
     """
     if isinstance(photograph, Unusable):
-        return [], _unusable(found, photograph)
+        return [], unusable_row(found, photograph)
     try:
         distance = models.depth.distances([photograph.pixels])[0]
     except Exception as error:  # one photograph never stops a build; the catalogue says why
         log.warning("%s: no distance map (%s)", found.name, error)
         why = Unusable("failed", f"no distance map: {error}", photograph.image_id)
-        return [], _unusable(found, why, photograph)
+        return [], unusable_row(found, why, photograph)
     patches = select(photograph.pixels, distance, photograph.image_id, config)
     crops = [crop(photograph.pixels, patch) for patch in patches]
     pngs = executor.map(_png, crops)
     captions = models.captioner.caption(crops, executor)
     rows = [
-        _row(photograph, patch, caption, png, config, models)
+        patch_row(
+            photograph,
+            patch,
+            caption,
+            png,
+            config.strategy,
+            models.depth.identity,
+            models.captioner.clip.identity,
+        )
         for patch, caption, png in zip(patches, captions, pngs, strict=True)
     ]
-    return rows, _entry(photograph, patches)
+    return rows, catalogue_row(photograph, patches)
 
 
 def crop(pixels: np.ndarray, patch: Patch) -> np.ndarray:
@@ -199,59 +213,3 @@ def _png(pixels: np.ndarray) -> bytes:
     if not done:
         raise UserError("OpenCV could not write a PNG; check the installation of OpenCV")
     return encoded.tobytes()
-
-
-def _entry(photograph: Photograph, patches: list[Patch]) -> dict[str, Any]:
-    height, width = photograph.pixels.shape[:2]
-    counts = {f"n_{role}": sum(patch.role == role for patch in patches) for role in PATCH_SIZE}
-    return {
-        "image_id": photograph.image_id,
-        "path": photograph.found.name,
-        "width": width,
-        "height": height,
-        "status": "ok" if patches else "no_patches",
-        "error": None if patches else "no place has enough texture (--min-texture)",
-        **counts,
-    }
-
-
-def _unusable(found: Found, why: Unusable, photograph: Photograph | None = None) -> dict[str, Any]:
-    height, width = photograph.pixels.shape[:2] if photograph else (None, None)
-    return {
-        "image_id": why.image_id,
-        "path": found.name,
-        "width": width,
-        "height": height,
-        "status": why.status,
-        "error": why.reason,
-        "n_lr": 0,
-        "n_hr": 0,
-    }
-
-
-def _row(
-    photograph: Photograph,
-    patch: Patch,
-    caption: Caption,
-    png: bytes,
-    config: BuildConfig,
-    models: Models,
-) -> dict[str, Any]:
-    height, width = photograph.pixels.shape[:2]
-    identity = patch_id(photograph.image_id, patch.role, patch.x, patch.y, patch.size)
-    assert len(caption.words) == WORDS_PER_PATCH
-    return {
-        "patch_id": identity,
-        "image_id": photograph.image_id,
-        "image_path": photograph.found.name,
-        "image_width": width,
-        "image_height": height,
-        **vars(patch),
-        "strategy": config.strategy,
-        "depth_model": models.depth.identity,
-        "caption_model": models.captioner.clip.identity,
-        "caption": caption.text,
-        "words": caption.words,
-        "word_scores": caption.scores,
-        "image": {"bytes": png, "path": f"{identity}.png"},
-    }

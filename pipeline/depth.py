@@ -71,7 +71,9 @@ def _attenuation(photograph: np.ndarray) -> np.ndarray:
 def _depth_anything(folder: Path, device: torch.device) -> Distances:
     """Depth Anything V2 (Yang et al. 2024) predicts *inverse* depth, larger = nearer: inverted."""
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         model = AutoModelForDepthEstimation.from_pretrained(

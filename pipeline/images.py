@@ -83,7 +83,8 @@ def find(images: Iterable[str]) -> list[Found]:
 
 
 def _stat(file: Path, root: Path) -> Found:
-    name = file.relative_to(root).as_posix()
+    # A name that is no UTF-8 is legal on Linux and must not break the catalogue: \xff is spelt out.
+    name = os.fsencode(file.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
     try:
         stat = file.stat()
     except OSError:  # gone, or a link to nothing: still found, and recorded as unreadable

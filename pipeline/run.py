@@ -12,6 +12,7 @@ import time
 
 from pipeline.config import BuildConfig
 from schemas.commandline import parse, run_command
+from schemas.weights import untrained
 
 
 def run(config: BuildConfig) -> None:
@@ -20,12 +21,8 @@ def run(config: BuildConfig) -> None:
 
     started = time.monotonic()
     planned = stages.plan_build(config)  # errors come before Prefect's server starts
-    if planned.metadata["parameters"]["untrained"]:
-        print(
-            "profile offline: the CLIP is small and UNTRAINED, so captions are noise;"
-            " it shows the path, not the quality",
-            file=sys.stderr,
-        )
+    if untrained(config.clip_name):
+        print("UNTRAINED: tiny-clip; captions are noise, they show the path only", file=sys.stderr)
     if config.dry_run:
         print(planned.summary())
         return

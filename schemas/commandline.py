@@ -70,9 +70,9 @@ def _help(field: FieldInfo) -> str:
 
 def run_command(command: Callable[[], None]) -> int:
     """Run a command's body; a user's error becomes one line on stderr. Returns the exit status."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, force=True)
-    for noisy in ("httpx", "httpcore", "prefect._internal", "open_clip", "root"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+    for ours in ("pipeline", "trainer", "schemas"):
+        logging.getLogger(ours).setLevel(logging.INFO)
     try:
         command()
         sys.stdout.flush()

@@ -4,9 +4,10 @@ A manifest is a folder of Parquet parts (or a single file, as SQL writes it) wit
 Beside it stands the image catalogue: one row per photograph found, also those not used.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -112,7 +113,7 @@ def file_metadata(parameters: dict[str, Any], dictionary_sha256: str) -> dict[st
 
 
 def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """pyarrow's writer with the manifest's encodings; `PartWriter` adds atomicity and rows."""
+    """pyarrow's writer with the manifest's encodings; `write_part` adds atomicity and rows."""
     # PNGs are compressed already: packing them again costs time and gains nothing.
     plain = {"image.bytes"}
     return pq.ParquetWriter(
@@ -123,46 +124,35 @@ def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     )
 
 
-class PartWriter:
-    """One Parquet file, written row group by row group, that appears only when it is complete.
+Row = dict[str, Any]
 
-    Use as a context manager. Memory holds the rows of one row group (~15 MB of patches).
+
+@contextlib.contextmanager
+def write_part(
+    path: Path, schema: pa.Schema, metadata: dict[str, Any]
+) -> Iterator[Callable[[Iterable[Row]], None]]:
+    """One Parquet file that appears only when it is complete; yields what appends rows to it.
+
+    Rows go to disk a row group at a time: memory holds one, about 15 MB of patches.
     """
+    encoded = {METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
+    schema = schema.with_metadata(encoded)
+    waiting: list[Row] = []
+    with atomic_path(path) as temporary, parquet_writer(temporary, schema) as writer:
 
-    def __init__(self, path: Path, schema: pa.Schema, metadata: dict[str, Any]):
-        self._context = atomic_path(path)
-        encoded = {METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
-        self._schema = schema.with_metadata(encoded)
-        self._rows: list[dict[str, Any]] = []
+        def flush() -> None:
+            if waiting:
+                writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
+                waiting.clear()
 
-    def __enter__(self) -> "PartWriter":
-        self._temporary = self._context.__enter__()
-        try:
-            self._writer = parquet_writer(self._temporary, self._schema)
-        except BaseException as error:
-            self._context.__exit__(type(error), error, error.__traceback__)
-            raise
-        return self
+        def write(rows: Iterable[Row]) -> None:
+            for row in rows:
+                waiting.append(row)
+                if len(waiting) == ROW_GROUP:
+                    flush()
 
-    def write(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Append rows; every full row group goes to disk."""
-        for row in rows:
-            self._rows.append(row)
-            if len(self._rows) == ROW_GROUP:
-                self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
-            self._rows = []
-
-    def __exit__(self, *error: Any) -> None:
-        try:
-            if error[0] is None:
-                self._flush()
-        finally:
-            self._writer.close()
-            self._context.__exit__(*error)
+        yield write
+        flush()
 
 
 def _leaves(schema: pa.Schema, prefix: str = "") -> list[str]:

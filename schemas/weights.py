@@ -7,6 +7,7 @@ A run takes weights from a folder on this machine and never reaches the network;
 """
 
 import argparse
+import functools
 import hashlib
 import os
 import sys
@@ -73,7 +74,7 @@ TABLE: dict[str, Weights] = {
         Weights("colour-attenuation", "depth", "Zhu, Mai, Shao 2015: a formula", "none needed"),
         Weights("tiny-clip", "clip", "small CLIP, seeded, UNTRAINED", "none needed"),
         Weights("tiny-vgg", "vgg", "small VGG19, seeded, UNTRAINED", "none needed"),
-        Weights("tiny-rrdb", "sr", "small RRDB that starts as interpolation", "none needed"),
+        Weights("tiny-rrdb", "sr", "small RRDB that interpolates, UNTRAINED", "none needed"),
         _depth_anything("Small", 99, "Apache-2.0"),
         _depth_anything("Base", 390, _NON_COMMERCIAL),
         _depth_anything("Large", 1341, _NON_COMMERCIAL),
@@ -82,7 +83,7 @@ TABLE: dict[str, Weights] = {
             "depth",
             "DepthFM (the paper's estimator); needs sd15-vae beside it",
             "MIT",
-            3580,
+            3464,
             url="https://ommer-lab.com/files/depthfm/depthfm-v1.ckpt",
         ),
         Weights(
@@ -110,7 +111,7 @@ TABLE: dict[str, Weights] = {
             "sr",
             "RRDB x4, PSNR-oriented: the paper's start",
             "Apache-2.0",
-            64,
+            67,
             url="https://github.com/cszn/KAIR/releases/download/v1.0/RRDB.pth",
         ),
         Weights(
@@ -118,7 +119,7 @@ TABLE: dict[str, Weights] = {
             "sr",
             "Real-ESRGAN x4plus",
             "BSD-3-Clause",
-            64,
+            67,
             url="https://github.com/xinntao/Real-ESRGAN/releases/download/v0.1.0/RealESRGAN_x4plus.pth",
         ),
     )
@@ -154,6 +155,11 @@ class Located:
     name: str
     path: Path | None
     identity: str  # for the manifest's columns and for fingerprints: name@revision or name@hash
+
+
+def untrained(*names: str) -> list[str]:
+    """Those of the names that are small networks with seeded random weights."""
+    return [name for name in names if name in TABLE and "UNTRAINED" in TABLE[name].about]
 
 
 def weights_folder() -> Path:
@@ -204,8 +210,15 @@ def _files(weights: Weights) -> tuple[str, ...]:
 
 def _content_hash(path: Path) -> str:
     """First 12 hex digits of the sha256 over a file, or over a folder's files in order of name."""
+    files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+    states = ((file, file.stat()) for file in files)
+    return _hash(tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in states))
+
+
+@functools.lru_cache  # gigabytes are hashed once a process, and again where a file has changed
+def _hash(files: tuple[tuple[Path, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for file in sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]:
+    for file, _, _ in files:
         with open(file, "rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()[:12]

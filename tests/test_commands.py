@@ -134,7 +134,7 @@ def test_dry_runs_say_what_would_be_done_and_do_nothing(
 def test_weights_list_and_unknown_names(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert schemas.weights.main(["list"]) == 0
     text = capsys.readouterr().out
-    assert "CC-BY-NC-4.0: not for commercial use" in text and "3580 MB to fetch" in text
+    assert "CC-BY-NC-4.0: not for commercial use" in text and "3464 MB to fetch" in text
     assert "no such weights or profile" in one_line(capsys, schemas.weights.main(["fetch", "x"]))
 
 

@@ -1,6 +1,7 @@
 """Photographs in every form they come in, and files that are none."""
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -159,6 +160,14 @@ def test_find_records_links_to_nothing_and_survives_loops(tmp_path: Path) -> Non
     (tmp_path / "broken.png").symlink_to(tmp_path / "gone")
     (tmp_path / "loop").symlink_to(tmp_path)
     assert [f.name for f in find([str(tmp_path)])] == ["a.png", "broken.png"]
+
+
+def test_names_that_are_no_utf8_are_spelt_out(tmp_path: Path) -> None:
+    bytes_name = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    with open(bytes_name, "wb") as file:
+        file.write(encoded("PNG"))
+    (one,) = find([str(tmp_path)])
+    assert one.name == r"caf\xe9.png" and load(one, SIDE).pixels.shape == (40, 60, 3)
 
 
 def test_find_says_what_leads_nowhere(tmp_path: Path) -> None:

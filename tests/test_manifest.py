@@ -14,11 +14,11 @@ from schemas.manifest import (
     PATCHES,
     ROW_GROUP,
     ManifestError,
-    PartWriter,
     file_metadata,
     images_path,
     open_manifest,
     patch_id,
+    write_part,
 )
 
 
@@ -34,8 +34,8 @@ def row(**changes: Any) -> dict[str, Any]:
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    with PartWriter(path, PATCHES, file_metadata({"k": 8}, "sha")) as writer:
-        writer.write(rows)
+    with write_part(path, PATCHES, file_metadata({"k": 8}, "sha")) as append:
+        append(rows)
 
 
 def test_round_trip_keeps_rows_types_and_metadata(tmp_path: Path) -> None:
@@ -58,9 +58,14 @@ def test_round_trip_keeps_rows_types_and_metadata(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), PartWriter(tmp_path / "p.parquet", PATCHES, {}) as writer:
-        writer.write([row()] * 300)
+    with pytest.raises(RuntimeError), write_part(tmp_path / "p.parquet", PATCHES, {}) as append:
+        append([row()] * 300)
         raise RuntimeError
+    with (  # the last rows, written at the end, do not fit the columns
+        pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError)),
+        write_part(tmp_path / "p.parquet", PATCHES, {}) as append,
+    ):
+        append([row(), row(x="one")])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from schemas.errors import UserError
 from schemas.manifest import open_manifest
-from trainer import loop, losses
+from trainer import checkpoint, loop, losses
 from trainer.clip import load_encoders
 from trainer.config import TrainConfig
 from trainer.data import COLUMNS, Patches
@@ -187,6 +189,27 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(
     first, second = (load_rrdb(c.folder / "model.safetensors") for c in (whole, stopped))
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_asked_to_stop_finishes_its_step_and_saves(
+    manifest: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    settings = config(manifest, models, tmp_path / "run", checkpoint_every=100)
+    real = loop.compute_terms
+
+    def asks(*arguments: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "compute_terms", asks)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(settings)
+    monkeypatch.setattr(loop, "compute_terms", real)
+    state = checkpoint.load(settings.folder)
+    assert state is not None and state["step"] == 1
+    loop.train(settings)
+    assert [line["step"] for line in stats(settings.folder)] == [1, 2, 3, 4]
 
 
 def test_a_runs_folder_holds_what_the_contract_says(

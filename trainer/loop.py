@@ -2,10 +2,7 @@
 
 import json
 import logging
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,6 +20,7 @@ from trainer.config import TrainConfig
 from trainer.data import COLUMNS, LARGE_ROW_GROUP, Batch, Patches
 from trainer.network import load_sr
 from trainer.rrdb import save_rrdb
+from trainer.stop import asked_to_stop
 from trainer.vgg import VGG, load_vgg_named, vgg_term
 
 log = logging.getLogger(__name__)
@@ -109,7 +107,7 @@ def train(config: TrainConfig) -> Path:
         SummaryWriter(folder, purge_step=done + 1) as board,
         open(folder / "stats.jsonl", "a") as stats,
         progress(config.steps, "steps", "step", initial=done) as bar,
-        _asked_to_stop() as stop,
+        asked_to_stop() as stop,
     ):
         waited, since, logged = 0.0, time.perf_counter(), done
         for step in range(done + 1, config.steps + 1):
@@ -221,31 +219,6 @@ def _check_finite(terms: dict[str, Tensor], step: int, rows: list[int]) -> None:
 def _norm(parameters: list[nn.Parameter]) -> float:
     gradients = [p.grad for p in parameters if p.grad is not None]
     return float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
-
-
-class _Stop:
-    asked = False
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[_Stop]:
-    """Ctrl-C and SIGTERM let the step under way finish, so that a checkpoint can be written."""
-    stop = _Stop()
-
-    def note(number: int, frame: object) -> None:
-        if stop.asked:  # asked twice: at once
-            raise KeyboardInterrupt
-        stop.asked = True
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's
-        before = {}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def describe(config: TrainConfig) -> str:

@@ -11,6 +11,7 @@ import sys
 import time
 
 from schemas.commandline import parse, run_command
+from schemas.weights import untrained
 from trainer.config import TrainConfig
 
 
@@ -19,12 +20,8 @@ def run(config: TrainConfig) -> None:
     from trainer import loop  # heavy imports after --help and flag errors
 
     started = time.monotonic()
-    if config.profile == "offline":
-        print(
-            "profile offline: CLIP and VGG are small and UNTRAINED; it shows the path, not the"
-            " quality",
-            file=sys.stderr,
-        )
+    if names := untrained(config.sr_name, config.clip_name, config.vgg_name):
+        print(f"UNTRAINED: {', '.join(names)}; shows the path, not the quality", file=sys.stderr)
     if config.dry_run:
         print(loop.describe(config))
         return

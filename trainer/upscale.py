@@ -39,7 +39,7 @@ class UpscaleConfig(BaseModel):
 
 
 @torch.inference_mode()
-def upscale(network: nn.Module, picture: Tensor, tile: int, done: object = None) -> Tensor:
+def upscale(network: nn.Module, picture: Tensor, tile: int) -> Tensor:
     """(3, h, w) in [0, 1] to (3, 4h, 4w) in [0, 1], tile by tile.
 
     Each tile is enlarged with OVERLAP pixels of its surroundings, which are cut off again. Only

@@ -1,0 +1,65 @@
+"""What a photograph leaves behind: its rows of the manifest and its row of the catalogue."""
+
+from pipeline.captions import Caption
+from pipeline.images import Found, Photograph, Unusable
+from pipeline.select import Patch
+from schemas.manifest import PATCH_SIZE, Row, patch_id
+
+
+def catalogue_row(photograph: Photograph, patches: list[Patch]) -> Row:
+    """A photograph that was used, or in which no patch was found."""
+    height, width = photograph.pixels.shape[:2]
+    counts = {f"n_{role}": sum(patch.role == role for patch in patches) for role in PATCH_SIZE}
+    return {
+        "image_id": photograph.image_id,
+        "path": photograph.found.name,
+        "width": width,
+        "height": height,
+        "status": "ok" if patches else "no_patches",
+        "error": None if patches else "no place has enough texture (--min-texture)",
+        **counts,
+    }
+
+
+def unusable_row(found: Found, why: Unusable, photograph: Photograph | None = None) -> Row:
+    """A photograph that gave nothing, with the reason; its size where it was decoded."""
+    height, width = photograph.pixels.shape[:2] if photograph else (None, None)
+    return {
+        "image_id": why.image_id,
+        "path": found.name,
+        "width": width,
+        "height": height,
+        "status": why.status,
+        "error": why.reason,
+        "n_lr": 0,
+        "n_hr": 0,
+    }
+
+
+def patch_row(
+    photograph: Photograph,
+    patch: Patch,
+    caption: Caption,
+    png: bytes,
+    strategy: str,
+    depth_model: str,
+    caption_model: str,
+) -> Row:
+    """A patch, with its PNG bytes, as a row of the manifest."""
+    height, width = photograph.pixels.shape[:2]
+    identity = patch_id(photograph.image_id, patch.role, patch.x, patch.y, patch.size)
+    return {
+        "patch_id": identity,
+        "image_id": photograph.image_id,
+        "image_path": photograph.found.name,
+        "image_width": width,
+        "image_height": height,
+        **vars(patch),
+        "strategy": strategy,
+        "depth_model": depth_model,
+        "caption_model": caption_model,
+        "caption": caption.text,
+        "words": caption.words,
+        "word_scores": caption.scores,
+        "image": {"bytes": png, "path": f"{identity}.png"},
+    }
