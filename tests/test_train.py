@@ -20,7 +20,7 @@ from trainer.config import TrainConfig
 from trainer.data import COLUMNS, Patches
 from trainer.interpolation import interpolation_start
 from trainer.rrdb import load_rrdb, save_rrdb
-from trainer.vgg import small_vgg
+from trainer.vgg import small_vgg, vgg_term
 
 CPU = torch.device("cpu")
 WEIGHTS = losses.LossWeights()
@@ -80,6 +80,32 @@ def test_each_term_moves_its_own_network_and_no_other(
     for parameter, gradient in zip(encoder_parameters, expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)  # …so nothing of the leak is in it
     assert all(g.abs().max() > 0 for g in expected_sr)
+
+
+def test_terms_pair_what_belongs_together(manifest: Path, models: Path, tmp_path: Path) -> None:
+    """Far pictures meet far captions and Q-, near ones near captions and Q+."""
+    terms, sr_network, encoders = one_step(manifest, models, tmp_path)
+    batch = Patches(open_manifest(manifest, COLUMNS)).batch(0, 3)
+    with torch.no_grad():
+        sr = sr_network(batch.lr)
+        far, near, made = (encoders.images(x) for x in (batch.lr, batch.hr, sr))
+        far_text, near_text = encoders.texts(batch.lr_captions), encoders.texts(batch.hr_captions)
+        bad, good = encoders.texts(["bad"]), encoders.texts(["good"])
+    assert not torch.equal(far_text, near_text)
+    texts, qualities = (
+        torch.cat([far_text, near_text]),
+        torch.cat([bad.expand(3, -1), good.expand(3, -1)]),
+    )
+    expected = {
+        "content_encoders": losses.cont(torch.cat([far, near]), texts),
+        "content_sr": losses.cont(made, far_text),
+        "quality_encoders": losses.cont(torch.cat([far, near]), qualities),
+        "quality_sr": (losses.cosines(made, bad) - losses.cosines(made, good)).mean(),
+        "vgg": vgg_term(small_vgg(), sr, batch.lr),
+    }
+    assert terms.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name].detach(), value, atol=1e-5, rtol=1e-5)
 
 
 def test_bfloat16_reaches_the_networks_and_not_the_losses(

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from trainer.interpolation import interpolation_start
+from trainer.network import load_sr
 from trainer.pictures import bicubic
-from trainer.rrdb import save_rrdb
+from trainer.rrdb import RRDB, save_rrdb
 from trainer.upscale import main, read_picture, upscale
 
 
@@ -24,12 +25,28 @@ def test_output_equals_spandrels_and_tiles_leave_no_seam(weights: Path, photogra
     picture = read_picture(photographs / "china.jpg")[:, 150:280, 200:371]  # 130 x 171
     with torch.no_grad():
         expected = network(picture[None])[0].clamp(0, 1)
-    from trainer.network import load_sr
-
     ours = load_sr(str(weights))
     torch.testing.assert_close(upscale(ours, picture, 1024), expected, atol=1e-5, rtol=0)
-    # The context around a tile is less than this network's reach, so a trace below 8 bits remains.
-    torch.testing.assert_close(upscale(ours, picture, 48), expected, atol=1 / 512, rtol=0)
+    torch.testing.assert_close(upscale(ours, picture, 48), expected, atol=1e-5, rtol=0)
+
+
+def test_tiles_keep_the_context_that_a_network_looks_at(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network whose body speaks loudly looks far around; its tiles must not show."""
+    torch.manual_seed(0)
+    network = RRDB(16, 2, 16)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.startswith("body") and parameter.ndim == 4:
+                parameter.mul_(8)
+    picture = read_picture(photographs / "china.jpg")[:, 150:250, 200:320]
+    whole = upscale(network, picture, 1024)
+    seams = {}
+    for overlap in (32, 2):
+        monkeypatch.setattr("trainer.upscale.OVERLAP", overlap)
+        seams[overlap] = (upscale(network, picture, 48) - whole).abs().max().item()
+    assert seams[32] < 1 / 512 and seams[2] > 10 * seams[32]
 
 
 def test_the_command_enlarges_files_and_folders(
