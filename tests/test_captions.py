@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from clip_interrogator import Config, Interrogator, LabelTable
-from clips import save_clip
 from PIL import Image
+from upstream import save_clip
 
 from pipeline.captions import Captioner, dictionary_sha256, read_dictionary
 from pipeline.config import DICTIONARY

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from clips import save_clip
 from torch import Tensor
+from upstream import save_clip
 
 from schemas.clip import load_clip
 from schemas.weights import WeightsError

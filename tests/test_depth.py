@@ -6,14 +6,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForDepthEstimation,
-    DepthAnythingConfig,
-    DepthAnythingForDepthEstimation,
-    Dinov2Config,
-    DPTImageProcessor,
-)
+from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+from upstream import save_depth_anything
 
 from pipeline.depth import colour_attenuation, load_depth, normalise
 from schemas.weights import WeightsError
@@ -23,23 +17,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def depth_anything(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network of the upstream classes in the upstream format, with random weights."""
-    torch.manual_seed(0)
-    stages = ["stage1", "stage2", "stage3", "stage4"]
-    backbone = Dinov2Config(
-        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, patch_size=14, image_size=70,
-        out_features=stages, reshape_hidden_states=False, apply_layernorm=True,
-    )  # fmt: skip
-    config = DepthAnythingConfig(
-        backbone_config=backbone, reassemble_hidden_size=32, patch_size=14,
-        neck_hidden_sizes=[8, 16, 32, 32], fusion_hidden_size=16, head_hidden_size=8,
-    )  # fmt: skip
     folder = tmp_path_factory.mktemp("depth-anything")
-    DepthAnythingForDepthEstimation(config).save_pretrained(folder)
-    DPTImageProcessor(
-        size={"height": 70, "width": 70}, keep_aspect_ratio=True, ensure_multiple_of=14,
-        image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225], resample=3,
-    ).save_pretrained(folder)  # fmt: skip
+    save_depth_anything(folder)
     return folder
 
 

@@ -18,28 +18,12 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from ldm_unet import LdmUNet
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from upstream import HPARAMS, SMALL, save_depthfm, save_vae
 
 from pipeline.depthfm import DepthFM, DepthFMDistance, _build_unet, load_depthfm, processing_size
 
 CPU = torch.device("cpu")
 
-# The published checkpoint's, and smaller: model_channels 320, context_dim 1024 there.
-HPARAMS = {
-    "image_size": 32,
-    "in_channels": 8,
-    "out_channels": 4,
-    "model_channels": 32,
-    "attention_resolutions": [4, 2, 1],
-    "num_res_blocks": 2,
-    "channel_mult": [1, 2, 4, 4],
-    "num_heads": 8,
-    "use_spatial_transformer": True,
-    "use_linear_in_transformer": True,
-    "transformer_depth": 1,
-    "context_dim": 24,
-    "legacy": False,
-}
-SMALL: dict[str, Any] = {**HPARAMS, "num_res_blocks": 1, "channel_mult": [1, 2]}
 OTHERS: dict[str, dict[str, Any]] = {
     "as published": HPARAMS,
     "convolutions around attention": {**SMALL, "use_linear_in_transformer": False},
@@ -48,51 +32,17 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-def randomised(network: Any, seed: int) -> Any:
-    """Nothing left at 0 or 1, where two networks may agree by chance."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            fan = math.prod(parameter.shape[1:])
-            if parameter.ndim > 1:
-                parameter.copy_(noise / math.sqrt(fan))
-            else:
-                parameter.add_(0.1 * noise)
-    return network.eval()
-
-
-def write_checkpoint(path: Path, hparams: dict[str, Any], **changes: Any) -> LdmUNet:
-    unet = randomised(LdmUNet(**hparams), seed=1)
-    text = torch.randn(1, 7, 24, generator=torch.Generator().manual_seed(2))
-    content = {
-        "noising_step": 400,
-        "ldm_hparams": hparams,
-        "empty_text_embedding": text.numpy(),
-        "state_dict": unet.state_dict(),
-    }
-    torch.save({**content, **changes}, path)
-    return unet
-
-
 @pytest.fixture(scope="module")
 def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stable Diffusion's four levels, for its factor of 8."""
     folder = tmp_path_factory.mktemp("depthfm") / "vae"
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=4,
-    )
-    randomised(vae, seed=3).save_pretrained(folder)
+    save_vae(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def model(vae_folder: Path) -> DepthFM:
     checkpoint = vae_folder.parent / "small.ckpt"
-    write_checkpoint(checkpoint, SMALL)
+    save_depthfm(checkpoint, SMALL)
     return load_depthfm(checkpoint, vae_folder, CPU)
 
 
@@ -123,7 +73,7 @@ def to_unit(depth: Tensor) -> Tensor:
 def test_unet_and_prediction_equal_the_reference(
     tmp_path: Path, vae_folder: Path, hparams: dict[str, Any]
 ) -> None:
-    reference = write_checkpoint(tmp_path / "depthfm.ckpt", hparams).double()
+    reference = save_depthfm(tmp_path / "depthfm.ckpt", hparams).double()
     ours = load_depthfm(tmp_path / "depthfm.ckpt", vae_folder, CPU)
     vae = AutoencoderKL.from_pretrained(vae_folder).double()
     text = ours.text_embedding.double()
@@ -243,12 +193,12 @@ def test_processing_size(
 def test_arrays_of_either_numpy_and_tensors_load(tmp_path: Path, vae_folder: Path) -> None:
     text = np.ones((1, 7, 24), np.float32)
     for stored in (text, torch.from_numpy(text)):
-        write_checkpoint(tmp_path / "a.ckpt", SMALL, empty_text_embedding=stored)
+        save_depthfm(tmp_path / "a.ckpt", SMALL, empty_text_embedding=stored)
         loaded = load_depthfm(tmp_path / "a.ckpt", vae_folder, CPU)
         assert torch.equal(loaded.text_embedding, torch.ones(1, 7, 24))
 
     # As NumPy 1 wrote it: the same, but for where its function was.
-    write_checkpoint(tmp_path / "b.ckpt", SMALL, empty_text_embedding=text)
+    save_depthfm(tmp_path / "b.ckpt", SMALL, empty_text_embedding=text)
     assert as_numpy_1(tmp_path / "b.ckpt")
     loaded = load_depthfm(tmp_path / "b.ckpt", vae_folder, CPU)
     assert torch.equal(loaded.text_embedding, torch.ones(1, 7, 24))
@@ -277,7 +227,7 @@ class Malicious:
 
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path, vae_folder: Path) -> None:
     trace, checkpoint = tmp_path / "trace", tmp_path / "a.ckpt"
-    write_checkpoint(checkpoint, SMALL, noising_step=Malicious(trace))
+    save_depthfm(checkpoint, SMALL, noising_step=Malicious(trace))
     with pytest.raises(ValueError, match=r"a\.ckpt: refused as a checkpoint: it holds \w+\.mkdir"):
         load_depthfm(checkpoint, vae_folder, CPU)
     checkpoint.write_bytes(pickle.dumps(Malicious(trace), protocol=2))
@@ -330,7 +280,7 @@ def test_a_checkpoint_that_does_not_fit_is_named_in_one_line(
     tmp_path: Path, vae_folder: Path, change: Callable[[dict[str, Any]], Any], message: str
 ) -> None:
     checkpoint = tmp_path / "a.ckpt"
-    write_checkpoint(checkpoint, SMALL)
+    save_depthfm(checkpoint, SMALL)
     torch.save(change(torch.load(checkpoint, weights_only=False)), checkpoint)
     with pytest.raises(ValueError, match=message) as caught:
         load_depthfm(checkpoint, vae_folder, CPU)
@@ -340,7 +290,7 @@ def test_a_checkpoint_that_does_not_fit_is_named_in_one_line(
 
 def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, vae_folder: Path) -> None:
     checkpoint = tmp_path / "a.ckpt"
-    write_checkpoint(checkpoint, SMALL)
+    save_depthfm(checkpoint, SMALL)
     whole = checkpoint.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"<html>not found</html>"):
         checkpoint.write_bytes(damaged)
@@ -351,7 +301,7 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, vae_folder: Path) -
 
 def test_the_vae_is_whole_and_the_right_one(tmp_path: Path, vae_folder: Path) -> None:
     checkpoint, folder = tmp_path / "a.ckpt", tmp_path / "vae"
-    write_checkpoint(checkpoint, SMALL)
+    save_depthfm(checkpoint, SMALL)
     with pytest.raises(ValueError, match=r"vae: no config\.json"):
         load_depthfm(checkpoint, folder, CPU)
 

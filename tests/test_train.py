@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from clips import save_clip
 from torch import Tensor
+from upstream import save_clip
 
 from schemas.errors import UserError
 from schemas.manifest import open_manifest

@@ -1,0 +1,69 @@
+"""The profiles `default` and `paper` from a weights folder to an enlarged picture.
+
+The folder holds small networks of the upstream classes in the upstream formats, under the names
+that `fetch` gives them: all that is missing here are the trained numbers.
+"""
+
+from pathlib import Path
+
+import duckdb
+import pytest
+from conftest import run_stages
+from PIL import Image
+from upstream import SMALL, save_clip, save_depth_anything, save_depthfm, save_vae, save_vgg19
+
+import trainer.run
+import trainer.upscale
+from pipeline.config import BuildConfig
+from schemas import weights
+from schemas.weights import PROFILES, Profile
+from trainer.interpolation import interpolation_start
+from trainer.rrdb import save_rrdb
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that `python -m schemas.weights fetch` would bring for the two profiles."""
+    folder = tmp_path_factory.mktemp("weights")
+
+    def place(name: str, number: int = 0) -> Path:
+        path = folder / name / weights._files(weights.TABLE[name])[number]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    save_depth_anything(place("depth-anything-v2-small").parent)
+    save_depthfm(place("depthfm-v1"), SMALL)
+    save_vae(place("sd15-vae").parent)
+    save_clip(place("clip-vit-l-14").parent)
+    save_vgg19(place("vgg19"))
+    _, pth = save_rrdb(interpolation_start(8, 1, 8), place("rrdb-psnr-x4").parent)
+    pth.rename(place("rrdb-psnr-x4"))
+    return folder
+
+
+@pytest.mark.parametrize("profile", ["default", "paper"])
+def test_a_profile_runs_from_photographs_to_a_picture(
+    profile: Profile, folder: Path, photographs: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("LASR_WEIGHTS", str(folder))
+    monkeypatch.chdir(tmp_path)
+    names = ("coffee.png", "chelsea.png")
+    small = tmp_path / "photographs"
+    small.mkdir()
+    for name in names:  # DepthFM at full size is slow on a CPU, however small the network
+        Image.open(photographs / name).resize((256, 230)).save(small / name)
+    build = BuildConfig(images=[str(small)], profile=profile, k=2)
+    run_stages(build)
+    models = duckdb.sql(
+        "SELECT DISTINCT depth_model, caption_model FROM 'data/patches.parquet/*.parquet'"
+    ).fetchall()
+    assert len(models) == 1
+    assert models[0][0].startswith(PROFILES[profile]["depth"] + "@")
+    assert models[0][1] == "clip-vit-l-14@main"
+    train = ["--manifest", "data/patches.parquet", "--profile", profile, "--steps", "1"]
+    assert trainer.run.main([*train, "--batch-size", "2"]) == 0
+    assert "UNTRAINED" not in capsys.readouterr().err
+    upscale = ["photographs/coffee.png", "--weights", "data/runs/patches/model.safetensors"]
+    assert trainer.upscale.main([*upscale, "--out", "enlarged"]) == 0
+    assert Image.open("enlarged/coffee.png").size == (1024, 920)
