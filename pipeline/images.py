@@ -134,7 +134,7 @@ def load(found: Found, min_side: int) -> Photograph:
             warnings.simplefilter("ignore")  # odd EXIF and sizes below MAX_PIXELS are no news here
             with Image.open(io.BytesIO(content)) as image:
                 _check_size(image.size, min_side, image_id)
-                pixels = np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+                pixels = np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except Unusable:
         raise
     except Image.DecompressionBombError as error:

@@ -154,7 +154,7 @@ class Located:
 
     name: str
     path: Path | None
-    identity: str  # for the manifest's columns and for fingerprints: name@revision or name@hash
+    identity: str  # for the manifest's columns and for fingerprints: name@hash, or name@built-in
 
 
 def untrained(*names: str) -> list[str]:
@@ -194,7 +194,8 @@ def locate(name_or_path: str, kind: Kind) -> Located:
             f" are not here; fetch them with `python -m schemas.weights fetch {weights.name}`,"
             " or take --profile offline for a first look without downloads"
         )
-    identity = f"{weights.name}@{weights.revision if weights.repository else _content_hash(path)}"
+    # By content: a branch of a hub repository moves, and a file may have been replaced.
+    identity = f"{weights.name}@{_content_hash(path)}"
     return Located(
         weights.name, path if weights.repository else path / _files(weights)[0], identity
     )
