@@ -99,11 +99,17 @@ build_patches = flow(
 
 def build(config: BuildConfig) -> dict[str, Any]:
     """Run the flow in this process and return its summary. Raises UserError."""
-    state = build_patches(**config.model_dump(exclude={"dry_run"}), return_state=True)
     try:
+        state = build_patches(**config.model_dump(exclude={"dry_run"}), return_state=True)
         result: dict[str, Any] = state.result()
     except FailedRun as failed:  # the state that the flow itself returned; bugs raise as they are
         raise UserError(str(failed)) from failed
+    except RuntimeError as error:
+        if "Failed to reach API" not in str(error):
+            raise
+        raise UserError(
+            f"{error}: start that Prefect server, or unset PREFECT_API_URL to use the embedded one"
+        ) from error
     return result
 
 

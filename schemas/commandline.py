@@ -77,7 +77,8 @@ def run_command(command: Callable[[], None]) -> int:
         command()
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        line = " ".join(str(error).split())  # libraries' words and file names may hold newlines
+        print(f"error: {line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; the same command carries on from here", file=sys.stderr)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from schemas.commandline import run_command
 from schemas.errors import UserError
 
 Kind = Literal["depth", "clip", "vgg", "sr"]
@@ -276,6 +277,13 @@ def _list() -> None:
     print(f"\nfolder: {weights_folder()} (set LASR_WEIGHTS to change it)")
 
 
+def _fetch_all(name_or_profile: str) -> None:
+    for name in _wanted(name_or_profile):
+        weights = TABLE[name]
+        print(f"{name}: {weights.megabytes} MB, licence {weights.licence}")
+        print(f"{name}: in {fetch(name)}")
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command `python -m schemas.weights`."""
     parser = argparse.ArgumentParser(prog="python -m schemas.weights", description=__doc__)
@@ -285,18 +293,9 @@ def main(argv: list[str] | None = None) -> int:
     add = commands.add_parser("fetch", help="download weights, or all that a profile needs")
     add.add_argument("name", help="a name from `list`, or a profile: default, paper")
     arguments = parser.parse_args(argv)
-    try:
-        if arguments.command == "list":
-            _list()
-        else:
-            for name in _wanted(arguments.name):
-                weights = TABLE[name]
-                print(f"{name}: {weights.megabytes} MB, licence {weights.licence}")
-                print(f"{name}: in {fetch(name)}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if arguments.command == "list":
+        return run_command(_list)
+    return run_command(lambda: _fetch_all(arguments.name))
 
 
 if __name__ == "__main__":

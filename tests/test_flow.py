@@ -72,6 +72,16 @@ def test_errors_inside_the_flow_are_one_line(tmp_path: Path, environment: dict[s
     assert line.startswith("error: none of 1 photographs gave a patch (1 too_small); most often")
 
 
+def test_a_server_that_does_not_answer_is_named(
+    photographs: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    command = [sys.executable, "-m", "pipeline.run", "--images", str(photographs)]
+    nowhere = {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    done = run([*command, "--profile", "offline"], tmp_path, environment | nowhere)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "error: Failed to reach API at http://127.0.0.1:9/api" in done.stderr
+
+
 @contextmanager
 def process(argv: list[str], cwd: Path, environment: dict[str, str]) -> Iterator[Path]:
     """A server in the background; yields its log."""
