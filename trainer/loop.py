@@ -123,8 +123,8 @@ def train(config: TrainConfig) -> Path:
             optimizer.step()
 
             bar.update()
-            last = step == config.steps or stop.asked
-            if step % config.log_every == 0 or last:
+            finished, stopping = step == config.steps, stop.asked
+            if step % config.log_every == 0 or finished:
                 elapsed = time.perf_counter() - since
                 record = {name: term.item() for name, term in terms.items()}
                 record |= {
@@ -141,11 +141,11 @@ def train(config: TrainConfig) -> Path:
                     board.add_scalar(name, value, step)
                 bar.set_postfix(total=f"{record['total']:.4f}")
                 waited, since, logged = 0.0, time.perf_counter(), step
-            if step % config.sample_every == 0 or step == config.steps:
+            if step % config.sample_every == 0 or finished:
                 save_samples(step)
-            if step % config.checkpoint_every == 0 or last:
+            if step % config.checkpoint_every == 0 or finished or stopping:
                 save_checkpoint(step)
-            if stop.asked and step < config.steps:
+            if stopping and not finished:
                 raise KeyboardInterrupt
     return save_rrdb(sr_network, folder)[0]
 
