@@ -33,7 +33,7 @@ from schemas.manifest import (
     file_metadata,
     write_part,
 )
-from schemas.weights import locate
+from schemas.weights import locate, untrained
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def plan_build(config: BuildConfig) -> Build:
         "profile": config.profile,
         "images": config.images,
         "words": len(words),
-        "untrained": clip.path is None,
+        "untrained": bool(untrained(config.clip_name)),
     }
     return Build(config, plan, file_metadata(parameters, dictionary_sha256(words)))
 

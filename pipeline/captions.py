@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -43,11 +44,9 @@ def read_dictionary(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: the dictionary cannot be read ({error})") from error
     words = [word for line in lines if (word := line.split("#")[0].strip())]
-    twice = (
-        {word for word in words if words.count(word) > 1} if len(set(words)) < len(words) else ()
-    )
+    twice = [word for word, count in Counter(words).items() if count > 1]
     if twice:
-        raise UserError(f"{path}: '{min(twice)}' stands there twice; keep one")
+        raise UserError(f"{path}: '{twice[0]}' stands there twice; keep one")
     if len(words) < WORDS_PER_PATCH:
         raise UserError(
             f"{path}: {len(words)} words, a caption needs {WORDS_PER_PATCH}; add some, one a line"

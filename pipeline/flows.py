@@ -72,7 +72,7 @@ def _signature() -> inspect.Signature:
                 inspect.Parameter.KEYWORD_ONLY,
                 annotation=Annotated[
                     field.annotation, Field(description=field.description), *field.metadata
-                ],  # type: ignore[name-defined]
+                ],
                 default=inspect.Parameter.empty if field.is_required() else field.default,
             )
             for name, field in BuildConfig.model_fields.items()
@@ -143,7 +143,6 @@ def main() -> None:
     )
 
 
-if (
-    __name__ == "__main__"
-):  # a served run imports this module again; without the guard it serves too
+# A served run imports this module again: without the guard it would serve, too, and never run.
+if __name__ == "__main__":
     main()

@@ -9,6 +9,7 @@ too: FROM 'data/patches.parquet/*.parquet'.
 import re
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -56,7 +57,10 @@ def query(config: QueryConfig) -> None:
         if config.out is None and config.format == "table":
             answer.show(max_width=shutil.get_terminal_size((160, 24)).columns)
         elif config.out is None:
-            _write(answer, Path("/dev/stdout"), config.format)
+            # Not to /dev/stdout: DuckDB would open it anew, and `>> file` would lose what is there.
+            with tempfile.TemporaryDirectory() as folder:
+                _write(answer, Path(folder, "answer"), config.format)
+                print(Path(folder, "answer").read_text(encoding="utf-8"), end="")
         else:
             with atomic_path(config.out) as temporary:
                 _write(answer, temporary, config.format)

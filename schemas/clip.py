@@ -1,6 +1,5 @@
 """The CLIP that both programs use, through open_clip."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,15 +31,17 @@ _TINY: dict[str, Any] = {
 }
 
 
+Preprocess = Callable[[Any], torch.Tensor]  # PIL image -> 3 x S x S, resized and normalised
+
+
 @dataclass(frozen=True)
 class Clip:
     """An open_clip model with what belongs to it."""
 
     model: open_clip.CLIP
-    preprocess: Callable[[Any], torch.Tensor]  # PIL image -> 3xSxS, resized and normalised
+    preprocess: Preprocess
     tokenize: Callable[[list[str]], torch.Tensor]  # texts -> n x 77 int64
     identity: str
-    trained: bool
 
 
 def load_clip(name_or_path: str, device: torch.device) -> Clip:
@@ -52,27 +53,21 @@ def load_clip(name_or_path: str, device: torch.device) -> Clip:
     Raises WeightsError.
     """
     located = locate(name_or_path, "clip")
-    model = _tiny() if located.path is None else _from_folder(located)
+    model, preprocess = _tiny() if located.path is None else _from_folder(located)
     model = model.eval().requires_grad_(False).to(device)
-    size = model.visual.image_size
-    preprocess = open_clip.image_transform(
-        size if isinstance(size, tuple) else (size, size),
-        is_train=False,
-        mean=getattr(model.visual, "image_mean", None),
-        std=getattr(model.visual, "image_std", None),
-        interpolation="bicubic",
-    )
     tokenize = open_clip.get_tokenizer("ViT-L-14")  # the BPE of every OpenAI-style CLIP
-    return Clip(model, preprocess, tokenize, located.identity, located.path is not None)
+    return Clip(model, preprocess, tokenize, located.identity)
 
 
-def _tiny() -> open_clip.CLIP:
+def _tiny() -> tuple[open_clip.CLIP, Preprocess]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return open_clip.CLIP(**_TINY)
+        model = open_clip.CLIP(**_TINY)
+    side = _TINY["vision_cfg"]["image_size"]
+    return model, open_clip.image_transform(side, is_train=False, interpolation="bicubic")
 
 
-def _from_folder(located: Located) -> open_clip.CLIP:
+def _from_folder(located: Located) -> tuple[open_clip.CLIP, Preprocess]:
     assert located.path is not None
     folder = located.path if located.path.is_dir() else located.path.parent
     config = folder / "open_clip_config.json"
@@ -82,12 +77,13 @@ def _from_folder(located: Located) -> open_clip.CLIP:
             " open_clip's format, as `open_clip.push_to_hf_hub.save_for_hf` writes it"
         )
     try:
-        json.loads(config.read_text())
-        model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            f"local-dir:{folder}", require_pretrained=True
+        )
     except Exception as error:  # open_clip raises many kinds; the user needs one line
         raise WeightsError(f"{folder}: open_clip cannot load this CLIP ({error})") from error
     if not isinstance(model, open_clip.CLIP):
         raise WeightsError(
             f"{folder}: a {type(model).__name__}, not a plain CLIP; take an OpenAI-style model"
         )
-    return model
+    return model, preprocess

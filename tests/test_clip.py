@@ -1,9 +1,12 @@
 """Encoders without positions, against a ViT written out by hand."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from upstream import save_clip
 
@@ -112,4 +115,20 @@ def test_tiny_clip_is_the_same_everywhere() -> None:
     first, second = (load_clip("tiny-clip", CPU) for _ in range(2))
     for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert not first.trained
+    assert first.identity == "tiny-clip@built-in"
+
+
+def test_preprocessing_is_what_the_folder_says(tmp_path: Path) -> None:
+    """Other CLIPs than OpenAI's were trained with other means and another interpolation."""
+    save_clip(tmp_path)
+    config = tmp_path / "open_clip_config.json"
+    told = json.loads(config.read_text())
+    told["preprocess_cfg"] |= {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear"}
+    config.write_text(json.dumps(told))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8))
+    resized = picture.resize((56, 56), Image.Resampling.BILINEAR)
+    expected = (np.asarray(resized) / 255 - 0.5) / 0.25
+    found = load_clip(str(tmp_path), CPU).preprocess(picture).permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    pixel = load_encoders(str(tmp_path), CPU)
+    assert pixel.mean.flatten().tolist() == [0.5] * 3 and pixel.std.flatten().tolist() == [0.25] * 3

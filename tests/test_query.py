@@ -1,12 +1,17 @@
 """SQL on a manifest: the README's statements, as printed."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
 import pytest
 
 from pipeline.query import main
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -56,6 +61,15 @@ def test_formats(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "│ hr" in capfd.readouterr().out
     assert main([sql, "--format", "parquet", "--out", "data/answer.parquet"]) == 0
     assert duckdb.sql("FROM 'data/answer.parquet'").fetchall() == [("hr", 0), ("hr", 0)]
+
+
+def test_answers_can_be_appended_to_a_file(project: Path) -> None:
+    log = project / "log.csv"
+    log.write_text("kept\n")
+    with open(log, "a") as out:
+        command = [sys.executable, "-m", "pipeline.query", "SELECT 1 AS one", "--format", "csv"]
+        subprocess.run(command, stdout=out, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    assert log.read_text() == "kept\none\n1\n"
 
 
 def test_mistakes_get_one_line(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
