@@ -87,6 +87,12 @@ class Manifest:
     schema: pa.Schema
     metadata: dict[str, Any] = field(default_factory=dict)  # {} after SQL, which drops it
 
+    @property
+    def identity(self) -> str:
+        """12 hex digits of its parts' names and sizes; a name carries what determined its rows."""
+        states = [(file.name, file.stat().st_size) for file in self.files]
+        return hashlib.sha256(repr(states).encode()).hexdigest()[:12]
+
 
 def images_path(manifest: Path) -> Path:
     """Where the image catalogue of a manifest stands.

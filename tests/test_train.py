@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 import torch
 from torch import Tensor
@@ -251,7 +252,7 @@ def test_a_runs_folder_holds_what_the_contract_says(
     assert any(name.startswith("events.out.tfevents") for name in names)
     written = json.loads((settings.folder / "config.json").read_text())
     assert written["batch_size"] == 2 and written["weights"]["clip"].startswith("clip@")
-    repeated = {k: v for k, v in written.items() if k != "weights"}
+    repeated = {k: v for k, v in written.items() if k not in ("weights", "manifest_identity")}
     assert TrainConfig(**repeated) == settings
     before = load_rrdb(models / "sr.safetensors").state_dict()
     after = load_rrdb(settings.folder / "model.pth").state_dict()
@@ -264,6 +265,13 @@ def test_a_folder_of_another_run_is_refused(manifest: Path, models: Path, tmp_pa
     with pytest.raises(UserError, match=r"run: holds a run with lr = 5e-05, now it is 0\.001"):
         loop.train(settings.model_copy(update={"lr": 1e-3}))
     loop.train(settings.model_copy(update={"steps": 2}))  # more steps carry it on
+    rebuilt = tmp_path / "rebuilt.parquet"
+    sql = f"SELECT * FROM '{manifest}/*.parquet' LIMIT 30"
+    duckdb.sql(f"COPY ({sql}) TO '{rebuilt}' (FORMAT parquet)")
+    path = settings.folder / "config.json"
+    path.write_text(path.read_text().replace(str(manifest), str(rebuilt)))
+    with pytest.raises(UserError, match="holds a run with manifest_identity"):
+        loop.train(settings.model_copy(update={"manifest": rebuilt, "steps": 3}))
     assert [line["step"] for line in stats(settings.folder)] == [1, 2]
 
 

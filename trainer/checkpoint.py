@@ -37,14 +37,17 @@ def load(folder: Path) -> dict[str, Any] | None:
     return state
 
 
-def claim_folder(config: TrainConfig, identities: dict[str, str]) -> None:
+def claim_folder(config: TrainConfig, manifest: str, weights: dict[str, str]) -> None:
     """Make the run's folder and its config.json; refuse a folder that holds another run.
 
-    identities: weights and their hashes, so that config.json is all that is needed to repeat it.
+    manifest, weights: identities, so that config.json tells all that is needed to repeat the run.
     Raises UserError naming the first setting that differs.
     """
     path = config.folder / "config.json"
-    settings = json.loads(config.model_dump_json()) | {"weights": identities}
+    settings = json.loads(config.model_dump_json()) | {
+        "manifest_identity": manifest,
+        "weights": weights,
+    }
     if path.exists():
         try:
             before = json.loads(path.read_text())

@@ -71,7 +71,7 @@ def train(config: TrainConfig) -> Path:
         "clip": locate(config.clip_name, "clip").identity,
         "vgg": locate(config.vgg_name, "vgg").identity,
     }
-    checkpoint.claim_folder(config, identities)
+    checkpoint.claim_folder(config, patches.manifest.identity, identities)
     done = 0
     if state := checkpoint.load(folder):
         done = state["step"]
