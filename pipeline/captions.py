@@ -4,7 +4,6 @@ import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ from schemas.clip import Clip, load_clip
 from schemas.errors import UserError
 from schemas.manifest import WORDS_PER_PATCH
 
-BATCH = 64  # patches per CLIP call
+BATCH = {"cpu": 16, "cuda": 128}  # patches per CLIP call
 
 
 @dataclass(frozen=True)
@@ -60,33 +59,55 @@ def dictionary_sha256(words: Sequence[str]) -> str:
 
 
 class Captioner:
-    """Ranks the dictionary for patches with the unmodified CLIP at its own input size."""
+    """Ranks the dictionary for patches with the unmodified CLIP at its own input size.
+
+    Its work is in three steps, so that threads can prepare patches while the network runs, and
+    features can be kept: prepare, features, rank.
+    """
 
     def __init__(self, clip_name: str, words: Sequence[str], device: torch.device):
         self.clip = load_clip(clip_name, device)
         self.words = list(words)
         self.device = device
+        self.batch = BATCH[device.type]
         self._embeddings = _embed(self.clip, self.words, device)
 
-    @torch.inference_mode()
-    def caption(
-        self, patches: Sequence[np.ndarray], executor: Executor | None = None
-    ) -> list[Caption]:
-        """The best words of each patch (S x S x 3 uint8), equal to LabelTable.rank one by one.
+    def prepare(self, patch: np.ndarray) -> torch.Tensor:
+        """S x S x 3 uint8 -> 3 x s x s float32 as the CLIP's own folder asks for it."""
+        return self.clip.preprocess(Image.fromarray(patch))
 
-        executor: where the pictures are resized and normalised, if not in this thread.
+    @torch.inference_mode()
+    def features(self, prepared: Sequence[torch.Tensor]) -> np.ndarray:
+        """Up to `batch` prepared patches -> n x c float32, of unit length.
+
+        A call always has the same size: kernels choose their order of summation by it, and filled
+        up with copies a feature does not depend, to the last bit, on who shares the call.
         """
+        filled = [*prepared, *[prepared[0]] * (self.batch - len(prepared))]
+        batch = torch.stack(filled).to(self.device)
+        features = self.clip.model.encode_image(batch, normalize=True).float()
+        result: np.ndarray = features[: len(prepared)].cpu().numpy()
+        return result
+
+    @torch.inference_mode()
+    def rank(self, features: np.ndarray) -> list[Caption]:
+        """The best words for each of n x c features."""
         captions: list[Caption] = []
-        run = executor.map if executor else map
-        prepare = self.clip.preprocess
-        for start in range(0, len(patches), BATCH):
-            pictures = [Image.fromarray(patch) for patch in patches[start : start + BATCH]]
-            batch = torch.stack(list(run(prepare, pictures))).to(self.device)
-            features = self.clip.model.encode_image(batch, normalize=True).float()
-            best = (features @ self._embeddings.T).topk(WORDS_PER_PATCH, dim=1)
-            for scores, places in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                captions.append(Caption([self.words[i] for i in places], scores))
+        for start in range(0, len(features), self.batch):
+            some = torch.from_numpy(features[start : start + self.batch])
+            # Filled up for the same reason as in `features`.
+            filled = torch.nn.functional.pad(some, (0, 0, 0, self.batch - len(some)))
+            scores = filled.to(self.device) @ self._embeddings.T
+            best = scores[: len(some)].topk(WORDS_PER_PATCH, dim=1)
+            for values, places in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                captions.append(Caption([self.words[i] for i in places], values))
         return captions
+
+    def caption(self, patches: Sequence[np.ndarray]) -> list[Caption]:
+        """The best words of each patch (S x S x 3 uint8), equal to LabelTable.rank one by one."""
+        prepared = [self.prepare(patch) for patch in patches]
+        cuts = range(0, len(prepared), self.batch)
+        return [c for i in cuts for c in self.rank(self.features(prepared[i : i + self.batch]))]
 
 
 def _embed(clip: Clip, words: list[str], device: torch.device) -> torch.Tensor:

@@ -2,10 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from pipeline.places import Place
 from schemas.device import Device
 from schemas.manifest import PATCH_SIZE, Role
 from schemas.weights import PROFILES, Profile
@@ -13,8 +14,8 @@ from schemas.weights import PROFILES, Profile
 Strategy = Literal["depth", "random", "overlap", "inclusion"]
 DICTIONARY = Path(__file__).with_name("dictionary.txt")
 
-# What changes no row: where things stand, how the work is cut, how it runs.
-_NOT_IN_ROWS = {"images", "out", "shard_size", "limit", "dry_run", "device", "workers", "profile"}
+Address = Annotated[str, BeforeValidator(os.fspath)]  # a path, or s3://bucket/name
+Runner = Literal["local", "ray"]
 
 
 class BuildConfig(BaseModel):
@@ -26,7 +27,9 @@ class BuildConfig(BaseModel):
         min_length=1,
         description="photographs: folders (searched downwards), files, globs, .txt lists of paths",
     )
-    out: Path = Field(Path("data/patches.parquet"), description="the manifest to write")
+    out: Address = Field(
+        "data/patches.parquet", description="the manifest to write: a path, or s3://bucket/name"
+    )
     profile: Profile = Field(
         "default", description="a named set of models; offline needs no downloads and is untrained"
     )
@@ -55,6 +58,11 @@ class BuildConfig(BaseModel):
     workers: int = Field(
         os.cpu_count() or 1, ge=1, description="threads that decode photographs and write PNGs"
     )
+    kept: Address | None = Field(
+        None,
+        description="folder of distance maps and CLIP features that builds may share (default: the"
+        " build's own, where what the manifest no longer needs is removed)",
+    )
     device: Device = Field("auto", description="where the networks run")
     limit: int | None = Field(None, ge=1, description="use only the first N photographs")
     dry_run: bool = Field(False, description="say what would be done and what it needs, then stop")
@@ -74,9 +82,13 @@ class BuildConfig(BaseModel):
         half = PATCH_SIZE[role] // 2
         return half if self.min_separation is None else self.min_separation
 
-    def row_parameters(self) -> dict[str, object]:
-        """The parameters that determine a manifest's rows, as plain values."""
-        return self.model_dump(mode="json", exclude=_NOT_IN_ROWS) | {
-            "depth": self.depth_name,
-            "clip": self.clip_name,
-        }
+    @property
+    def work(self) -> Place:
+        """The folder of finished parts, beside the manifest."""
+        out = Place(self.out)
+        return out.parent / f"{out.name.removesuffix('.parquet')}.work"
+
+    @property
+    def kept_folder(self) -> Place:
+        """The folder of kept distance maps and features."""
+        return Place(self.kept) if self.kept else self.work / "kept"

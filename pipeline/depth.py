@@ -7,6 +7,7 @@ sign would swap LR and HR without any other sign of trouble.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,16 +16,56 @@ import torch
 from pipeline.depthfm import DepthFMDistance, load_depthfm
 from schemas.weights import Located, WeightsError, locate
 
-# H x W x 3 uint8 photographs of any sizes -> H x W float32 distances in 0..1, each by itself.
-Distances = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+BATCH = {"cpu": 1, "cuda": 8}  # photographs of one size per call of Depth Anything
 
 
 @dataclass(frozen=True)
 class DepthModel:
-    """A depth estimator that is loaded and speaks of distance."""
+    """A depth estimator that is loaded and speaks of distance.
+
+    Its work is in two steps, so that threads can prepare photographs while the network runs.
+    """
 
     identity: str  # the manifest's column depth_model
-    distances: Distances
+    # H x W x 3 uint8 -> what `predict` reads; those of one shape can share a call.
+    prepare: Callable[[np.ndarray], np.ndarray]
+    # Exactly `batch` prepared photographs of one shape -> h x w float32 distances in 0..1 each, at
+    # the estimator's own resolution.
+    predict: Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+    batch: int
+    is_network: bool  # its maps are worth keeping
+
+    def distance(self, photograph: np.ndarray) -> np.ndarray:
+        """H x W x 3 uint8 -> H x W float32 in 0..1, 0 = nearest, 1 = farthest of it."""
+        (distance,) = self.predict_some([self.prepare(photograph)])
+        return at_size(unpack(pack(distance)) if self.is_network else distance, photograph.shape)
+
+    def predict_some(self, prepared: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """`predict` for up to `batch` of one shape; a call always has the same size.
+
+        Kernels choose their order of summation by the size of a batch: filled up with copies of
+        the first, a map does not depend, to the last bit, on who shares the call.
+        """
+        filled = [*prepared, *[prepared[0]] * (self.batch - len(prepared))]
+        return self.predict(filled)[: len(prepared)]
+
+
+def pack(distance: np.ndarray) -> np.ndarray:
+    """0..1 to uint16, as maps of networks are kept; patches are always chosen from the packed."""
+    return (distance * 65535).round().astype(np.uint16)
+
+
+def unpack(packed: np.ndarray) -> np.ndarray:
+    """The inverse of `pack`, to half of 1/65535."""
+    return packed.astype(np.float32) / np.float32(65535)
+
+
+def at_size(distance: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A map at a photograph's (height, width, …), bicubic as transformers does it, within 0..1."""
+    height, width = shape[:2]
+    if distance.shape == (height, width):
+        return distance
+    return cv2.resize(distance, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1)
 
 
 def load_depth(name_or_path: str, device: torch.device, seed: int = 0) -> DepthModel:
@@ -36,10 +77,10 @@ def load_depth(name_or_path: str, device: torch.device, seed: int = 0) -> DepthM
     """
     located = locate(name_or_path, "depth")
     if located.path is None:
-        return DepthModel(located.identity, colour_attenuation)
-    if located.path.is_file():
-        return DepthModel(located.identity, _depthfm(located, device, seed))
-    return DepthModel(located.identity, _depth_anything(located.path, device))
+        return DepthModel(located.identity, attenuation, list, batch=1, is_network=False)
+    if draws_noise(located):
+        return _depthfm(located, device, seed)
+    return _depth_anything(located.identity, located.path, device)
 
 
 def normalise(values: np.ndarray) -> np.ndarray:
@@ -52,30 +93,33 @@ def normalise(values: np.ndarray) -> np.ndarray:
     return ((values - low) / (high - low)).astype(np.float32)
 
 
-def colour_attenuation(photographs: Sequence[np.ndarray]) -> list[np.ndarray]:
+def attenuation(photograph: np.ndarray) -> np.ndarray:
     """Haze grows with distance: bright and pale means far. A formula, no weights.
 
     Zhu, Mai, Shao, "A Fast Single Image Haze Removal Algorithm Using Color Attenuation Prior",
     IEEE TIP 2015: d = 0.121779 + 0.959710 V - 0.780245 S (eq. 8 with the learned coefficients),
     then the minimum over 15x15 (eq. 21), so that a white thing nearby is not taken for haze.
+    H x W x 3 uint8 -> H x W float32 in 0..1.
     """
-    return [normalise(_attenuation(photograph)) for photograph in photographs]
-
-
-def _attenuation(photograph: np.ndarray) -> np.ndarray:
     hsv = cv2.cvtColor(photograph.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)
     distance = 0.121779 + 0.959710 * hsv[..., 2] - 0.780245 * hsv[..., 1]
-    return cv2.erode(distance, np.ones((15, 15), np.uint8), borderType=cv2.BORDER_REPLICATE)
+    distance = cv2.erode(distance, np.ones((15, 15), np.uint8), borderType=cv2.BORDER_REPLICATE)
+    return normalise(distance)
 
 
-def _depth_anything(folder: Path, device: torch.device) -> Distances:
+def draws_noise(located: Located) -> bool:
+    """Whether an estimator's maps hang on the seed: DepthFM's do, it is the one in a file."""
+    return located.path is not None and located.path.is_file()
+
+
+def _depth_anything(identity: str, folder: Path, device: torch.device) -> DepthModel:
     """Depth Anything V2 (Yang et al. 2024) predicts *inverse* depth, larger = nearer: inverted."""
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
-        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         model = AutoModelForDepthEstimation.from_pretrained(
             folder, local_files_only=True, use_safetensors=True
         )
@@ -86,29 +130,21 @@ def _depth_anything(folder: Path, device: torch.device) -> Distances:
         ) from error
     model = model.to(device).eval()
 
+    def prepare(photograph: np.ndarray) -> np.ndarray:
+        # Keeps the aspect ratio and rounds to the ViT's patch: sizes differ between photographs.
+        pixels: np.ndarray = processor(images=photograph, return_tensors="np")["pixel_values"][0]
+        return pixels
+
     @torch.inference_mode()
-    def distances(photographs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        # The processor keeps the aspect ratio and rounds to the ViT's patch, so sizes differ;
-        # only photographs that come out alike can share a batch.
-        inputs = [
-            processor(images=photograph, return_tensors="pt")["pixel_values"][0]
-            for photograph in photographs
-        ]
-        result: list[np.ndarray] = [np.empty(0)] * len(photographs)
-        for shape in {tensor.shape for tensor in inputs}:
-            members = [i for i, tensor in enumerate(inputs) if tensor.shape == shape]
-            output = model(torch.stack([inputs[i] for i in members]).to(device))
-            sizes = [photographs[i].shape[:2] for i in members]
-            maps = processor.post_process_depth_estimation(output, target_sizes=sizes)
-            for i, prediction in zip(members, maps, strict=True):
-                nearness = prediction["predicted_depth"].float().cpu().numpy()
-                result[i] = normalise(-nearness)
-        return result
+    def predict(prepared: Sequence[np.ndarray]) -> list[np.ndarray]:
+        batch = torch.from_numpy(np.stack(prepared)).to(device)
+        nearness = model(batch).predicted_depth.float().cpu().numpy()
+        return [normalise(-one) for one in nearness]
 
-    return distances
+    return DepthModel(identity, prepare, predict, BATCH[device.type], is_network=True)
 
 
-def _depthfm(located: Located, device: torch.device, seed: int) -> Distances:
+def _depthfm(located: Located, device: torch.device, seed: int) -> DepthModel:
     """DepthFM (Gui et al. 2025), the paper's estimator: its output grows with distance, kept."""
     assert located.path is not None
     beside = located.path.parent / "vae"
@@ -116,6 +152,14 @@ def _depthfm(located: Located, device: torch.device, seed: int) -> Distances:
     assert folder is not None
     vae = folder / "vae"
     try:
-        return DepthFMDistance(load_depthfm(located.path, vae, device), seed)
+        estimate = DepthFMDistance(load_depthfm(located.path, vae, device), seed)
     except ValueError as error:
         raise WeightsError(str(error)) from error
+    # One at a time: each has its own noise from the same seed, and one fills a GPU.
+    return DepthModel(
+        located.identity,
+        estimate.prepare,
+        lambda prepared: [estimate.predict(one) for one in prepared],
+        batch=1,
+        is_network=True,
+    )

@@ -9,7 +9,7 @@ of xformers; this is the one with xformers, which upstream's requirements instal
 import math
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class DepthFM:
 
 @dataclass(frozen=True)
 class DepthFMDistance:
-    """Photographs -> distance maps, each photograph by itself and with the same seed.
+    """A photograph -> its distance map, each by itself and with the same seed.
 
     DepthFM's depth grows with distance, so it is kept: upstream's `inference.ipynb` plots it as it
     comes, and the grass in front is at 0, the dogs in the middle, the meadow behind them near 1.
@@ -82,28 +82,26 @@ class DepthFMDistance:
     max_side: int | None = 768
     name: str = "depthfm"
 
-    def __call__(self, photographs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """(H, W, 3) uint8 RGB of any sizes -> (H, W) float32, 0 = nearest, 1 = farthest of each."""
-        return [self._distance(photograph) for photograph in photographs]
-
-    def _distance(self, photograph: np.ndarray) -> np.ndarray:
+    def prepare(self, photograph: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 RGB -> (3, h, w) float32 in [-1, 1] at the network's size."""
         height, width = photograph.shape[:2]
         size = processing_size(width, height, self.max_side)
         resized = np.asarray(Image.fromarray(photograph).resize(size, Image.Resampling.BILINEAR))
-        device = self.model.text_embedding.device
-        images = torch.tensor(resized / 127.5 - 1, dtype=torch.float32, device=device)
+        return (resized / 127.5 - 1).astype(np.float32).transpose(2, 0, 1)
 
+    def predict(self, prepared: np.ndarray) -> np.ndarray:
+        """What `prepare` made -> (h, w) float32, 0 = nearest, 1 = farthest of it.
+
+        Raises ValueError: not finite.
+        """
+        device = self.model.text_embedding.device
+        images = torch.tensor(prepared, device=device)[None]
         generator = torch.Generator().manual_seed(self.seed)  # the CPU's: same noise on any device
         with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):  # upstream
-            depth = self.model.depth(
-                images.permute(2, 0, 1)[None], self.num_steps, self.ensemble_size, generator
-            )
+            depth = self.model.depth(images, self.num_steps, self.ensemble_size, generator)
         if not depth.isfinite().all():
-            raise ValueError(f"{self.name}: depth of a {width}x{height} photograph is not finite")
-
-        full = Image.fromarray(depth[0, 0].cpu().numpy())
-        full = full.resize((width, height), Image.Resampling.BILINEAR)
-        return min_max(torch.from_numpy(np.array(full))[None])[0].numpy()
+            raise ValueError(f"{self.name}: the depth of a photograph is not finite")
+        return min_max(depth[:, 0].float())[0].cpu().numpy()
 
 
 def load_depthfm(checkpoint: Path, vae: Path, device: torch.device) -> DepthFM:

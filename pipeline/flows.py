@@ -6,6 +6,7 @@ prefect deployment run build-patches     # from another terminal, same folder
 
 import inspect
 import os
+from dataclasses import asdict
 from functools import wraps
 from typing import Annotated, Any
 
@@ -35,32 +36,32 @@ def _build_patches(**parameters: Any) -> Any:
     # Imported when a run starts: the command `prefect` loads this module for its plugin and
     # should not wait for PyTorch.
     from pipeline import build as stages
+    from pipeline.lock import sole_build
+    from pipeline.shard import Job, build_shard
 
     log = get_run_logger()
+    config = BuildConfig(**parameters)
     try:
-        build = stages.plan_build(BuildConfig(**parameters))
-        to_do = sum(len(shard.photographs) for shard in build.plan.to_do)
-        log.info("%d photographs, %d to do", build.plan.photographs, to_do)
-        with progress(to_do, "photographs", "img") as bar:
-            # One task per part, never per photograph: a task costs Prefect tens of milliseconds.
-            @task(  # type: ignore[untyped-decorator]
-                name="build-part", task_run_name="{shard.name}", retries=2, retry_delay_seconds=5
-            )
-            def build_part(build: stages.Build, shard: Any) -> str:
-                return stages.build_shard(build, shard, bar.update)
+        with sole_build(config.work):
+            build = stages.plan_build(config)
+            log.info("%d photographs, %d to do", build.plan.photographs, build.to_do)
+            with progress(build.to_do, "photographs", "img") as bar:
+                # A task per part, never per photograph: it costs Prefect tens of milliseconds.
+                @task(  # type: ignore[untyped-decorator]
+                    name="build-part",
+                    task_run_name="{shard.name}",
+                    retries=2,
+                    retry_delay_seconds=5,
+                )
+                def build_part(job: Job, shard: Any) -> str:
+                    return build_shard(job, shard, bar.update)
 
-            build_part.map(unmapped(build), list(build.plan.to_do)).result()
-        summary = stages.publish(build)
+                made = build_part.map(unmapped(build.job), list(build.plan.to_do)).result()
+            summary = stages.finish(build, made)
     except UserError as error:  # a state with a message, where raising would log a traceback
         return Failed(message=str(error))
     log.info("%s: %d lr and %d hr patches", summary.manifest, *summary.patches.values())
-    return {
-        "manifest": str(summary.manifest),
-        "images": str(summary.images),
-        "parts": summary.parts,
-        "status": summary.status,
-        "patches": summary.patches,
-    }
+    return asdict(summary)
 
 
 def _signature() -> inspect.Signature:

@@ -4,14 +4,18 @@ import glob
 import hashlib
 import io
 import os
+import posixpath
+import stat
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.fs as pafs
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from pipeline.places import Place
 from schemas.errors import UserError
 
 FORMATS = frozenset(
@@ -32,7 +36,8 @@ FORMATS = frozenset(
         ".pnm",
     ]
 )
-MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)  # where Pillow speaks of a decompression bomb
+MAX_PIXELS = 2**27  # 134 megapixels: what one photograph may ask of memory (see pipeline.shard)
+MAX_BYTES = 2**30
 _BACKDROP = (128, 128, 128)  # behind transparency: neither of the two edges of the range
 
 
@@ -41,8 +46,8 @@ class Found:
     """A file that may be a photograph, as the file system knows it."""
 
     name: str  # POSIX path relative to the images root: goes into the manifest
-    path: Path
-    size: int  # bytes
+    place: Place
+    size: int  # bytes; -1: no regular file
     modified: int  # nanoseconds
 
 
@@ -66,44 +71,50 @@ class Unusable(Exception):
 def find(images: Iterable[str]) -> list[Found]:
     """All photographs below the given paths, each once, sorted by name.
 
-    images: folders (searched downwards for FORMATS; hidden ones passed over), files, globs, or
-    `.txt` files with one path a line. Names are relative to the deepest folder that holds them all.
+    images: folders (searched downwards for FORMATS; hidden ones passed over), files, globs, `.txt`
+    files with one path a line, or folders and files in object storage (`s3://bucket/folder`).
+    Names are relative to the deepest folder that holds them all.
     Raises UserError: a path that leads nowhere, or nothing found.
     """
-    files: dict[Path, None] = {}
+    files: dict[str, Found] = {}
     for given in images:
-        for path in _expand(given):
-            files.setdefault(Path(os.path.abspath(path)))
+        for found in _expand(given):
+            files.setdefault(found.place.uri, found)
     if not files:
         raise UserError(
             f"no photograph found in {', '.join(images)}; looked for {' '.join(sorted(FORMATS))}"
         )
-    root = Path(os.path.commonpath([file.parent for file in files]))
-    return sorted(_stat(file, root) for file in files)
-
-
-def _stat(file: Path, root: Path) -> Found:
-    # A name that is no UTF-8 is legal on Linux and must not break the catalogue: \xff is spelt out.
-    name = os.fsencode(file.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
     try:
-        stat = file.stat()
-    except OSError:  # gone, or a link to nothing: still found, and recorded as unreadable
-        return Found(name, file, 0, 0)
-    return Found(name, file, stat.st_size, stat.st_mtime_ns)
+        root = posixpath.commonpath([posixpath.dirname(uri) for uri in files])
+    except ValueError as error:  # a local path and an address
+        raise UserError(
+            f"--images {' '.join(images)}: folders of this machine and of object storage cannot"
+            " share one manifest's names; build two"
+        ) from error
+    return sorted(_named(found, root) for found in files.values())
 
 
-def _expand(given: str) -> Iterable[Path]:
+def _named(found: Found, root: str) -> Found:
+    # A name that is no UTF-8 is legal on Linux and must not break the catalogue: \xff is spelt out.
+    relative = posixpath.relpath(found.place.uri, root)
+    name = os.fsencode(relative).decode("utf-8", "backslashreplace")
+    return Found(name, found.place, found.size, found.modified)
+
+
+def _expand(given: str) -> Iterable[Found]:
+    if "://" in given:
+        return _in_object_storage(given)
     path = Path(given)
     if path.is_dir():
-        return _walk(path)
+        return (_stat(file) for file in _walk(path))
     if path.suffix.lower() == ".txt" and path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines()
         # As a shell script would: relative paths in a list are seen from the current folder.
-        return [p for line in lines if line.strip() for p in _expand(line.strip())]
+        return [found for line in lines if line.strip() for found in _expand(line.strip())]
     if path.is_file():
-        return [path]
+        return [_stat(path)]
     if matches := sorted(glob.glob(given, recursive=True)):
-        return [p for match in matches for p in ([Path(match)] if os.path.isfile(match) else [])]
+        return [_stat(Path(match)) for match in matches if os.path.isfile(match)]
     raise UserError(f"--images {given}: no such folder, file, glob or list; check the path")
 
 
@@ -111,8 +122,46 @@ def _walk(folder: Path) -> Iterable[Path]:
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for file in files:
-            if Path(file).suffix.lower() in FORMATS and not file.startswith("."):
+            if _is_photograph(file):
                 yield Path(parent, file)
+
+
+def _is_photograph(name: str) -> bool:
+    return posixpath.splitext(name)[1].lower() in FORMATS and not name.startswith(".")
+
+
+def _stat(file: Path) -> Found:
+    place = Place(os.path.abspath(file))
+    try:
+        state = file.stat()
+    except OSError:  # gone, or a link to nothing or to itself: still found, recorded as unreadable
+        return Found("", place, 0, 0)
+    # A pipe or a device would be read for ever.
+    size = state.st_size if stat.S_ISREG(state.st_mode) else -1
+    return Found("", place, size, state.st_mtime_ns)
+
+
+def _in_object_storage(given: str) -> list[Found]:
+    place = Place(given.rstrip("/"))
+    try:
+        info = place.fs.get_file_info(place.key)
+        if info.type == pafs.FileType.Directory:
+            found = place.fs.get_file_info(pafs.FileSelector(place.key, recursive=True))
+        else:
+            found = [info]
+    except OSError as error:
+        raise UserError(
+            f"--images {given}: the storage does not answer ({error}); check the address, the"
+            " credentials and AWS_ENDPOINT_URL"
+        ) from error
+    if info.type == pafs.FileType.NotFound:
+        raise UserError(f"--images {given}: no such folder or file; check the address")
+    scheme = given.split("://", 1)[0]
+    return [
+        Found("", Place(f"{scheme}://{file.path}"), file.size, file.mtime_ns or 0)
+        for file in found
+        if file.is_file and (_is_photograph(file.base_name) or file is info)
+    ]
 
 
 def load(found: Found, min_side: int) -> Photograph:
@@ -122,10 +171,14 @@ def load(found: Found, min_side: int) -> Photograph:
     grey, CMYK and wide-gamut pictures go through their ICC profile. Of several frames, the first.
     Raises Unusable (too_small below `min_side` pixels, too_large, unreadable).
     """
+    if found.size < 0:
+        raise Unusable("unreadable", "no regular file")
+    if found.size > MAX_BYTES:
+        raise Unusable("too_large", f"{found.size} bytes: over {MAX_BYTES}")
     try:
-        content = found.path.read_bytes()
+        content = found.place.read_bytes()
     except OSError as error:
-        raise Unusable("unreadable", f"cannot be read: {error.strerror}") from error
+        raise Unusable("unreadable", f"cannot be read: {error.strerror or error}") from error
     image_id = hashlib.sha256(content).hexdigest()
     if not content:
         raise Unusable("unreadable", "the file is empty", image_id)

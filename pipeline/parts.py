@@ -1,31 +1,26 @@
-"""What is left to do, and how what is done becomes the manifest.
+"""What is done already, and what is left to do.
 
-Finished parts stay in a work folder beside the manifest and are never changed; publishing links
-them into a new folder that takes the manifest's place in one step. A part is a pair of files:
-`part-x.parquet` (patches) and `part-x.images.parquet` (its rows of the catalogue), the second
-written last: where it stands, the part is complete.
+A part is a pair of files in the work folder: `part-x.parquet` (rows of the manifest) and
+`part-x.images.parquet` (rows of the catalogue, and the state of every file it was made from), the
+second written last: where it stands, the part is complete. Parts are never changed. x is a
+fingerprint of all that determines the rows: the stages (see identity.py) and the photographs.
 """
 
-import hashlib
 import json
-import os
-import shutil
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.identity import Identities, fingerprint
 from pipeline.images import Found
-from schemas.errors import UserError
-from schemas.files import atomic_path, remove, replace_folder
-from schemas.manifest import IMAGES, METADATA_KEY, ROW_GROUP, images_path, parquet_writer
+from pipeline.places import Place
+from schemas.manifest import METADATA_KEY, Row
 
-CODE_VERSION = 1  # raise it when the same input gives other rows than before
+RETRIED = {"failed", "unreadable"}  # what a rerun tries again: the reason may have passed
 
 
 @dataclass(frozen=True)
@@ -34,155 +29,127 @@ class Shard:
 
     name: str
     photographs: tuple[Found, ...]
+    earlier: dict[str, str] = field(default_factory=dict)  # photograph's name -> part with its rows
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished part: what it was made with and from."""
+
+    name: str
+    selection: str  # Identities.selection
+    rows: str  # Identities.rows
+    states: dict[str, list[int]]  # photograph's name -> size and time of change
+    status: dict[str, str]
+
+    def done(self) -> dict[str, list[int]]:
+        """Those of its photographs that need no other attempt."""
+        return {name: state for name, state in self.states.items() if not self.retried(name)}
+
+    def retried(self, name: str) -> bool:
+        """Whether a rerun tries this photograph again."""
+        return self.status.get(name) in RETRIED
 
 
 @dataclass(frozen=True)
 class Plan:
     """A build as it stands: parts that are finished and shards that are to be done."""
 
-    out: Path
-    work: Path  # of these parameters; other parameters have other work folders
     finished: tuple[str, ...]
     to_do: tuple[Shard, ...]
     photographs: int
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a finished build holds."""
-
-    manifest: Path
-    images: Path
-    parts: int
-    status: dict[str, int]
-    patches: dict[str, int]
-
-
-def fingerprint(parameters: dict[str, Any]) -> str:
-    """Identity of everything but the photographs that determines the rows."""
-    text = json.dumps(parameters | {"code": CODE_VERSION}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def plan_build(out: Path, found: Sequence[Found], identity: str, shard_size: int) -> Plan:
+def plan(work: Place, found: Sequence[Found], identities: Identities, shard_size: int) -> Plan:
     """Keep the finished parts whose photographs are all still as they were; cut the rest anew.
 
     A photograph counts as unchanged while its name, size and time of change are the same. So a
-    rerun after a kill redoes only what was under way, and new photographs cost only themselves.
+    rerun after a kill redoes only what was under way, and new photographs cost only themselves. A
+    part that has to be made again keeps its photographs together: shards are not reshuffled.
     """
-    work = out.with_name(f"{out.name.removesuffix('.parquet')}.work") / identity
-    states = {photograph.name: _state(photograph) for photograph in found}
-    finished, covered = [], set[str]()
-    for catalogue in sorted(work.glob("part-*.images.parquet")):
-        members = _members(catalogue)
-        if members and not covered & members.keys() and members.items() <= states.items():
-            finished.append(catalogue.name.removesuffix(".images.parquet"))
-            covered |= members.keys()
-    rest = [photograph for photograph in found if photograph.name not in covered]
-    cuts = (rest[i : i + shard_size] for i in range(0, len(rest), shard_size))
-    shards = tuple(Shard(_shard_name(cut), tuple(cut)) for cut in cuts)
-    return Plan(out, work, tuple(finished), shards, len(found))
+    states = {photograph.name: state_of(photograph) for photograph in found}
+    finished, outdated, covered = [], [], set[str]()
+    for part in read_parts(work):
+        done = part.done()
+        current = all(states.get(name) == state for name, state in done.items())
+        if done and current and part.rows == identities.rows and not covered & done.keys():
+            finished.append(part.name)
+            covered |= done.keys()
+        else:
+            outdated.append(part)
+    rest = {photograph.name: photograph for photograph in found if photograph.name not in covered}
+    earlier = _rows_at_hand(outdated, states, identities.selection)
+    shards: list[Shard] = []
+    for names in [*(part.done() for part in outdated), list(rest)]:
+        group = [rest.pop(name) for name in names if name in rest]
+        cuts = (group[i : i + shard_size] for i in range(0, len(group), shard_size))
+        shards.extend(_shard(cut, earlier) for cut in cuts)
+    return Plan(tuple(finished), tuple(shards), len(found))
 
 
-def _state(photograph: Found) -> str:
-    return f"{photograph.size}:{photograph.modified}"
+def _rows_at_hand(
+    parts: Sequence[Part], states: dict[str, list[int]], selection: str
+) -> dict[str, str]:
+    """Photographs whose patches stand in an earlier part, chosen as this build would choose."""
+    return {
+        name: part.name
+        for part in parts
+        if part.selection == selection
+        for name, state in part.done().items()
+        if states.get(name) == state
+    }
 
 
-def _shard_name(photographs: Sequence[Found]) -> str:
-    text = "\n".join(f"{p.name}:{_state(p)}" for p in photographs)
-    return "part-" + hashlib.sha256(text.encode()).hexdigest()[:16]
+def _shard(photographs: Sequence[Found], earlier: dict[str, str]) -> Shard:
+    states = [[photograph.name, *state_of(photograph)] for photograph in photographs]
+    at_hand = {p.name: earlier[p.name] for p in photographs if p.name in earlier}
+    return Shard(f"shard-{fingerprint(states)}", tuple(photographs), at_hand)
 
 
-def _members(catalogue: Path) -> dict[str, str]:
-    metadata = pq.read_schema(catalogue).metadata or {}
-    members: dict[str, str] = json.loads(metadata.get(METADATA_KEY, b"{}")).get("members", {})
-    return members
+def state_of(photograph: Found) -> list[int]:
+    """What tells, without reading it, that a file was changed."""
+    return [photograph.size, photograph.modified]
 
 
-def part_paths(work: Path, name: str) -> tuple[Path, Path]:
+def part_name(identities: Identities, catalogue: Iterable[Row]) -> str:
+    """The fingerprint of a part: its stages, and each photograph's content, name and outcome."""
+    photographs = [[row["path"], row["image_id"], row["status"]] for row in catalogue]
+    return f"part-{fingerprint(identities.rows, photographs)}"
+
+
+def part_files(work: Place, name: str) -> tuple[Place, Place]:
     """Where the patches and the catalogue rows of a part stand."""
     return work / f"{name}.parquet", work / f"{name}.images.parquet"
 
 
-def members_metadata(shard: Shard) -> dict[str, Any]:
-    """What a part's catalogue says of the files it was made from."""
-    return {"members": {photograph.name: _state(photograph) for photograph in shard.photographs}}
+def part_metadata(identities: Identities, shard: Shard) -> dict[str, Any]:
+    """What a part's catalogue says of how and from what it was made."""
+    return {
+        "selection": identities.selection,
+        "rows": identities.rows,
+        "states": {photograph.name: state_of(photograph) for photograph in shard.photographs},
+    }
 
 
-def publish(plan: Plan, metadata: dict[str, Any]) -> Summary:
-    """Turn finished parts into the manifest and its catalogue; readers see the old or the new.
-
-    Photographs with the same bytes are used once, the first by name. Parts of other parameters and
-    parts that lost a photograph go. Raises UserError where no photograph gave a patch.
-    """
-    names = [*plan.finished, *(shard.name for shard in plan.to_do)]
-    parts = [part_paths(plan.work, name) for name in sorted(set(names))]
-    catalogue = _mark_duplicates(pa.concat_tables(pq.read_table(images) for _, images in parts))
-    status = Counter(catalogue["status"].to_pylist())
-    if not status["ok"]:
-        reasons = Counter(reason for reason in catalogue["error"].to_pylist() if reason)
-        common = f"; most often: {reasons.most_common(1)[0][0]}" if reasons else ""
-        raise UserError(
-            f"none of {len(catalogue)} photographs gave a patch"
-            f" ({', '.join(f'{n} {s}' for s, n in status.items())}){common}"
-        )
-    _publish_parts([patches for patches, _ in parts], catalogue, plan)
-    images = images_path(plan.out)
-    with atomic_path(images) as temporary:
-        encoded = {METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
-        pq.write_table(catalogue.replace_schema_metadata(encoded), temporary)
-    _tidy(plan.work, {path.name for part in parts for path in part})
-    patches = {role: pc.sum(catalogue[f"n_{role}"]).as_py() for role in ("lr", "hr")}
-    return Summary(plan.out, images, len(parts), dict(status), patches)
+def read_parts(work: Place) -> list[Part]:
+    """All finished parts in the work folder, whatever they were made with, by name."""
+    ending = ".images.parquet"
+    names = [name.removesuffix(ending) for name in work.names() if name.endswith(ending)]
+    with ThreadPoolExecutor(8) as executor:
+        parts = executor.map(lambda name: _read_part(work, name), names)
+        return [part for part in parts if part]
 
 
-def _mark_duplicates(catalogue: pa.Table) -> pa.Table:
-    rows = catalogue.sort_by("path").to_pylist()
-    first: dict[str, str] = {}
-    for row in rows:
-        if row["status"] in ("ok", "no_patches"):
-            original = first.setdefault(row["image_id"], row["path"])
-            if original != row["path"]:
-                reason = f"same bytes as {original}"
-                row |= {"status": "duplicate", "error": reason, "n_lr": 0, "n_hr": 0}
-    return pa.Table.from_pylist(rows, schema=IMAGES)
-
-
-def _publish_parts(parts: Iterable[Path], catalogue: pa.Table, plan: Plan) -> None:
-    duplicate = pc.equal(catalogue["status"], "duplicate")
-    unwanted = catalogue.filter(duplicate)["path"].combine_chunks()
-    new = plan.work.parent / "publishing"
-    remove(new)  # a build that was killed here left its own
-    new.mkdir(parents=True)
-    for part in parts:
-        paths = pq.read_table(part, columns=["image_path"])["image_path"]
-        if pc.any(pc.is_in(paths, unwanted)).as_py():
-            _copy_without(part, new / part.name, unwanted)
-        elif len(paths):
-            _link(part, new / part.name)
-    replace_folder(new, plan.out)
-
-
-def _link(source: Path, target: Path) -> None:
+def _read_part(work: Place, name: str) -> Part | None:
     try:
-        os.link(source, target)  # finished parts never change, so both names can share the bytes
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
+        table = read_table(part_files(work, name)[1], ["path", "status"])
+        about = json.loads((table.schema.metadata or {})[METADATA_KEY])
+        status = dict(zip(table["path"].to_pylist(), table["status"].to_pylist(), strict=True))
+        return Part(name, about["selection"], about["rows"], about["states"], status)
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError):
+        return None  # not ours, or damaged: what it held is made again
 
 
-def _copy_without(source: Path, target: Path, unwanted: pa.Array) -> None:
-    part = pq.ParquetFile(source)
-    with atomic_path(target) as temporary, parquet_writer(temporary, part.schema_arrow) as writer:
-        for batch in part.iter_batches(ROW_GROUP):
-            kept = batch.filter(pc.invert(pc.is_in(batch["image_path"], unwanted)))
-            writer.write_batch(kept)
-
-
-def _tidy(work: Path, keep: set[str]) -> None:
-    """Remove what no longer belongs to this manifest: other parameters, changed photographs."""
-    for path in work.parent.iterdir():
-        if path != work:
-            remove(path)
-    for path in work.iterdir():
-        if path.name not in keep:
-            remove(path)
+def read_table(place: Place, columns: list[str] | None = None) -> pa.Table:
+    """A whole Parquet file, or some of its columns. Raises OSError, ArrowInvalid."""
+    return pq.read_table(place.key, columns=columns, filesystem=place.fs, partitioning=None)

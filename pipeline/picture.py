@@ -69,7 +69,7 @@ def draw(config: PictureConfig) -> str:
         pick_device(config.device),
         parameters.get("seed", 0),
     )
-    distance = box_mean(depth.distances([pixels])[0])
+    distance = box_mean(depth.distance(pixels))
     own = [row for row in rows if row["image_path"] == name]
     _draw(config.out, pixels, distance, own, parameters)
     return name

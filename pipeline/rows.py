@@ -1,12 +1,14 @@
 """What a photograph leaves behind: its rows of the manifest and its row of the catalogue."""
 
+from collections.abc import Sequence
+
 from pipeline.captions import Caption
 from pipeline.images import Found, Photograph, Unusable
 from pipeline.select import Patch
 from schemas.manifest import PATCH_SIZE, Row, patch_id
 
 
-def catalogue_row(photograph: Photograph, patches: list[Patch]) -> Row:
+def catalogue_row(photograph: Photograph, patches: Sequence[Patch]) -> Row:
     """A photograph that was used, or in which no patch was found."""
     height, width = photograph.pixels.shape[:2]
     counts = {f"n_{role}": sum(patch.role == role for patch in patches) for role in PATCH_SIZE}
@@ -37,15 +39,9 @@ def unusable_row(found: Found, why: Unusable, photograph: Photograph | None = No
 
 
 def patch_row(
-    photograph: Photograph,
-    patch: Patch,
-    caption: Caption,
-    png: bytes,
-    strategy: str,
-    depth_model: str,
-    caption_model: str,
+    photograph: Photograph, patch: Patch, png: bytes, strategy: str, depth_model: str
 ) -> Row:
-    """A patch, with its PNG bytes, as a row of the manifest."""
+    """A patch, with its PNG bytes, as a row of the manifest that still lacks its caption."""
     height, width = photograph.pixels.shape[:2]
     identity = patch_id(photograph.image_id, patch.role, patch.x, patch.y, patch.size)
     return {
@@ -57,9 +53,15 @@ def patch_row(
         **vars(patch),
         "strategy": strategy,
         "depth_model": depth_model,
+        "image": {"bytes": png, "path": f"{identity}.png"},
+    }
+
+
+def captioned(row: Row, caption: Caption, caption_model: str) -> Row:
+    """The row with its caption; one that it had is replaced."""
+    return row | {
         "caption_model": caption_model,
         "caption": caption.text,
         "words": caption.words,
         "word_scores": caption.scores,
-        "image": {"bytes": png, "path": f"{identity}.png"},
     }

@@ -18,9 +18,12 @@ from schemas.weights import untrained
 def run(config: BuildConfig) -> None:
     """Build through the Prefect flow and print a summary."""
     from pipeline import build as stages  # heavy imports after --help and flag errors
+    from pipeline.lock import check_free
 
     started = time.monotonic()
-    planned = stages.plan_build(config)  # errors come before Prefect's server starts
+    # Errors come before Prefect's server starts.
+    planned = stages.plan_build(config)
+    check_free(config.work)
     if untrained(config.clip_name):
         print("UNTRAINED: tiny-clip; captions are noise, they show the path only", file=sys.stderr)
     if config.dry_run:
@@ -31,6 +34,8 @@ def run(config: BuildConfig) -> None:
     summary = flows.build(config)
     status = ", ".join(f"{count} {name}" for name, count in sorted(summary["status"].items()))
     print(f"photographs: {status}")
+    if again := sum(summary["status"].get(name, 0) for name in ("failed", "unreadable")):
+        print(f"             the same command tries the {again} failed and unreadable ones again")
     print(f"patches:     {summary['patches']['lr']} lr, {summary['patches']['hr']} hr")
     print(f"manifest:    {summary['manifest']} ({summary['parts']} parts)")
     print(f"catalogue:   {summary['images']}")

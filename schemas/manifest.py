@@ -95,13 +95,18 @@ class Manifest:
 
 
 def images_path(manifest: Path) -> Path:
-    """Where the image catalogue of a manifest stands.
+    """Where the image catalogue of a manifest stands: beside it, see `images_name`."""
+    return manifest.with_name(images_name(manifest.name))
 
-    `data/patches.parquet` -> `data/images.parquet`; any other name keeps it, so that two manifests
-    can share a folder: `data/mine.parquet` -> `data/mine.images.parquet`.
+
+def images_name(manifest: str) -> str:
+    """The name of the image catalogue of a manifest of that name.
+
+    `patches.parquet` -> `images.parquet`; any other name keeps it, so that two manifests can share
+    a folder: `mine.parquet` -> `mine.images.parquet`.
     """
-    stem = manifest.name.removesuffix(".parquet")
-    return manifest.with_name("images.parquet" if stem == "patches" else f"{stem}.images.parquet")
+    stem = manifest.removesuffix(".parquet")
+    return "images.parquet" if stem == "patches" else f"{stem}.images.parquet"
 
 
 def patch_id(image_id: str, role: Role, x: int, y: int, size: int) -> str:
@@ -137,14 +142,23 @@ Row = dict[str, Any]
 def write_part(
     path: Path, schema: pa.Schema, metadata: dict[str, Any]
 ) -> Iterator[Callable[[Iterable[Row]], None]]:
-    """One Parquet file that appears only when it is complete; yields what appends rows to it.
+    """One Parquet file that appears only when it is complete; yields what appends rows to it."""
+    with atomic_path(path) as temporary, rows_to(temporary, schema, metadata) as write:
+        yield write
+
+
+@contextlib.contextmanager
+def rows_to(
+    path: Path, schema: pa.Schema, metadata: dict[str, Any]
+) -> Iterator[Callable[[Iterable[Row]], None]]:
+    """Write a Parquet file row by row, in place; yields what appends rows to it.
 
     Rows go to disk a row group at a time: memory holds one, about 15 MB of patches.
     """
     encoded = {METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
     schema = schema.with_metadata(encoded)
     waiting: list[Row] = []
-    with atomic_path(path) as temporary, parquet_writer(temporary, schema) as writer:
+    with parquet_writer(path, schema) as writer:
 
         def flush() -> None:
             if waiting:

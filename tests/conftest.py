@@ -15,6 +15,7 @@ import torch
 from pipeline import build as stages
 from pipeline.config import BuildConfig
 from pipeline.demo import copy_photographs
+from pipeline.shard import build_shard
 
 torch.set_num_threads(1)  # the tests run two at a time on two cores
 
@@ -39,6 +40,6 @@ def manifest(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def run_stages(config: BuildConfig) -> list[str]:
     """Build without Prefect; returns the names of the parts that had to be made."""
     build = stages.plan_build(config)
-    made = [stages.build_shard(build, shard) for shard in build.plan.to_do]
-    stages.publish(build)
+    made = [build_shard(build.job, shard) for shard in build.plan.to_do]
+    stages.finish(build, made)
     return made

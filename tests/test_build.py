@@ -1,6 +1,8 @@
 """Builds: what ends in the manifest, what is done again, and what bad photographs do."""
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from PIL import Image
 
 from pipeline import build as stages
 from pipeline.config import BuildConfig
+from pipeline.models import load_models
+from pipeline.shard import build_shard
 from schemas.errors import UserError
 from schemas.manifest import PATCHES, open_manifest, patch_id
 
@@ -137,8 +141,8 @@ def test_new_and_changed_photographs_cost_only_themselves(
 def test_a_build_cut_short_ends_like_an_undisturbed_one(album: Path, tmp_path: Path) -> None:
     out, other = tmp_path / "patches.parquet", tmp_path / "other" / "patches.parquet"
     build = stages.plan_build(config(album, out, shard_size=2))
-    stages.build_shard(build, build.plan.to_do[0])  # … and here it was killed
-    (build.plan.work / ".part-x.parquet.tmp").write_bytes(b"half a part")
+    build_shard(build.job, build.plan.to_do[0])  # … and here it was killed
+    (build.job.config.work.path / ".part-x.parquet.tmp").write_bytes(b"half a part")
     assert len(run_stages(config(album, out, shard_size=2))) == 1
     run_stages(config(album, other, shard_size=2))
     assert rows(out) == rows(other)
@@ -169,20 +173,20 @@ def test_rows_do_not_depend_on_how_the_work_is_cut(album: Path, tmp_path: Path) 
 def test_one_photograph_that_breaks_the_depth_network_is_alone_in_failing(
     album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.depth import DepthModel, colour_attenuation
-
-    def distances(photographs: Any) -> list[np.ndarray]:
-        if any(p.shape[0] == 300 for p in photographs):  # chelsea
-            raise RuntimeError("out of memory")
-        return colour_attenuation(photographs)
-
     build = stages.plan_build(config(album, tmp_path / "patches.parquet"))
-    real = stages.load_models(build.config)
-    broken = stages.Models(DepthModel("broken", distances), real.captioner)
-    monkeypatch.setattr(stages, "load_models", lambda config: broken)
-    stages.build_shard(build, build.plan.to_do[0])
-    stages.publish(build)
-    status = {path: e["status"] for path, e in catalogue(tmp_path / "patches.parquet").items()}
+    models = load_models(build.job.config)
+
+    def predict(prepared: Sequence[np.ndarray]) -> list[np.ndarray]:
+        if any(p.shape[0] == 300 for p in prepared):  # chelsea
+            raise RuntimeError("out of memory")
+        return list(prepared)
+
+    monkeypatch.setattr(models, "_depth", replace(models.depth, predict=predict, batch=3))
+    made = [build_shard(build.job, shard) for shard in build.plan.to_do]
+    stages.finish(build, made)
+    found = catalogue(tmp_path / "patches.parquet")
+    assert found["chelsea.png"]["error"] == "RuntimeError: out of memory"
+    status = {path: entry["status"] for path, entry in found.items()}
     assert status.pop("chelsea.png") == "failed" and set(status.values()) == {"ok"}
 
 

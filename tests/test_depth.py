@@ -9,7 +9,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 from upstream import save_depth_anything
 
-from pipeline.depth import colour_attenuation, load_depth, normalise
+from pipeline.depth import DepthModel, at_size, attenuation, load_depth, normalise, pack, unpack
 from schemas.weights import WeightsError
 
 CPU = torch.device("cpu")
@@ -30,25 +30,43 @@ def photos() -> list[np.ndarray]:
 
 def test_depth_anything_predicts_nearness_and_is_inverted(depth_anything: Path) -> None:
     """Upstream: larger = nearer. Ours: larger = farther, from the very same numbers."""
-    ours = load_depth(str(depth_anything), CPU).distances(photos())
+    ours = load_depth(str(depth_anything), CPU)
     model = AutoModelForDepthEstimation.from_pretrained(depth_anything).eval()
     processor = AutoImageProcessor.from_pretrained(depth_anything)
-    for photo, distance in zip(photos(), ours, strict=True):
+    for photo in photos():
         with torch.no_grad():
             output = model(**processor(images=photo, return_tensors="pt"))
+        native = output.predicted_depth[0].numpy()
+        (distance,) = ours.predict_some([ours.prepare(photo)])
+        assert distance.dtype == np.float32
+        assert distance.flat[native.argmax()] == 0 and distance.flat[native.argmin()] == 1
+        # And at the photograph's size, as transformers enlarges it; kept in 16 bit between.
         size = [photo.shape[:2]]
-        nearness = processor.post_process_depth_estimation(output, target_sizes=size)[0]
-        upstream = nearness["predicted_depth"].numpy()
-        assert distance.shape == photo.shape[:2] and distance.dtype == np.float32
-        assert distance.flat[upstream.argmax()] == 0 and distance.flat[upstream.argmin()] == 1
-        stretched = (upstream - upstream.min()) / (upstream.max() - upstream.min())
-        np.testing.assert_allclose(distance, 1 - stretched, atol=1e-5)
+        post = processor.post_process_depth_estimation(output, target_sizes=size)[0]
+        stretched = (post["predicted_depth"].numpy() - native.min()) / np.ptp(native)
+        enlarged = ours.distance(photo)
+        assert enlarged.shape == photo.shape[:2] and enlarged.dtype == np.float32
+        np.testing.assert_allclose(enlarged, (1 - stretched).clip(0, 1), atol=3e-5)
 
 
-def test_mixed_sizes_give_what_each_gives_alone(depth_anything: Path) -> None:
-    model = load_depth(str(depth_anything), CPU)
-    for photo, distance in zip(photos(), model.distances(photos()), strict=True):
-        np.testing.assert_allclose(distance, model.distances([photo])[0], atol=1e-5)
+def test_a_map_does_not_depend_on_who_shares_the_call(depth_anything: Path) -> None:
+    """To the last bit, so that rows do not depend on where a build was stopped."""
+    one = load_depth(str(depth_anything), CPU)
+    four = DepthModel(one.identity, one.prepare, one.predict, batch=4, is_network=True)
+    prepared = [one.prepare(photo) for photo in (*photos()[:2], photos()[0][::-1].copy())]
+    together = four.predict_some(prepared)
+    for i, expected in enumerate(together):
+        np.testing.assert_array_equal(four.predict_some([prepared[i]])[0], expected)
+        np.testing.assert_allclose(one.predict_some([prepared[i]])[0], expected, atol=1e-5)
+    assert not np.allclose(together[0], together[1], atol=1e-3)
+
+
+def test_a_kept_map_is_the_map() -> None:
+    distance = np.random.default_rng(0).random((20, 30), np.float32)
+    assert pack(distance).dtype == np.uint16
+    np.testing.assert_allclose(unpack(pack(distance)), distance, atol=0.51 / 65535)
+    assert at_size(distance, (20, 30, 3)) is distance
+    assert at_size(distance, (41, 77, 3)).shape == (41, 77)
 
 
 def test_identity_tells_weights_apart(depth_anything: Path, tmp_path: Path) -> None:
@@ -73,7 +91,7 @@ def test_colour_attenuation_sees_haze_as_far(photographs: Path) -> None:
     scene = cv2.imread(str(photographs / "coffee.png"))[..., ::-1] / 255
     t = np.linspace(1, 0.1, scene.shape[1])[None, :, None]
     hazy = (255 * (scene * t + 0.95 * (1 - t))).astype(np.uint8)
-    columns = colour_attenuation([hazy])[0].mean(0)
+    columns = attenuation(hazy).mean(0)
     assert np.corrcoef(columns, np.arange(len(columns)))[0, 1] > 0.8
     assert columns[-50:].mean() > columns[:50].mean() + 0.3
 
@@ -84,7 +102,7 @@ def test_colour_attenuation_is_the_published_formula() -> None:
     left, right = (
         0.121779 + 0.959710 * v - 0.780245 * s for v, s in ((200 / 255, 0.75), (150 / 255, 1 / 3))
     )
-    distance = colour_attenuation([flat])[0]
+    distance = attenuation(flat)
     assert distance[20, 2] == float(left > right) and distance[20, 37] == float(right > left)
 
 

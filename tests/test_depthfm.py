@@ -130,7 +130,8 @@ def test_distance_grows_with_depth(model: DepthFM, monkeypatch: pytest.MonkeyPat
         return type("Decoded", (), {"sample": ramp})
 
     monkeypatch.setattr(model.vae, "decode", decode)
-    (distance,) = DepthFMDistance(model, max_side=128)([photograph(64, 128)])
+    estimate = DepthFMDistance(model, max_side=128)
+    distance = estimate.predict(estimate.prepare(photograph(64, 128)))
     assert distance[:, 0].max() == 0
     assert distance[:, -1].min() == 1
     assert (np.diff(distance, axis=1) > 0).all()
@@ -140,23 +141,24 @@ def test_distance_is_the_depth_of_the_same_noise(model: DepthFM) -> None:
     image = photograph(64, 128)
     images = torch.tensor(image / 127.5 - 1, dtype=torch.float32).permute(2, 0, 1)[None]
     expected = model.depth(images, generator=seeded(9))[0, 0].numpy()
-    (distance,) = DepthFMDistance(model, seed=9, max_side=128)([image])
+    estimate = DepthFMDistance(model, seed=9, max_side=128)
+    distance = estimate.predict(estimate.prepare(image))
     np.testing.assert_array_equal(distance, expected)
 
 
-def test_a_photograph_does_not_depend_on_its_company(model: DepthFM) -> None:
+def test_a_photograph_does_not_depend_on_what_came_before(model: DepthFM) -> None:
     images = [photograph(50, 70), photograph(90, 40, 1), photograph(50, 70, 2)]
     estimate = DepthFMDistance(model, seed=4, max_side=64)
     torch.manual_seed(1)
-    together = estimate(images)
+    forwards = [estimate.predict(estimate.prepare(image)) for image in images]
     torch.manual_seed(2)
-    alone = [estimate([image])[0] for image in reversed(images)][::-1]
-    for image, one, other in zip(images, together, alone, strict=True):
+    backwards = [estimate.predict(estimate.prepare(image)) for image in reversed(images)]
+    for one, other in zip(forwards, reversed(backwards), strict=True):
         np.testing.assert_array_equal(one, other)
-        assert one.shape == image.shape[:2]
         assert one.dtype == np.float32
         assert (one.min(), one.max()) == (0, 1)
-    assert not np.array_equal(replace(estimate, seed=5)(images[:1])[0], together[0])
+    other = replace(estimate, seed=5)
+    assert not np.array_equal(other.predict(other.prepare(images[0])), forwards[0])
 
 
 def test_a_flat_depth_is_zero_and_a_broken_one_is_refused(
@@ -165,12 +167,13 @@ def test_a_flat_depth_is_zero_and_a_broken_one_is_refused(
     for value in (0.3, math.nan):
         flat = type("Decoded", (), {"sample": torch.full((1, 3, 64, 64), value)})
         monkeypatch.setattr(model.vae, "decode", lambda z, flat=flat: flat)
+        estimate = DepthFMDistance(model, max_side=64)
+        prepared = estimate.prepare(photograph(20, 30))
         if value == value:
-            (distance,) = DepthFMDistance(model, max_side=64)([photograph(20, 30)])
-            np.testing.assert_array_equal(distance, np.zeros((20, 30), np.float32))
+            np.testing.assert_array_equal(estimate.predict(prepared), np.zeros((64, 64)))
         else:
-            with pytest.raises(ValueError, match="30x20 photograph is not finite"):
-                DepthFMDistance(model, max_side=64)([photograph(20, 30)])
+            with pytest.raises(ValueError, match="not finite"):
+                estimate.predict(prepared)
 
 
 @pytest.mark.parametrize(

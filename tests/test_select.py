@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config import BuildConfig
-from pipeline.depth import colour_attenuation
+from pipeline.depth import attenuation
 from pipeline.select import Patch, box_mean, select, texture_map
 from schemas.manifest import PATCH_SIZE
 
@@ -21,7 +21,7 @@ def config(**changes: object) -> BuildConfig:
 @pytest.fixture(scope="module")
 def photo(photographs: Path) -> tuple[np.ndarray, np.ndarray]:
     pixels = np.asarray(Image.open(photographs / "china.jpg").convert("RGB"))
-    return pixels, colour_attenuation([pixels])[0]
+    return pixels, attenuation(pixels)
 
 
 def chosen(photo: tuple[np.ndarray, np.ndarray], role: str, **changes: object) -> list[Patch]:
