@@ -93,6 +93,11 @@ def normalise(values: np.ndarray) -> np.ndarray:
     return ((values - low) / (high - low)).astype(np.float32)
 
 
+_VALUE = np.arange(256, dtype=np.float32)
+_WHERE_GREY = (0.121779 + 0.959710 * _VALUE / 255 - 0.780245 * (_VALUE > 0)).astype(np.float32)
+_PER_MINIMUM = (0.780245 / np.maximum(_VALUE, 1)).astype(np.float32)
+
+
 def attenuation(photograph: np.ndarray) -> np.ndarray:
     """Haze grows with distance: bright and pale means far. A formula, no weights.
 
@@ -101,8 +106,12 @@ def attenuation(photograph: np.ndarray) -> np.ndarray:
     then the minimum over 15x15 (eq. 21), so that a white thing nearby is not taken for haze.
     H x W x 3 uint8 -> H x W float32 in 0..1.
     """
-    hsv = cv2.cvtColor(photograph.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)
-    distance = 0.121779 + 0.959710 * hsv[..., 2] - 0.780245 * hsv[..., 1]
+    # With V = max / 255 and S = 1 - min / max, both from bytes: a third of a float HSV's time.
+    red, green, blue = cv2.split(photograph)
+    value = cv2.max(cv2.max(red, green), blue)
+    least = cv2.min(cv2.min(red, green), blue)
+    distance = cv2.multiply(cv2.LUT(value, _PER_MINIMUM), least, dtype=cv2.CV_32F)
+    distance = cv2.add(distance, cv2.LUT(value, _WHERE_GREY))
     distance = cv2.erode(distance, np.ones((15, 15), np.uint8), borderType=cv2.BORDER_REPLICATE)
     return normalise(distance)
 

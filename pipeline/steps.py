@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import cv2
@@ -23,8 +23,7 @@ from schemas.manifest import PATCH_SIZE, Row
 
 log = logging.getLogger(__name__)
 
-# Choosing patches takes about 40 bytes a pixel: of photographs with more, one at a time is cut.
-LARGE = 2**25
+LARGE = 2**25  # pixels
 _one_large = threading.Lock()
 
 
@@ -76,7 +75,8 @@ class Steps:
                 distance = self.kept.distance(photograph.image_id)
             if distance is not None:
                 return Measured(photograph, distance, is_kept=True)
-            return Decoded(photograph, self.models.depth.prepare(photograph.pixels))
+            with _alone_if_large(photograph):
+                return Decoded(photograph, self.models.depth.prepare(photograph.pixels))
         except Exception as error:
             return failed(found, error, photograph)
 
@@ -89,7 +89,7 @@ class Steps:
         try:
             if self.models.has_depth_network and not item.is_kept:
                 distance = self.kept.keep_distance(photograph.image_id, distance)
-            with _one_large if pixels[..., 0].size > LARGE else nullcontext():
+            with _alone_if_large(photograph):
                 distance = at_size(distance, pixels.shape)
                 patches = select(pixels, distance, photograph.image_id, self.config)
             crops = [_crop(pixels, patch) for patch in patches]
@@ -112,6 +112,11 @@ class Steps:
                 crop = crops[place] if crops else _pixels(row["image"]["bytes"])
                 prepared[row["patch_id"]] = self.models.captioner.prepare(crop)
         return Cut(entry, rows, known, prepared)
+
+
+def _alone_if_large(photograph: Photograph) -> AbstractContextManager[object]:
+    """Maps take up to 40 bytes a pixel: of large photographs one at a time is worked on."""
+    return _one_large if photograph.pixels[..., 0].size > LARGE else nullcontext()
 
 
 def failed(found: Found, error: Exception, photograph: Photograph | None = None) -> Cut:
