@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.places import Place
+from pipeline.places import Place, reported
 from schemas.errors import UserError
 
 
@@ -24,8 +24,10 @@ def sole_build(work: Place) -> Iterator[None]:
     holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
     content = json.dumps(holder).encode()
     if work.is_local:
-        work.path.mkdir(parents=True, exist_ok=True)
-        with open(work.path / "lock", "a+b") as file:
+        with reported(work):
+            work.path.mkdir(parents=True, exist_ok=True)
+            file = open(work.path / "lock", "a+b")  # noqa: SIM115
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -107,7 +107,7 @@ class Place:
 
         Not made durable (fsync): for what can be made again. Raises StorageError.
         """
-        with _reported(self):
+        with reported(self):
             if not self.is_local:
                 with self.fs.open_output_stream(self.key) as stream:
                     stream.write(content)
@@ -125,7 +125,7 @@ class Place:
 
     def take(self, temporary: Path) -> None:
         """Let a finished local file (see `scratch`) become this one, durably and in one step."""
-        with _reported(self):
+        with reported(self):
             if self.is_local:
                 with open(temporary, "rb") as file:
                     os.fsync(file.fileno())
@@ -157,7 +157,7 @@ def scratch(folder: Place, name: str) -> Iterator[Path]:
     In a local folder it stands beside its goal, on the same disk, as `.NAME.tmp`: Parquet readers
     take every `*.parquet` for a part, and a rerun after a kill finds and removes it by its ending.
     """
-    with _reported(folder):
+    with reported(folder):
         if folder.is_local:
             folder.path.mkdir(parents=True, exist_ok=True)
             temporary = folder.path / f".{name}.tmp"
@@ -172,7 +172,7 @@ def scratch(folder: Place, name: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _reported(place: Place) -> Iterator[None]:
+def reported(place: Place) -> Iterator[None]:
     """A full disk, a missing right or a lost connection in one line instead of a traceback."""
     try:
         yield

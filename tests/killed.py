@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import multiprocessing
 import os
-import pickle
 import random
 import shutil
 import signal
@@ -55,14 +54,17 @@ def build(config: BuildConfig) -> None:
         stages.finish(build, made)
 
 
-def child(config: BuildConfig, prepare: Callable[[], None] | None = None) -> None:
+def child(
+    config: BuildConfig, prepare: Callable[[], None] | None = None, errors: Path | None = None
+) -> None:
     """What a process of its own does; `prepare` may put traps up first."""
     try:
         if prepare:
             prepare()
         build(config)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if errors:
+            errors.write_text(str(error))
         os._exit(REFUSED)
 
 
@@ -85,10 +87,11 @@ class Trap:
                     mine = left[0] == 0
                 if mine and not self.after:
                     os.kill(os.getpid(), signal.SIGKILL)
-                result = original(*arguments, **options)
-                if mine:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return result
+                try:
+                    return original(*arguments, **options)
+                finally:
+                    if mine:
+                        os.kill(os.getpid(), signal.SIGKILL)
 
             return step
 
@@ -121,7 +124,7 @@ def digest(out: Path) -> str:
     catalogue = ds.dataset(out.with_name("images.parquet")).to_table().to_pylist()
     rows.sort(key=lambda row: row["patch_id"])
     catalogue.sort(key=lambda row: row["path"])
-    return hashlib.sha256(pickle.dumps((rows, catalogue))).hexdigest()
+    return hashlib.sha256(repr((rows, catalogue)).encode()).hexdigest()
 
 
 def patch_ids(out: Path) -> frozenset[str] | None:
@@ -139,17 +142,17 @@ class Reader(threading.Thread):
     def __init__(self, out: Path):
         super().__init__(daemon=True)
         self.out, self.seen = out, set[frozenset[str]]()
-        self.looks, self._stop = 0, threading.Event()
+        self.looks, self._halt = 0, threading.Event()
 
     def run(self) -> None:
-        while not self._stop.is_set():
+        while not self._halt.is_set():
             if (seen := patch_ids(self.out)) is not None:
                 self.seen.add(seen)
             self.looks += 1
-            time.sleep(0.002)
+            time.sleep(0.02)
 
     def stop(self) -> None:
-        self._stop.set()
+        self._halt.set()
         self.join()
 
 
@@ -174,10 +177,10 @@ def torture(folder: Path, kills: int, seed: int) -> Counter[str]:
         BuildConfig(**plain, out=out, k=3, strategy="overlap"),
         BuildConfig(**plain, out=out, k=2, min_separation=60),
     ]
-    expected, views, length = [], set[frozenset[str]](), 0.0
+    expected, views, lengths = [], set[frozenset[str]](), []
     for number, config in enumerate(variants):
         calm = config.model_copy(update={"out": str(folder / str(number) / "patches.parquet")})
-        length = max(length, _undisturbed(context, calm))
+        lengths.append(_undisturbed(context, calm))
         expected.append(digest(Path(calm.out)))
         views.add(patch_ids(Path(calm.out)) or frozenset())
 
@@ -188,7 +191,7 @@ def torture(folder: Path, kills: int, seed: int) -> Counter[str]:
     while ended["killed"] < kills:
         process = context.Process(target=child, args=(variants[number],))
         process.start()
-        process.join(rng.uniform(0, 1.2 * length))
+        process.join(rng.uniform(0, min(lengths)))  # the first build waited for the server, too
         if process.is_alive():
             os.kill(process.pid or 0, signal.SIGKILL)
         process.join()
