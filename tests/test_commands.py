@@ -10,6 +10,8 @@ import pipeline.picture
 import pipeline.query
 import pipeline.run
 import schemas.weights
+import trainer.export
+import trainer.features
 import trainer.run
 import trainer.upscale
 
@@ -19,6 +21,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "pipeline.picture": pipeline.picture.main,
     "trainer.run": trainer.run.main,
     "trainer.upscale": trainer.upscale.main,
+    "trainer.features": trainer.features.main,
+    "trainer.export": trainer.export.main,
     "schemas.weights": schemas.weights.main,
 }
 

@@ -103,14 +103,15 @@ def draw(
         places = tsne(view.features, components, perplexity, seed)
         scores.append(score(view))
         axes = np.atleast_2d(grid)[titles.index(view.title), stages.index(view.stage)]
+        dot = float(np.clip(6000 / len(places), 6, 40))
         for number, label in enumerate(_order(view.labels)):
             own = view.labels == label
             colour = ROLE_COLOURS.get(label, f"C{number}")
-            name = f"{label} ({own.sum()})"
-            axes.scatter(*places[own].T, s=9, alpha=0.7, linewidths=0, color=colour, label=name)
-        axes.set(xticks=[], yticks=[])
+            name = f"{label.upper() if label in ROLE_COLOURS else label} ({own.sum()})"
+            axes.scatter(*places[own].T, s=dot, alpha=0.7, linewidths=0, color=colour, label=name)
+        axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
         axes.set_title(f"{view.title}, {view.stage}\n{scores[-1]['sentence']}", fontsize=11)
-        axes.legend(loc="best", markerscale=2.5, fontsize=9)
+        axes.legend(loc="best", scatterpoints=1, fontsize=9)
         tables.append(_coordinates(view, places))
     figure.suptitle(note, color="#b00020", fontsize=11)
     figure.savefig(out, format="png", dpi=120)

@@ -74,8 +74,8 @@ def run(config: FeaturesConfig) -> None:
     views = [
         View(title, stage, features[rows], labels[rows], table.take(rows))
         for title, labels in (
-            ("roles", np.array(table["role"].to_pylist(), dtype=object)),
-            ("words of HR patches", word_labels(table, config.words)),
+            ("F_LR and F_HR", np.array(table["role"].to_pylist(), dtype=object)),
+            ("F_HR by word", word_labels(table, config.words)),
         )
         for rows in [np.flatnonzero([label is not None for label in labels])]
         for stage, features in stages.items()
@@ -110,7 +110,7 @@ def load_before(config: FeaturesConfig) -> Encoders:
 
 
 def choose(manifest: Manifest, per_role: int, seed: int) -> pa.Table:
-    """Patches drawn by seed, up to `per_role` of each role, LR first, with their PNGs.
+    """Patches drawn by seed, as many LR as HR and up to `per_role` of each, LR first, with PNGs.
 
     Row groups are visited in random order and give SPREAD patches or more: of a manifest of a
     million patches 60 MB in a thousand are read, not all. Raises ManifestError: too few.
@@ -136,7 +136,8 @@ def choose(manifest: Manifest, per_role: int, seed: int) -> pa.Table:
                 f"{manifest.path}: {per_role - count} '{role}' patches are too few to draw;"
                 f" {FEWEST} or more are needed"
             )
-    return pa.concat_tables([table for tables in chosen.values() for table in tables])
+    both = min(per_role - count for count in missing.values())
+    return pa.concat_tables(pa.concat_tables(tables)[:both] for tables in chosen.values())
 
 
 @torch.inference_mode()
