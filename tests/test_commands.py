@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import pipeline.given
 import pipeline.picture
 import pipeline.query
 import pipeline.run
@@ -19,6 +20,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "pipeline.run": pipeline.run.main,
     "pipeline.query": pipeline.query.main,
     "pipeline.picture": pipeline.picture.main,
+    "pipeline.given": pipeline.given.main,
     "trainer.run": trainer.run.main,
     "trainer.upscale": trainer.upscale.main,
     "trainer.features": trainer.features.main,
