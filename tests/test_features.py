@@ -1,5 +1,6 @@
 """Figure 7: which encoders are shown, which patches, and what the scores say."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -16,11 +17,10 @@ from sklearn.neighbors import NearestNeighbors
 from upstream import save_clip
 
 from schemas.errors import UserError
-from schemas.manifest import PATCH_SIZE, open_manifest
+from schemas.manifest import open_manifest
 from trainer import checkpoint, features
 from trainer.clip import Encoders, load_encoders
 from trainer.config import TrainConfig
-from trainer.data import decode
 from trainer.feature_maps import agreement, chance
 from trainer.features import COLUMNS, choose, encode, main, word_labels
 
@@ -69,7 +69,7 @@ def test_the_map_is_made_of_features_before_and_after(
     for view, encoders in zip(seen, (before, after, before, after), strict=True):
         for place in (0, len(view.labels) - 1):
             row = view.rows.slice(place, 1).to_pylist()[0]
-            pixels = decode(row["image"]["bytes"], PATCH_SIZE[row["role"]], "")
+            pixels = np.array(Image.open(io.BytesIO(row["image"]["bytes"])))
             picture = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
             with torch.no_grad():
                 feature = encoders.images(picture)[0].numpy()

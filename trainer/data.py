@@ -119,11 +119,7 @@ class Patches:
         for row, place in zip(rows.tolist(), places.tolist(), strict=True):
             content, caption = self._read(row)
             rng = np.random.default_rng([self.seed, 1, place, int(role == "hr")])
-            pictures.append(
-                _turned(
-                    decode(content, PATCH_SIZE[role], f"manifest row {row}"), int(rng.integers(8))
-                )
-            )
+            pictures.append(_turned(_decode(content, PATCH_SIZE[role], row), int(rng.integers(8))))
             captions.append(caption)
         stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
         return stacked.float().div_(255), captions
@@ -209,12 +205,12 @@ def _check_roles(manifest: Manifest, index: pa.Table) -> np.ndarray:
     return is_lr
 
 
-def decode(content: bytes, size: int, name: str) -> np.ndarray:
-    """PNG to size x size x 3 uint8 RGB. Raises ManifestError naming it."""
+def _decode(content: bytes, size: int, row: int) -> np.ndarray:
+    """PNG to size x size x 3 uint8 RGB."""
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
     if pixels is None or pixels.shape != (size, size, 3):
         found = "no picture" if pixels is None else f"{pixels.shape[1]}x{pixels.shape[0]} pixels"
-        raise ManifestError(f"{name}: {found}, expected a {size}x{size} PNG")
+        raise ManifestError(f"manifest row {row}: {found}, expected a {size}x{size} PNG")
     return pixels
 
 

@@ -13,7 +13,9 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,7 +31,6 @@ from schemas.manifest import PATCH_SIZE, Manifest, ManifestError, Role, open_man
 from schemas.weights import locate, untrained
 from trainer import checkpoint
 from trainer.clip import Encoders, load_encoders
-from trainer.data import decode
 from trainer.feature_maps import View, draw
 
 COLUMNS = ("patch_id", "image_id", "role", "words", "image")
@@ -90,7 +91,10 @@ def run(config: FeaturesConfig) -> None:
         )
     with atomic_path(out / "coordinates.parquet") as temporary:
         pq.write_table(coordinates, temporary)
-    write_bytes(out / "scores.json", (json.dumps(scores, indent=2) + "\n").encode())
+    plain = [
+        {k: None if v != v else v for k, v in score.items()} for score in scores
+    ]  # JSON: no NaN
+    write_bytes(out / "scores.json", (json.dumps(plain, indent=2) + "\n").encode())
     for score in scores:
         print("{view}, {stage}: {sentence}".format(**score))
     print(f"written: {out}/features.png, coordinates.parquet, scores.json")
@@ -146,12 +150,8 @@ def encode(encoders: Encoders, table: pa.Table, device: torch.device, what: str)
     features = []
     with progress(len(table), f"features {what} training", "patch") as bar:
         for role, rows in _batches(table):
-            pixels = np.stack(
-                [
-                    decode(row["image"]["bytes"], PATCH_SIZE[role], f"patch {row['patch_id']}")
-                    for row in rows.select(["patch_id", "image"]).to_pylist()
-                ]
-            )
+            patches = rows.select(["patch_id", "image"]).to_pylist()
+            pixels = np.stack([_decode(patch, PATCH_SIZE[role]) for patch in patches])
             pictures = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float().div(255)
             features.append(torch.nn.functional.normalize(encoders.images(pictures)).cpu().numpy())
             bar.update(len(rows))
@@ -163,6 +163,14 @@ def _batches(table: pa.Table) -> Iterator[tuple[Role, pa.Table]]:
         own = table.filter(pc.equal(table["role"], role))
         for start in range(0, len(own), BATCH):
             yield role, own.slice(start, BATCH)
+
+
+def _decode(patch: dict[str, Any], size: int) -> np.ndarray:
+    content = np.frombuffer(patch["image"]["bytes"], np.uint8)
+    pixels = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB)
+    if pixels is None or pixels.shape != (size, size, 3):
+        raise ManifestError(f"patch {patch['patch_id']}: not a {size}x{size} PNG; build it again")
+    return pixels
 
 
 def word_labels(table: pa.Table, words: Sequence[str] | None) -> np.ndarray:
