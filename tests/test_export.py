@@ -200,6 +200,13 @@ def test_a_file_that_answers_otherwise_does_not_appear(
     assert list(tmp_path.iterdir()) == []
 
 
+class Stubborn(nn.Module):
+    """What it does hangs on what it sees: nothing that a graph can hold."""
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return pictures if pictures.mean() > 0.5 else pictures * 2
+
+
 def test_mistakes_get_one_line(
     weights: Path,
     tmp_path: Path,
@@ -216,6 +223,15 @@ def test_mistakes_get_one_line(
     monkeypatch.setattr(exporting, "load_sr", lambda name: nn.Conv2d(3, 48, 3))
     assert main(["--weights", str(weights), "--out", str(tmp_path / "a.param")]) == 1
     assert "for RRDB only, this is a Conv2d" in capsys.readouterr().err
+    monkeypatch.setattr(exporting, "load_sr", lambda name: Stubborn())
+    assert main(["--weights", str(weights), "--out", str(tmp_path / "a.onnx")]) == 1
+    assert "PyTorch cannot write a Stubborn as ONNX (" in capsys.readouterr().err
+    monkeypatch.setattr(exporting, "load_sr", lambda name: nn.Upsample(scale_factor=4))
+    assert (
+        main(["--weights", str(weights), "--out", str(tmp_path / "a.onnx"), "--opset", "99"]) == 1
+    )
+    assert "--opset 99: PyTorch cannot write it" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["--weights", str(weights), "--out", str(tmp_path / "a.onnx")]) == 1
     assert "run `pip install '.[export]'`" in capsys.readouterr().err

@@ -57,7 +57,7 @@ class ExportConfig(BaseModel):
     opset: int = Field(18, ge=18, description="ONNX opset")
     licence: str | None = Field(
         None,
-        description="terms to write into the file (default: those of the weights, where known)",
+        description="terms to write into the file (default: of its starting weights, where known)",
     )
 
 
@@ -130,19 +130,28 @@ class _Half(nn.Module):
 def _export_onnx(network: nn.Module, config: ExportConfig, about: dict[str, str]) -> None:
     load_extra("onnxscript", "export")  # what torch's exporter stands on
     runtime = load_extra("onnxruntime", "export")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about itself
-        program = torch.onnx.export(
-            _Half(network) if config.half else network,
-            (torch.rand(2, 3, 24, 32),),
-            input_names=["lr"],
-            output_names=["sr"],
-            dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
-            opset_version=config.opset,
-            dynamo=True,
-            verbose=False,
-        )
+    module = _Half(network) if config.half else network
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter, about itself
+            program = torch.onnx.export(
+                module,
+                (torch.rand(2, 3, 24, 32),),
+                input_names=["lr"],
+                output_names=["sr"],
+                dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
+                opset_version=config.opset,
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{config.weights}: PyTorch cannot write a {type(network).__name__} as ONNX ({reason})"
+        ) from error
     assert program is not None
+    if program.model.opset_imports[""] != config.opset:  # where it knows no such, it says nothing
+        raise UserError(f"--opset {config.opset}: PyTorch cannot write it; take 18")
     program.model.metadata_props.update(about)
     for node in program.model.graph:
         node.metadata_props.clear()  # the exporter leaves this machine's paths there
