@@ -92,10 +92,10 @@ class Steps:
             with _alone_if_large(photograph):
                 distance = at_size(distance, pixels.shape)
                 patches = select(pixels, distance, photograph.image_id, self.config)
-            crops = [_crop(pixels, patch) for patch in patches]
+            crops = [cut_out(pixels, patch) for patch in patches]
             strategy, depth_model = self.config.strategy, self.models.depth_located.identity
             rows = [
-                patch_row(photograph, patch, _png(crop), strategy, depth_model)
+                patch_row(photograph, patch, as_png(crop), strategy, depth_model)
                 for patch, crop in zip(patches, crops, strict=True)
             ]
             return self._with_features(catalogue_row(photograph, patches), rows, crops)
@@ -130,11 +130,11 @@ def failed(found: Found, error: Exception, photograph: Photograph | None = None)
     return Cut(unusable_row(found, error, photograph))
 
 
-def _crop(pixels: np.ndarray, patch: Patch) -> np.ndarray:
+def cut_out(pixels: np.ndarray, patch: Patch) -> np.ndarray:
     return pixels[patch.y : patch.y + patch.size, patch.x : patch.x + patch.size]
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def as_png(pixels: np.ndarray) -> bytes:
     done, encoded = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
     if not done:
         raise UserError("OpenCV could not write a PNG; check the installation of OpenCV")

@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import pipeline.given
 import pipeline.picture
 import pipeline.query
 import pipeline.run
 import schemas.weights
+import trainer.export
+import trainer.features
 import trainer.run
 import trainer.upscale
 
@@ -17,8 +20,11 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "pipeline.run": pipeline.run.main,
     "pipeline.query": pipeline.query.main,
     "pipeline.picture": pipeline.picture.main,
+    "pipeline.given": pipeline.given.main,
     "trainer.run": trainer.run.main,
     "trainer.upscale": trainer.upscale.main,
+    "trainer.features": trainer.features.main,
+    "trainer.export": trainer.export.main,
     "schemas.weights": schemas.weights.main,
 }
 

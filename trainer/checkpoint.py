@@ -64,6 +64,24 @@ def claim_folder(config: TrainConfig, manifest: str, weights: dict[str, str]) ->
     write_bytes(path, (json.dumps(settings, indent=2) + "\n").encode())
 
 
+def read_config(folder: Path) -> tuple[TrainConfig, dict[str, str]]:
+    """The settings of a run, and the identities of the weights it started from (claim_folder).
+
+    Raises UserError: the folder holds no run, or one of another version of this program.
+    """
+    path = folder / "config.json"
+    try:
+        settings = json.loads(path.read_text())
+        weights: dict[str, str] = settings["weights"]
+        known = {k: v for k, v in settings.items() if k in TrainConfig.model_fields}
+        return TrainConfig(**known), weights
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}: no readable config.json of a run ({type(error).__name__}); give the folder"
+            " that trainer.run wrote, such as data/runs/NAME"
+        ) from error
+
+
 def trim_stats(path: Path, step: int) -> None:
     """Drop the lines of stats.jsonl beyond `step`: they will be written again."""
     if not path.exists():

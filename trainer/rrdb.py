@@ -9,14 +9,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from schemas.files import atomic_path
 from schemas.weights import WeightsError
-from trainer.weightfile import read_tensors
+from trainer.weightfile import read_tensors, write_tensors
 
 RESIDUAL = 0.2  # residuals are scaled down, which keeps a network this deep stable without norms
 WANTED = "give weights of a x4 RRDB, such as RealESRGAN_x4plus.pth"
@@ -166,17 +164,9 @@ def _basicsr_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_rrdb(network: RRDB, folder: str | Path, name: str = "model") -> tuple[Path, Path]:
-    """Write `name.safetensors` and `name.pth` into `folder`, each atomically; their paths.
-
-    The `.pth` is `{"params_ema": state_dict}`, which Real-ESRGAN's scripts and chaiNNer load as it
-    is, and from which chaiNNer makes the NCNN files that Upscayl takes.
-    """
-    folder = Path(folder)
-    plain, pickled = folder / f"{name}.safetensors", folder / f"{name}.pth"
-    # Contiguous: weights in channels_last cannot go into safetensors.
-    state = {k: v.detach().cpu().float().contiguous() for k, v in network.state_dict().items()}
-    with atomic_path(plain) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata={"format": "pt"})
-    with atomic_path(pickled) as temporary:
-        torch.save({"params_ema": state}, temporary)
-    return plain, pickled
+    """Write `name.safetensors` and `name.pth` into `folder`, each atomically; their paths."""
+    paths = Path(folder) / f"{name}.safetensors", Path(folder) / f"{name}.pth"
+    state = {key: tensor.float() for key, tensor in network.state_dict().items()}
+    for path in paths:
+        write_tensors(path, state)
+    return paths
