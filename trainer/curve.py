@@ -7,7 +7,6 @@ A method called NAME@STEP is a point of the curve NAME; any other is a level lin
 Needs the extra `evaluate`.
 """
 
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,6 @@ class CurveConfig(BaseModel):
 
 def run(config: CurveConfig) -> None:
     """Write the PNG and the CSV. Raises UserError: no checkpoints in the evaluation."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("matplotlib is not installed; run `pip install '.[evaluate]'`")
     found = scores.read(config.evaluation)
     titles = {
         s.metric: f"{s.title} {'↑' if s.higher_is_better else '↓'}"
@@ -70,8 +67,10 @@ def _point(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw(out: Path, titles: dict[str, str], points: list[dict[str, Any]]) -> None:
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError(f"{error}; run `pip install '.[evaluate]'`") from error
     matplotlib.use("Agg")  # draws into files; needs no screen
     from matplotlib import pyplot as plt
     from matplotlib.ticker import EngFormatter

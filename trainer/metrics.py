@@ -16,6 +16,7 @@ import math
 import os
 import sys
 import types
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,6 @@ from trainer.ledger import sha256
 from trainer.offline import offline
 
 Colour = Literal["ycbcr", "yiq", "rgb"]
-INSTALL = "pyiqa is not installed; run `pip install '.[evaluate]'`"
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ PAPER = {
     "musiq": Known("musiq", "MUSIQ", False),
     "liqe": Known("liqe", "LIQE", False),
 }
+_OTHER_INPUTS = ("fid", "fid_dinov2", "inception_score", "clipscore")  # folders, or a caption
 
 
 class MetricMissing(UserError):
@@ -112,8 +113,8 @@ def load_metric(
     """A metric by its name in PAPER, or any other by pyiqa's name; no connection is made.
 
     colour, border: for PSNR and SSIM, see `trainer.evaluate`.
-    Raises MetricMissing: pyiqa or weights are not here, or the weights cannot be loaded.
-    Raises UserError: no such metric.
+    Raises MetricMissing: its weights are not here, or cannot be loaded.
+    Raises UserError: no such metric, or no pyiqa.
     """
     known = _known(name)
     options, convention = dict(known.options), ""
@@ -162,20 +163,22 @@ def _known(name: str) -> Known:
     if name in PAPER:
         return PAPER[name]
     configs = _pyiqa().default_model_configs.DEFAULT_CONFIGS
-    if configs.get(name, {}).get("metric_mode") not in ("FR", "NR"):
+    if name in _OTHER_INPUTS or name not in configs:
         raise UserError(
             f"--metrics {name}: no such metric; the paper's are {', '.join(PAPER)}, and all other"
-            " names of pyiqa.list_models() work too"
+            " names of pyiqa.list_models() that take pictures one by one work too"
         )
     return Known(name, name, configs[name]["metric_mode"] == "FR")
 
 
 def _pyiqa() -> Any:
-    if importlib.util.find_spec("pyiqa") is None:
-        raise MetricMissing(INSTALL)
-    _import_clip()
-    import pyiqa
-
+    try:
+        _import_clip()
+        import pyiqa
+    except ImportError as error:
+        raise UserError(
+            f"pyiqa cannot be imported ({error}); run `pip install '.[evaluate]'`"
+        ) from error
     return pyiqa
 
 
@@ -205,7 +208,9 @@ def _home() -> Path:
 
 
 def _create(name: str, device: torch.device, options: dict[str, Any]) -> Any:
-    with _tensors_only(), contextlib.redirect_stdout(io.StringIO()):  # pyiqa tells where it loads
+    # pyiqa tells what it loads and from where, and what of it is deprecated.
+    with _tensors_only(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
         return _pyiqa().create_metric(name, device=device, **options)
 
 

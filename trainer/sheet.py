@@ -136,6 +136,8 @@ def _write(
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     # Pillow's own lacks arrows, the times sign and most letters that method names may have.
-    from matplotlib import font_manager
-
+    try:
+        from matplotlib import font_manager
+    except ImportError as error:
+        raise UserError(f"{error}; run `pip install '.[evaluate]'`") from error
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)

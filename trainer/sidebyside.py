@@ -7,7 +7,6 @@ At the left stands the whole picture with the place of the crop (figures 3, 4, 9
 paper). Needs the extra `evaluate`.
 """
 
-import importlib.util
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -48,8 +47,6 @@ class SheetConfig(BaseModel):
 
 def run(config: SheetConfig) -> None:
     """Write the sheets. Raises UserError: no such evaluation, picture, method or place."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("matplotlib is not installed; run `pip install '.[evaluate]'`")
     found = scores.read(config.evaluation)
     pictures = _choose([score.image for score in found], config.pictures, "--pictures")
     methods = _choose([score.method for score in found], config.methods, "--methods")
