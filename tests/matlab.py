@@ -1,7 +1,7 @@
 """MATLAB's imresize, rgb2ycbcr, PSNR and SSIM in NumPy, float64: the judge of ours and of pyiqa's.
 
-Written from MATLAB's documented algorithm (weights per output pixel, indices mirrored at the border)
-and from Wang et al. 2004 (11 x 11 Gaussian of 1.5, no padding).
+Written from its documented algorithm (weights per output pixel, indices mirrored at the border) and
+from Wang et al. 2004 (11 x 11 Gaussian of 1.5, no padding).
 """
 
 import numpy as np

@@ -19,7 +19,7 @@ def test_answers_are_there_again_and_the_last_one_counts(tmp_path: Path) -> None
     assert again.get("c") is None and len(path.read_text().splitlines()) == 3
 
 
-def test_a_line_cut_short_by_a_kill_is_dropped_and_the_next_one_stands_alone(
+def test_a_line_cut_short_by_a_kill_is_dropped_and_the_next_stands_alone(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "a.jsonl"
