@@ -10,7 +10,11 @@ import pipeline.picture
 import pipeline.query
 import pipeline.run
 import schemas.weights
+import trainer.curve
+import trainer.evaluate
+import trainer.metrics
 import trainer.run
+import trainer.sidebyside
 import trainer.upscale
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -19,6 +23,10 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "pipeline.picture": pipeline.picture.main,
     "trainer.run": trainer.run.main,
     "trainer.upscale": trainer.upscale.main,
+    "trainer.evaluate": trainer.evaluate.main,
+    "trainer.metrics": trainer.metrics.main,
+    "trainer.sidebyside": trainer.sidebyside.main,
+    "trainer.curve": trainer.curve.main,
     "schemas.weights": schemas.weights.main,
 }
 

@@ -117,7 +117,6 @@ def test_any_number_of_methods_in_one_table(
     written = np.asarray(Image.open(out / "sr" / "ours" / "chelsea.png"))
     assert np.array_equal(written, to_uint8(sr))
     lines = (out / "means.md").read_text().splitlines()
-    assert lines[0].split("|")[1:-1] == [*lines[0].split("|")[1:-1]]
     cells = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in lines if "|" in line}
     heads = [cell.strip() for cell in cells["Method"]]
     assert heads == ["PSNR ↑", "gmsd ↓", "piqe ↓", "Params (M)", "Runtime (s)", "Images"]
@@ -127,9 +126,7 @@ def test_any_number_of_methods_in_one_table(
     assert theirs[3:] == ["-", "-", "1"] and ours[5] == "2"
     psnr = [score(out, "ours", i, "psnr") for i in ("chelsea", "coffee")]
     assert float(ours[0]) == pytest.approx(np.mean(psnr), abs=0.005)
-    assert any(
-        "- PSNR: pyiqa 0.1" in line and "Y of ycbcr, border 4, CPU" in line for line in lines
-    )
+    assert f"- PSNR: pyiqa {metrics._version()}, Y of ycbcr, border 4, CPU" in lines
     assert lines[0] in text.out
     means = pyarrow.csv.read_csv(out / "means.csv").to_pylist()
     (mean,) = [m for m in means if (m["method"], m["metric"]) == ("ours", "psnr")]
@@ -235,8 +232,7 @@ def test_no_reference(
             "--metrics psnr: needs --reference",
         ),
         (
-            ["--images", "{hr}", "--reference", "{hr}", "--weights", "bicubic"]
-            + ["--protocol", "luma"],
+            ["--images=x", "--reference=x", "--weights=bicubic", "--protocol=luma"],
             "leave --images out",
         ),
     ],
