@@ -176,6 +176,24 @@ def test_a_rerun_computes_nothing_and_stale_scores_are_not_used(
     assert run(out, *argv) == 0 and len(computed) == 0
 
 
+def test_another_reference_alone_makes_scores_stale(references: Path, tmp_path: Path) -> None:
+    out, images = tmp_path / "out", tmp_path / "lr"
+    images.mkdir()
+    (references / "coffee.png").unlink()
+    lr = reduce(read_picture(references / "chelsea.png"), 4)
+    Image.fromarray(to_uint8(lr)).save(images / "chelsea_LR4.png")
+    argv = ["--images", images, "--reference", references, "--weights", "bicubic"]
+    argv += ["--metrics", "psnr"]
+    assert run(out, *argv) == 0
+    before = score(out, "bicubic", "chelsea_LR4", "psnr")
+    assert 15 < before < 45
+    Image.new("RGB", (96, 80), "white").save(references / "chelsea.png")
+    assert run(out, *argv) == 0
+    assert score(out, "bicubic", "chelsea_LR4", "psnr") < 15
+    os.rename(references / "chelsea.png", references / "dog.png")
+    assert run(out, *argv) == 1  # no reference has its name any more
+
+
 def test_a_kill_loses_one_score_at_most(
     references: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

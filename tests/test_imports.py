@@ -43,7 +43,8 @@ def test_only_the_flow_module_imports_prefect() -> None:
 def test_trainer_runs_without_the_pipelines_libraries() -> None:
     code = """
 import sys
-for name in ("prefect", "duckdb", "diffusers", "clip_interrogator", "matplotlib", "pyiqa", "pipeline"):
+pipelines = ("prefect", "duckdb", "diffusers", "clip_interrogator", "pipeline")
+for name in (*pipelines, "matplotlib", "pyiqa"):
     sys.modules[name] = None  # an import of it now fails
 import trainer.loop, trainer.run, trainer.upscale
 import trainer.evaluate, trainer.metrics, trainer.sidebyside, trainer.curve
