@@ -294,17 +294,8 @@ def test_methods_of_files_folders_and_checkpoints(weights: Path, tmp_path: Path)
     shutil.copy(weights, tmp_path / "fine" / "model.safetensors")
     texts = ["bicubic", str(weights), str(kept), f"v2={kept}", str(tmp_path / "fine"), "a=b.pth"]
     names = [method.name for method in parse_methods(texts, [f"S={tmp_path}", str(kept)])]
-    expected = ["bicubic", weights.parent.name, "weights", "fine@500", "fine@20000", "fine"]
-    assert names == [
-        *expected[:2],
-        *expected[3:5],
-        "v2@500",
-        "v2@20000",
-        "fine",
-        "a",
-        "S",
-        "weights",
-    ]
+    steps = ["fine@500", "fine@20000", "v2@500", "v2@20000"]
+    assert names == ["bicubic", weights.parent.name, *steps, "fine", "a", "S", "weights"]
     (kept / "step-last.safetensors").touch()
     with pytest.raises(UserError, match=r"step-last\.safetensors: no training step in its name"):
         parse_methods([str(kept)], [])

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from schemas.device import device_name
 from schemas.errors import UserError
 from schemas.files import atomic_path
 from schemas.manifest import SCALE
@@ -150,8 +151,3 @@ class Maker:
             self._run = run
         self._run(picture[:, :WARM_UP, :WARM_UP])
         return self._run
-
-
-def device_name(device: torch.device) -> str:
-    """As it stands beside a score or a time."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from schemas.commandline import run_command
+from schemas.device import device_name
 from schemas.errors import UserError
 from schemas.weights import weights_folder
 from trainer.ledger import sha256
@@ -145,7 +146,7 @@ def load_metric(
         version=_version(),
         weights=", ".join(f"{file.name}@{sha256(file)[:12]}" for file in files),
         convention=convention,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        device=device_name(device),
         model=model,
     )
 
