@@ -177,7 +177,8 @@ def reported(place: Place) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        where = error.filename or place
         raise StorageError(
-            f"{place}: cannot be written ({error.strerror or error}); nothing finished is lost:"
+            f"{where}: cannot be written ({error.strerror or error}); nothing finished is lost:"
             " mend it and run the same command again"
         ) from error

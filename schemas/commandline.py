@@ -73,6 +73,8 @@ def run_command(command: Callable[[], None]) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
     for ours in ("pipeline", "trainer", "schemas"):
         logging.getLogger(ours).setLevel(logging.INFO)
+    # Loaded by other libraries where it is installed, and warns of a kernel that nobody asked for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         command()
         sys.stdout.flush()

@@ -17,3 +17,8 @@ def pick_device(wanted: Device) -> torch.device:
             " build, or take --device cpu"
         )
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or CPU: what stands beside a score or a time."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

@@ -13,7 +13,11 @@ import pipeline.run
 import schemas.weights
 import trainer.export
 import trainer.features
+import trainer.curve
+import trainer.evaluate
+import trainer.metrics
 import trainer.run
+import trainer.sidebyside
 import trainer.upscale
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -25,6 +29,10 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "trainer.upscale": trainer.upscale.main,
     "trainer.features": trainer.features.main,
     "trainer.export": trainer.export.main,
+    "trainer.evaluate": trainer.evaluate.main,
+    "trainer.metrics": trainer.metrics.main,
+    "trainer.sidebyside": trainer.sidebyside.main,
+    "trainer.curve": trainer.curve.main,
     "schemas.weights": schemas.weights.main,
 }
 

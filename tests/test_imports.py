@@ -43,10 +43,12 @@ def test_only_the_flow_module_imports_prefect() -> None:
 def test_trainer_runs_without_the_pipelines_libraries() -> None:
     code = """
 import sys
-for name in ("prefect", "duckdb", "diffusers", "clip_interrogator", "matplotlib", "sklearn", "onnx",
-             "onnxruntime", "onnxscript", "ncnn", "pipeline"):
+pipelines = ("prefect", "duckdb", "diffusers", "clip_interrogator", "pipeline")
+extras = ("matplotlib", "sklearn", "onnx", "onnxruntime", "onnxscript", "ncnn", "pyiqa")
+for name in (*pipelines, *extras):
     sys.modules[name] = None  # an import of it now fails
 import trainer.export, trainer.features, trainer.loop, trainer.run, trainer.upscale
+import trainer.evaluate, trainer.metrics, trainer.sidebyside, trainer.curve
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
