@@ -11,10 +11,10 @@ import pipeline.picture
 import pipeline.query
 import pipeline.run
 import schemas.weights
-import trainer.export
-import trainer.features
 import trainer.curve
 import trainer.evaluate
+import trainer.export
+import trainer.features
 import trainer.metrics
 import trainer.run
 import trainer.sidebyside
