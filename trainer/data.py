@@ -32,7 +32,7 @@ __all__ = ["COLUMNS", "Batch", "Pairing", "Patches"]
 
 Pairing = Literal["photograph", "random"]
 WINDOW = 8192  # rows that are mixed with each other
-AHEAD = 256  # pairs prepared ahead, about 40 MB; they bridge the reading of the next window
+AHEAD = 256  # pairs prepared ahead, 160 MB: they bridge the reading of the next window
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Batch:
     lr_captions: list[str]
     hr_captions: list[str]
     lr_rows: list[int]  # places in the manifest, to name a patch in an error
+    hr_rows: list[int]
 
 
 class Patches:
@@ -117,9 +118,10 @@ class Patches:
         start, stop = (size * (step * world + r) // world for r in (rank, rank + 1))
         places = range(start, stop)
         pairs = np.array([self.epoch(i // len(self))[i % len(self)] for i in places])
-        lr, lr_captions = self._patches(pairs[:, 0].tolist(), "lr", places)
-        hr, hr_captions = self._patches(pairs[:, 1].tolist(), "hr", places)
-        return Batch(lr, hr, lr_captions, hr_captions, pairs[:, 0].tolist())
+        lr_rows, hr_rows = pairs.T.tolist()
+        lr, lr_captions = self._patches(lr_rows, "lr", places)
+        hr, hr_captions = self._patches(hr_rows, "hr", places)
+        return Batch(lr, hr, lr_captions, hr_captions, lr_rows, hr_rows)
 
     def _patches(self, rows: list[int], role: Role, places: range) -> tuple[Tensor, list[str]]:
         pictures = np.empty((len(rows), PATCH_SIZE[role], PATCH_SIZE[role], 3), np.uint8)
