@@ -5,6 +5,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,12 +177,14 @@ def test_steps_come_in_the_published_order_as_often_as_published(
 ) -> None:
     steps: list[str] = []
     qualities: list[float] = []
+    sizes: list[tuple[int, int]] = []
 
     def watched(name: str) -> Callable[..., np.ndarray]:
         step = getattr(module, name)
 
-        def call(image: np.ndarray, *rest: float, **named: object) -> np.ndarray:
+        def call(image: np.ndarray, *rest: float, **named: Any) -> np.ndarray:
             steps.append(name[0])
+            sizes.extend([named["size"]] if "size" in named else [])
             qualities.extend(rest if name == "jpeg" else ())
             return step(image, *rest, **named)  # type: ignore[no-any-return]
 
@@ -204,6 +207,10 @@ def test_steps_come_in_the_published_order_as_often_as_published(
     assert consistent(seen["JPEG last"], draws, 0.5)
     assert consistent(seen["final sinc"], draws, 0.8)
     assert stats.kstest(qualities, stats.uniform(30, 65).cdf).pvalue > 1e-5
+    assert set(sizes[1::2]) == {(56, 56)}
+    second = np.array(sizes[::2])
+    assert second.min() in (16, 17, 18) and second.max() in (65, 66, 67)  # 0.3 x 56, 1.2 x 56
+    assert consistent(int((second[:, 0] == 56).sum()), draws, 0.3 + 0.3 / 0.2 / 56)
 
 
 @pytest.mark.parametrize(
