@@ -19,18 +19,27 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 from pydantic import BaseModel, Field
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
 
 from schemas.commandline import parse, run_command
 from schemas.manifest import Manifest, open_manifest
+from trainer.data import COLUMNS, Patches
+from trainer.degrade import Degradation
+
+try:
+    import datasets
+except ImportError:
+    datasets = None
 
 BATCH = 16  # pairs
 
@@ -54,13 +63,13 @@ class Result:
     rate: float  # decoded patches a second
     first: float  # seconds to the first batch, opening included
     read: float  # MB read from files; pages that the system holds count too
-    memory: float  # MB, peak over the process and its workers, shared pages counted once
+    memory: float  # MB above the start, of process and workers, shared pages counted once
 
 
-def from_manifest(config: LoaderConfig, folder: Path, degradation: str = "none") -> Iterator[int]:
+def from_manifest(
+    config: LoaderConfig, folder: Path, degradation: Degradation = "none"
+) -> Iterator[int]:
     """The trainer's own loader."""
-    from trainer.data import COLUMNS, Patches
-
     assert config.manifest
     patches = Patches(open_manifest(config.manifest, COLUMNS), config.seed, degradation)
     for batch in patches.batches(0, len(patches) // BATCH, BATCH, config.workers):
@@ -76,9 +85,6 @@ class PngFolder:
     """The usual Dataset: files by name, captions in a JSON, a transform."""
 
     def __init__(self, folder: Path, seed: int):
-        import torch
-        from torchvision.transforms import v2
-
         self.captions = json.loads((folder / "captions.json").read_text())
         self.far = sorted(folder.glob("*/lr_*.png"))
         self.near = defaultdict(list)
@@ -107,8 +113,6 @@ class PngFolder:
 
 def from_folder(config: LoaderConfig, folder: Path) -> Iterator[int]:
     """A torch DataLoader over PNG files."""
-    from torch.utils.data import DataLoader
-
     dataset = PngFolder(folder, config.seed)
     for far, near, *_ in DataLoader(
         dataset, batch_size=BATCH, shuffle=True, num_workers=config.workers, drop_last=True
@@ -117,17 +121,12 @@ def from_folder(config: LoaderConfig, folder: Path) -> Iterator[int]:
 
 
 def _to_tensors(rows: list[dict[str, Any]]) -> list[Any]:
-    import torch
-
     arrays = [np.array(row["image"]) for row in rows]
     return [torch.from_numpy(array).permute(2, 0, 1).float().div_(255) for array in arrays]
 
 
 def from_datasets(config: LoaderConfig, folder: Path) -> Iterator[int]:
     """Hugging Face `datasets`, streaming, with its shuffle buffer."""
-    import datasets
-    from torch.utils.data import DataLoader
-
     assert config.manifest
     files = [str(file) for file in open_manifest(config.manifest).files]
     stream = datasets.load_dataset(
@@ -151,10 +150,8 @@ LOADERS: dict[str, Callable[[LoaderConfig, Path], Iterator[int]]] = {
 
 def measure(name: str, config: LoaderConfig, folder: Path) -> Result:
     """One epoch of a loader, in this process and its children."""
-    import torch
-
     torch.set_num_threads(1)
-    read_before, start = _read(), time.perf_counter()
+    read_before, memory_before, start = _read(), _memory(), time.perf_counter()
     first, count, memory = 0.0, 0, 0.0
     for number, patches in enumerate(LOADERS[name](config, folder)):
         if not first:
@@ -165,7 +162,7 @@ def measure(name: str, config: LoaderConfig, folder: Path) -> Result:
             read, memory = _read(), max(memory, _memory())
     rate = count / (time.perf_counter() - start - first)
     # Workers that have ended are counted through their parent, those that live by themselves.
-    return Result(rate, first, max(read, _read()) - read_before, memory)
+    return Result(rate, first, max(read, _read()) - read_before, memory - memory_before)
 
 
 def _family() -> list[Path]:
@@ -257,7 +254,7 @@ def run(config: LoaderConfig) -> None:
         config = config.model_copy(update={"manifest": path})
         manifest = open_manifest(path)
         write_folder(manifest, folder / "crops")
-        names = [n for n in LOADERS if "datasets" not in n or find_spec("datasets")]
+        names = [n for n in LOADERS if datasets or "datasets" not in n]
         results: dict[str, list[Result]] = {name: [] for name in names}
         for _ in range(config.rounds):
             for name in names:

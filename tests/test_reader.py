@@ -217,10 +217,14 @@ def test_a_missing_picture_names_its_row(manifest: Path, tmp_path: Path) -> None
 
 def test_damaged_files_are_named(manifest: Path, tmp_path: Path) -> None:
     one = sql(manifest, "*", tmp_path / "m.parquet")
-    source = reader(one)
+    source, whole = reader(one), one.read_bytes()
     one.write_bytes(b"x" * 1000)
-    with pytest.raises(ManifestError, match=r"m\.parquet: cannot be read .*build the manifest"):
+    with pytest.raises(ManifestError, match=r"(?s)m\.parquet: cannot be read .*build the manifest"):
         found(source, [0])
+    footer = 8 + int.from_bytes(whole[-8:-4], "little")
+    one.write_bytes(b"PAR1" + b"x" * (len(whole) - footer - 4) + whole[-footer:])
+    with pytest.raises(ManifestError, match=r"(?s)m\.parquet: cannot be read .*build the manifest"):
+        reader(one)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,13 +100,8 @@ class Reader:
             while held > self.keep and len(self._cache) > 1:
                 held -= self.chunks[self._cache.popitem(last=False)[0]].rows
         if mine:
-            chunk = self.chunks[number]
             try:
-                future.set_result(self._load(chunk))
-            except (pa.ArrowException, OSError) as error:
-                file = self.manifest.files[chunk.file]
-                message = f"{file}: cannot be read ({error}); build the manifest again"
-                future.set_exception(ManifestError(message))
+                future.set_result(self._load(self.chunks[number]))
             except BaseException as error:
                 future.set_exception(error)
         return future.result()
@@ -119,8 +115,20 @@ class Reader:
             return _content(
                 pa.Table.from_batches([self._copies[chunk.file].get_batch(chunk.place)])
             )
-        part = pq.ParquetFile(file, metadata=self._footers[chunk.file])
-        return _content(part.read_row_group(chunk.place, columns=CONTENT))
+        with _damage_named(file):
+            part = pq.ParquetFile(file, metadata=self._footers[chunk.file])
+            return _content(part.read_row_group(chunk.place, columns=CONTENT))
+
+
+@contextmanager
+def _damage_named(file: Path) -> Iterator[None]:
+    """What Arrow says of a damaged or missing file, as one line."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(
+            f"{file}: cannot be read ({error}); build the manifest again"
+        ) from error
 
 
 def _content(table: pa.Table) -> pa.Table:
@@ -175,12 +183,13 @@ def _read_index(
     """
     photographs, roles, first = [], [], 0
     for file, footer in zip(manifest.files, footers, strict=True):
-        part = pq.ParquetFile(file, metadata=footer)
-        for batch in part.iter_batches(2**16, columns=INDEX):
-            _check_rows(manifest.path, batch, first)
-            photographs.append(batch["image_id"])
-            roles.append(pc.equal(batch["role"], "lr"))
-            first += len(batch)
+        with _damage_named(file):
+            part = pq.ParquetFile(file, metadata=footer)
+            for batch in part.iter_batches(2**16, columns=INDEX):
+                _check_rows(manifest.path, batch, first)
+                photographs.append(batch["image_id"])
+                roles.append(pc.equal(batch["role"], "lr"))
+                first += len(batch)
     if not first:
         raise ManifestError(f"{manifest.path}: no rows; loosen the query or build it again")
     is_lr = np.concatenate([part.to_numpy(zero_copy_only=False) for part in roles])
@@ -190,7 +199,7 @@ def _read_index(
                 f"{manifest.path}: no '{role}' rows; training needs both roles: keep them in the"
                 " WHERE clause"
             )
-    codes = pa.chunked_array(photographs).combine_chunks().dictionary_encode().indices
+    codes = pa.chunked_array(photographs).dictionary_encode().combine_chunks().indices
     return codes.to_numpy(), is_lr
 
 
