@@ -11,6 +11,7 @@ round is one epoch in a fresh process; the loaders take turns. Rates leave the f
 """
 
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -42,6 +43,7 @@ except ImportError:
     datasets = None
 
 BATCH = 16  # pairs
+FORK = "fork"  # as torch does by itself, but for in a spawned process
 
 
 class LoaderConfig(BaseModel):
@@ -61,6 +63,7 @@ class Result:
     """One epoch of one loader."""
 
     rate: float  # decoded patches a second
+    work: float  # milliseconds of processor time a patch, which noisy neighbours disturb less
     first: float  # seconds to the first batch, opening included
     read: float  # MB read from files; pages that the system holds count too
     memory: float  # MB above the start, of process and workers, shared pages counted once
@@ -115,7 +118,12 @@ def from_folder(config: LoaderConfig, folder: Path) -> Iterator[int]:
     """A torch DataLoader over PNG files."""
     dataset = PngFolder(folder, config.seed)
     for far, near, *_ in DataLoader(
-        dataset, batch_size=BATCH, shuffle=True, num_workers=config.workers, drop_last=True
+        dataset,
+        batch_size=BATCH,
+        shuffle=True,
+        num_workers=config.workers,
+        drop_last=True,
+        multiprocessing_context=FORK,
     ):
         yield len(far) + len(near)
 
@@ -135,7 +143,12 @@ def from_datasets(config: LoaderConfig, folder: Path) -> Iterator[int]:
     stream = stream.cast_column("image", datasets.Image()).shuffle(config.seed, buffer_size=1000)
     workers = min(config.workers, len(files))
     for rows in DataLoader(
-        stream, batch_size=2 * BATCH, num_workers=workers, collate_fn=_to_tensors, drop_last=True
+        stream,
+        batch_size=2 * BATCH,
+        num_workers=workers,
+        collate_fn=_to_tensors,
+        drop_last=True,
+        multiprocessing_context=FORK,
     ):
         yield len(rows)
 
@@ -151,18 +164,17 @@ LOADERS: dict[str, Callable[[LoaderConfig, Path], Iterator[int]]] = {
 def measure(name: str, config: LoaderConfig, folder: Path) -> Result:
     """One epoch of a loader, in this process and its children."""
     torch.set_num_threads(1)
-    read_before, memory_before, start = _read(), _memory(), time.perf_counter()
-    first, count, memory = 0.0, 0, 0.0
+    read_before, memory_before, work_before = _read(), _memory(), sum(os.times()[:4])
+    first, count, memory, start = 0.0, 0, 0.0, time.perf_counter()
     for number, patches in enumerate(LOADERS[name](config, folder)):
-        if not first:
-            first = time.perf_counter() - start
-        else:
-            count += patches
+        first = first or time.perf_counter() - start
+        count += patches
         if number % 16 == 0:
             read, memory = _read(), max(memory, _memory())
-    rate = count / (time.perf_counter() - start - first)
+    rate = (count - 2 * BATCH) / (time.perf_counter() - start - first)
+    work = (sum(os.times()[:4]) - work_before) / count * 1000
     # Workers that have ended are counted through their parent, those that live by themselves.
-    return Result(rate, first, max(read, _read()) - read_before, memory - memory_before)
+    return Result(rate, work, first, max(read, _read()) - read_before, memory - memory_before)
 
 
 def _family() -> list[Path]:
@@ -262,18 +274,18 @@ def run(config: LoaderConfig) -> None:
                     done = process.submit(measure, name, config, folder / "crops")
                     results[name].append(done.result())
         print(f"used columns: {used_columns(manifest):.1f} MB; {config.workers} workers")
-        head = f"{'patches/s (spread)':>24} {'ratio':>6} {'first':>7} {'read':>9} {'memory':>8}"
-        print(f"{'':20} {head}")
+        head = "patches/s (spread)", "ratio", "work", "first", "read", "memory"
+        print("{:20} {:>24} {:>6} {:>8} {:>7} {:>9} {:>8}".format("", *head))
         usual = statistics.median(r.rate for r in results["folder of PNGs"])
         for name, rounds in results.items():
             rates = sorted(r.rate for r in rounds)
-            rate, first, read, memory = (
+            rate, work, first, read, memory = (
                 statistics.median(getattr(r, part) for r in rounds)
-                for part in ("rate", "first", "read", "memory")
+                for part in ("rate", "work", "first", "read", "memory")
             )
             spread = f"{rate:.0f} ({rates[0]:.0f} to {rates[-1]:.0f})"
             print(
-                f"{name:20} {spread:>24} {rate / usual:5.2f}x {first:6.2f}s"
+                f"{name:20} {spread:>24} {rate / usual:5.2f}x {work:5.2f} ms {first:6.2f}s"
                 f" {read:6.1f} MB {memory:5.0f} MB"
             )
 
