@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.device import Device
 from schemas.weights import PROFILES, Profile
+from trainer.data import Pairing
+from trainer.degrade import Degradation
 
 # What changes no number of a run: a run may be carried on with other values of these.
 FREE_TO_CHANGE = {
@@ -57,6 +59,12 @@ class TrainConfig(BaseModel):
     vgg_distance: Literal["l1", "l2"] = Field("l1", description="distance between VGG features")
     freeze_encoders: bool = Field(
         False, description="train the SR network alone (appendix E.1, with --lr 1e-7)"
+    )
+    degrade: Degradation = Field(
+        "none", description="what LR patches go through: Real-ESRGAN's two-stage model (table 5)"
+    )
+    pairing: Pairing = Field(
+        "photograph", description="HR patches meet LR patches of their photograph, or random ones"
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16: autocast for the networks, losses stay float32"

@@ -17,7 +17,7 @@ from schemas.weights import locate
 from trainer import checkpoint, losses, pictures
 from trainer.clip import Encoders, load_encoders
 from trainer.config import TrainConfig
-from trainer.data import COLUMNS, LARGE_ROW_GROUP, Batch, Patches
+from trainer.data import COLUMNS, Batch, Patches
 from trainer.network import load_sr
 from trainer.rrdb import save_rrdb
 from trainer.stop import asked_to_stop
@@ -30,18 +30,12 @@ SAMPLES = 4  # patches on a sample sheet
 
 def open_patches(config: TrainConfig) -> Patches:
     """The manifest, checked for what training needs. Raises ManifestError or UserError."""
-    patches = Patches(open_manifest(config.manifest, COLUMNS), config.seed)
+    manifest = open_manifest(config.manifest, COLUMNS)
+    patches = Patches(manifest, config.seed, config.degrade, config.pairing)
     if len(patches) < config.batch_size:
         raise UserError(
             f"{config.manifest}: {len(patches)} lr patches are fewer than a batch of"
             f" {config.batch_size}; take --batch-size {max(len(patches), 2)} or more photographs"
-        )
-    if patches.largest_group > LARGE_ROW_GROUP:
-        log.warning(
-            "%s: row groups of up to %d rows are read whole; write it with"
-            " COPY … (FORMAT parquet, ROW_GROUP_SIZE 256) to save memory",
-            config.manifest,
-            patches.largest_group,
         )
     return patches
 

@@ -34,16 +34,25 @@ def compare(path: Path, lr: Tensor, sr: Tensor) -> None:
     lr: (n, 3, h, w) and sr: (n, 3, s h, s w), both in [0, 1]. Written atomically.
     """
     scale = sr.shape[-1] // lr.shape[-1]
-    height, width = sr.shape[-2:]
-    squares = lr.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     columns = {
-        f"LR {lr.shape[-1]}x{lr.shape[-2]}": squares,
+        f"LR {lr.shape[-1]}x{lr.shape[-2]}": squares(lr, scale),
         "bicubic": bicubic(lr, scale),
-        f"SR {width}x{height}": sr,
+        f"SR {sr.shape[-1]}x{sr.shape[-2]}": sr,
     }
+    write_sheet(path, columns)
+
+
+def squares(pictures: Tensor, side: int) -> Tensor:
+    """(n, 3, h, w) to (n, 3, side h, side w), every pixel a square."""
+    return pictures.repeat_interleave(side, -1).repeat_interleave(side, -2)
+
+
+def write_sheet(path: Path, columns: dict[str, Tensor]) -> None:
+    """Write titled columns of pictures side by side, each (n, 3, h, w) in [0, 1]. Atomic."""
+    rows, _, height, width = next(iter(columns.values())).shape
     sheet = Image.new(
         "RGB",
-        (len(columns) * (width + _GAP) + _GAP, len(lr) * (height + _GAP) + _GAP + _TITLE),
+        (len(columns) * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP + _TITLE),
         _PAPER,
     )
     draw = ImageDraw.Draw(sheet)

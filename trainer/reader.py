@@ -1,0 +1,235 @@
+"""Rows of a manifest by their number: the encoded patch and its caption, in bounded memory.
+
+Parquet is read a row group at a time, and of its columns those that training needs. Row groups in
+use are kept, others let go. A row group of more than LARGE_ROW_GROUP rows (SQL makes them of
+122,880 unless told otherwise: 6 GB of patches) cannot be read in parts at random: a file with such
+groups is copied once, in pieces of 256 rows, into an unnamed temporary file in TMPDIR, which goes
+with the process.
+"""
+
+import itertools
+import logging
+import mmap
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from schemas.manifest import PATCH_SIZE, ROW_GROUP, Manifest, ManifestError, Role
+
+log = logging.getLogger(__name__)
+
+INDEX = ["image_id", "role", "size", "caption"]  # read before the first step; captions not kept
+CONTENT = ["image.bytes", "caption"]  # read as they are needed
+COLUMNS = ("image_id", "role", "size", "caption", "image")  # all that training needs
+LARGE_ROW_GROUP = 2048  # rows, about 0.1 GB of patches
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Neighbouring rows that are read together: a row group, or a piece of a large one."""
+
+    file: int  # number of the file in the manifest
+    place: int  # number of the row group in the file, or of the piece in its copy
+    first: int  # number of the first row in the whole manifest
+    rows: int
+
+
+class Reader:
+    """The rows of a manifest. Thread-safe.
+
+    keep: rows whose encoded patches stay in memory; the least recently used chunk goes first.
+    Raises ManifestError at once where the manifest cannot be trained on: no rows, a role is missing
+    or unknown, sizes are not those of the role, a photograph or a caption is missing.
+    """
+
+    def __init__(self, manifest: Manifest, keep: int):
+        self.manifest, self.keep = manifest, keep
+        self._footers = [pq.read_metadata(file) for file in manifest.files]
+        self._large = [_largest_group(footer) > LARGE_ROW_GROUP for footer in self._footers]
+        self.chunks = self._find_chunks()
+        self.chunk_of = np.repeat(np.arange(len(self.chunks)), [c.rows for c in self.chunks])
+        self.photograph, self.is_lr = _read_index(manifest, self._footers)  # one entry a row
+        self._cache: OrderedDict[int, Future[pa.Table]] = OrderedDict()
+        self._copies: dict[int, pa.RecordBatchFileReader] = {}
+        self._lock, self._copying = threading.Lock(), threading.Lock()
+
+    def _find_chunks(self) -> list[Chunk]:
+        chunks: list[Chunk] = []
+        first = 0
+        for file, (footer, large) in enumerate(zip(self._footers, self._large, strict=True)):
+            place = 0
+            for group in range(footer.num_row_groups):
+                left = footer.row_group(group).num_rows
+                while left:
+                    rows = min(left, ROW_GROUP) if large else left
+                    chunks.append(Chunk(file, place if large else group, first, rows))
+                    first, left, place = first + rows, left - rows, place + 1
+        return chunks
+
+    def read(self, rows: list[int]) -> Iterator[tuple[np.ndarray, str]]:
+        """The encoded patch (its bytes, as uint8) and the caption of each row, in this order."""
+        numbers = self.chunk_of[rows].tolist()
+        held = {number: self._chunk(number) for number in dict.fromkeys(numbers)}
+        for row, number in zip(rows, numbers, strict=True):
+            place = row - self.chunks[number].first
+            content, caption = (held[number].column(name)[place] for name in ("bytes", "caption"))
+            if not content.is_valid:
+                raise ManifestError(f"{self.manifest.path}: row {row} holds no picture")
+            yield np.frombuffer(content.as_buffer(), np.uint8), caption.as_py()
+
+    def _chunk(self, number: int) -> pa.Table:
+        """A chunk's pictures and captions; the others wait for the thread that reads it."""
+        with self._lock:
+            future = self._cache.get(number)
+            mine = future is None
+            if future is None:
+                future = self._cache[number] = Future()
+            self._cache.move_to_end(number)
+            held = sum(self.chunks[n].rows for n in self._cache)
+            while held > self.keep and len(self._cache) > 1:
+                held -= self.chunks[self._cache.popitem(last=False)[0]].rows
+        if mine:
+            try:
+                future.set_result(self._load(self.chunks[number]))
+            except BaseException as error:
+                future.set_exception(error)
+        return future.result()
+
+    def _load(self, chunk: Chunk) -> pa.Table:
+        file = self.manifest.files[chunk.file]
+        if self._large[chunk.file]:
+            with self._copying:
+                if chunk.file not in self._copies:
+                    self._copies[chunk.file] = _copy_in_pieces(file)
+            return _content(
+                pa.Table.from_batches([self._copies[chunk.file].get_batch(chunk.place)])
+            )
+        with _damage_named(file):
+            part = pq.ParquetFile(file, metadata=self._footers[chunk.file])
+            return _content(part.read_row_group(chunk.place, columns=CONTENT))
+
+
+@contextmanager
+def _damage_named(file: Path) -> Iterator[None]:
+    """What Arrow says of a damaged or missing file, as one line."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(
+            f"{file}: cannot be read ({error}); build the manifest again"
+        ) from error
+
+
+def _content(table: pa.Table) -> pa.Table:
+    """Pictures and captions side by side, each in one piece."""
+    pictures = pc.struct_field(table["image"], "bytes")
+    return pa.table({"bytes": pictures, "caption": table["caption"]}).combine_chunks()
+
+
+def _largest_group(footer: pq.FileMetaData) -> int:
+    return max((footer.row_group(g).num_rows for g in range(footer.num_row_groups)), default=0)
+
+
+def _copy_in_pieces(file: Path) -> pa.RecordBatchFileReader:
+    """The content of a file in record batches of 256 rows, none of them across two row groups.
+
+    Read as a stream, so that memory holds a page of it, and mapped, not loaded: of the copy the
+    system keeps in memory what there is room for.
+    """
+    log.warning(
+        "%s: row groups of more than %d rows; its patches are copied to %s first. To save this,"
+        " write it with COPY … (FORMAT parquet, ROW_GROUP_SIZE %d)",
+        *(file, LARGE_ROW_GROUP, tempfile.gettempdir(), ROW_GROUP),
+    )
+    part = pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
+    pieces = (
+        piece
+        for group in range(part.num_row_groups)
+        for piece in part.iter_batches(ROW_GROUP, row_groups=[group], columns=CONTENT)
+    )
+    try:
+        with tempfile.TemporaryFile() as copy:
+            first = next(pieces)
+            with pa.ipc.new_file(copy, first.schema) as writer:
+                for piece in itertools.chain([first], pieces):
+                    writer.write_batch(piece)
+            copy.flush()
+            mapped = mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise ManifestError(
+            f"{file}: cannot be copied to {tempfile.gettempdir()} ({error}); set TMPDIR to a folder"
+            f" with room, or write the file with ROW_GROUP_SIZE {ROW_GROUP}"
+        ) from error
+    return pa.ipc.open_file(pa.py_buffer(mapped))
+
+
+def _read_index(
+    manifest: Manifest, footers: list[pq.FileMetaData]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The number of each row's photograph, and where rows are `lr`; no pixel is read.
+
+    Raises ManifestError as Reader does.
+    """
+    photographs, roles, first = [], [], 0
+    for file, footer in zip(manifest.files, footers, strict=True):
+        with _damage_named(file):
+            part = pq.ParquetFile(file, metadata=footer)
+            for batch in part.iter_batches(2**16, columns=INDEX):
+                _check_rows(manifest.path, batch, first)
+                photographs.append(batch["image_id"])
+                roles.append(pc.equal(batch["role"], "lr"))
+                first += len(batch)
+    if not first:
+        raise ManifestError(f"{manifest.path}: no rows; loosen the query or build it again")
+    is_lr = np.concatenate([part.to_numpy(zero_copy_only=False) for part in roles])
+    for role, missing in (("lr", not is_lr.any()), ("hr", is_lr.all())):
+        if missing:
+            raise ManifestError(
+                f"{manifest.path}: no '{role}' rows; training needs both roles: keep them in the"
+                " WHERE clause"
+            )
+    codes = pa.chunked_array(photographs).dictionary_encode().combine_chunks().indices
+    return codes.to_numpy(), is_lr
+
+
+def _check_rows(path: Path, rows: pa.RecordBatch, first: int) -> None:
+    """Every row has a photograph, a role, a patch of that role's size and a caption."""
+    role, caption = rows["role"].cast(pa.string()), rows["caption"].cast(pa.string())
+
+    def refuse(wrong: pa.Array, what: str) -> None:
+        place = pc.index(wrong, True).as_py()
+        if place >= 0:
+            raise ManifestError(f"{path}: row {first + place} {what}")
+
+    refuse(pc.is_null(rows["image_id"]), "has no image_id; keep the one it was built with")
+    roles = pa.array(list(PATCH_SIZE))
+    refuse(pc.invert(pc.is_in(role, roles)), "is neither 'lr' nor 'hr'; mend its role")
+    for name, size in PATCH_SIZE.items():
+        off = pc.fill_null(pc.not_equal(rows["size"], size), True)
+        refuse(
+            pc.and_(pc.equal(role, name), off),
+            f"is an '{name}' patch of another size than {size} pixels; build the manifest again",
+        )
+    empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(caption), ""), True)
+    refuse(empty, "has no caption; leave such rows out: WHERE caption <> ''")
+
+
+def decode(content: np.ndarray, role: Role, row: int) -> np.ndarray:
+    """A PNG as n x n x 3 uint8 RGB, n the side of its role. Raises ManifestError naming the row."""
+    size = PATCH_SIZE[role]
+    pixels = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB)
+    if pixels is None or pixels.shape != (size, size, 3):
+        found = "no picture" if pixels is None else f"{pixels.shape[1]}x{pixels.shape[0]} pixels"
+        raise ManifestError(f"manifest row {row}: {found}, expected a {size}x{size} PNG")
+    return pixels
