@@ -4,7 +4,7 @@ import io
 import os
 import random
 import resource
-import stat
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -126,9 +126,17 @@ def build_in_a_box(config: BuildConfig, peak: Path) -> None:
     peak.write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that everybody may enter; pytest's own are closed to others."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        yield Path(place)
+
+
 @pytest.mark.timeout(400)
-def test_hundreds_of_hostile_files(photographs: Path, tmp_path: Path) -> None:
-    rng, folder = random.Random(7), tmp_path / "photographs"
+def test_hundreds_of_hostile_files(photographs: Path, open_folder: Path) -> None:
+    rng, folder = random.Random(7), open_folder / "photographs"
     folder.mkdir()
     originals = list(encoded(photographs))
     assert len({suffix for suffix, _ in originals}) == 9 and len(FORMATS) > 9
@@ -140,11 +148,9 @@ def test_hundreds_of_hostile_files(photographs: Path, tmp_path: Path) -> None:
         (folder / f"mutant{number:03}.{suffix}").write_bytes(mutated(content, rng))
     words = killed.words(folder)
     words.write_text("\n".join(f"word{i}" for i in range(30)))
-    out, peak = tmp_path / "data" / "patches.parquet", tmp_path / "data" / "peak.txt"
+    out, peak = open_folder / "data" / "patches.parquet", open_folder / "data" / "peak.txt"
     out.parent.mkdir()
-    out.parent.chmod(stat.S_IRWXU | stat.S_IRWXG | stat.S_IRWXO)
-    for path in (tmp_path, *tmp_path.parents[:3]):  # pytest closes its folders to others
-        path.chmod(path.stat().st_mode | stat.S_IXGRP | stat.S_IXOTH | stat.S_IRGRP | stat.S_IROTH)
+    out.parent.chmod(0o777)
 
     config = BuildConfig(
         images=[str(folder)], out=out, profile="offline", k=1, dictionary=words, shard_size=64
