@@ -1,0 +1,314 @@
+"""The pipeline against a plain loop over the same photographs and models, in one run.
+
+    python -m benchmarks.build                                    # two minutes on two cores
+    python -m benchmarks.build --growth 50 200 800 1000           # how time and memory grow
+    python -m benchmarks.build --depth DIR --clip DIR --device cuda
+
+The loop is what one writes first: open, estimate with the library's own call, crop, ask
+clip-interrogator's `rank` for each patch, write. Every run is a process of its own; models are
+loaded before its clock starts. Both must give the same patches with the same words.
+"""
+
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image, ImageEnhance
+from pydantic import BaseModel, Field
+
+from pipeline.captions import read_dictionary
+from pipeline.config import DICTIONARY, BuildConfig
+from schemas.commandline import parse, run_command
+from schemas.device import Device, pick_device
+from schemas.manifest import PATCH_SIZE, patch_id
+
+Way = Literal["ours", "flow", "loop"]
+
+
+class BuildBenchmark(BaseModel):
+    """What `benchmarks.build` takes."""
+
+    photographs: int = Field(48, ge=2, description="photographs to build from, made of real ones")
+    width: int = Field(1020, ge=300, description="of each, pixels; the height is two thirds")
+    rounds: int = Field(3, ge=1, description="times that each way is run, in turn")
+    growth: list[int] = Field(
+        [50, 200, 800], description="photographs in the runs that show how time and memory grow"
+    )
+    k: int = Field(8, ge=1, description="patches per role and photograph")
+    shard_size: int = Field(64, ge=1, description="photographs per part")
+    depth: str = Field("colour-attenuation", description="depth estimator: name or folder")
+    clip: str = Field("tiny-clip", description="CLIP: name or folder")
+    device: Device = Field("auto", description="where the networks run")
+    child: Way | None = Field(None, description="(for its own use) measure this way, print JSON")
+    folder: Path | None = Field(None, description="(for its own use) photographs and results")
+
+
+def make_photographs(folder: Path, number: int, width: int) -> None:
+    """Different JPEG files of one size: real photographs, mirrored, cropped and toned by seed."""
+    from pipeline.demo import copy_photographs
+
+    copy_photographs(folder / "source")
+    sources = [Image.open(path).convert("RGB") for path in sorted((folder / "source").iterdir())]
+    target = folder / "photographs"
+    target.mkdir()
+    size = (width, width * 2 // 3)
+    for i in range(number):
+        rng = np.random.default_rng(i)
+        image = sources[i % len(sources)]
+        left, top = rng.random(2) * 0.2 * np.array(image.size)
+        crop = image.crop((left, top, left + 0.8 * image.width, top + 0.8 * image.height))
+        crop = crop.resize(size, Image.Resampling.BICUBIC)
+        if rng.random() < 0.5:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        ImageEnhance.Brightness(crop).enhance(rng.uniform(0.8, 1.1)).save(
+            target / f"{i:05}.jpg", quality=92
+        )
+
+
+# --- the three ways, each in a process of its own ------------------------------------------------
+
+
+def run_stages(config: BuildConfig) -> None:
+    """Ours, without Prefect."""
+    from pipeline import build as stages
+    from pipeline.shard import build_shard
+
+    build = stages.plan_build(config)
+    stages.finish(build, [build_shard(build.job, shard) for shard in build.plan.to_do])
+
+
+def run_flow(config: BuildConfig) -> None:
+    """Ours, through the Prefect flow."""
+    from pipeline import flows
+
+    flows.build(config)
+
+
+def run_loop(config: BuildConfig, models: Any) -> None:
+    """One photograph after the other, one patch after the other, each library as its page says."""
+    rows = []
+    for path in sorted(Path(config.images[0]).iterdir()):
+        content = path.read_bytes()
+        image = Image.open(io.BytesIO(content)).convert("RGB")
+        distance = cv2.blur(models.distance(image), (29, 29), borderType=cv2.BORDER_REFLECT)
+        for role, side in PATCH_SIZE.items():
+            for x, y in _plain_top_k(distance, side, config.k, farthest=role == "lr"):
+                patch = image.crop((x, y, x + side, y + side))
+                png = io.BytesIO()
+                patch.save(png, format="PNG")
+                words = models.rank(patch)
+                name = patch_id(_sha256(content), role, x, y, side)
+                rows.append(
+                    {"patch_id": name, "role": role, "words": words, "image": png.getvalue()}
+                )
+    Path(config.out).mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), Path(config.out) / "part.parquet")
+
+
+def _sha256(content: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(content).hexdigest()
+
+
+def _plain_top_k(distance: np.ndarray, side: int, k: int, farthest: bool) -> list[tuple[int, int]]:
+    half = side // 2
+    height, width = distance.shape
+    score = distance[half : height - side + half + 1, half : width - side + half + 1].copy()
+    if not farthest:
+        score = -score
+    found: list[tuple[int, int]] = []
+    while len(found) < k and np.isfinite(score).any():
+        y, x = np.unravel_index(score.argmax(), score.shape)
+        found.append((int(x), int(y)))
+        near_y, near_x = max(y - half + 1, 0), max(x - half + 1, 0)
+        score[near_y : y + half, near_x : x + half] = -np.inf
+    return found
+
+
+class PlainModels:
+    """The libraries as they come: transformers or the formula, clip-interrogator's `rank`."""
+
+    def __init__(self, config: BuildConfig):
+        from types import SimpleNamespace
+
+        from clip_interrogator import Config, LabelTable
+
+        from schemas.clip import load_clip
+
+        self.device = pick_device(config.device)
+        self.clip = load_clip(config.clip_name, self.device)
+        settings = Config(caption_model_name=None, quiet=True, device=str(self.device))
+        settings.cache_path, settings.download_cache = None, False
+        words = read_dictionary(DICTIONARY)
+        interrogator = SimpleNamespace(
+            clip_model=self.clip.model, config=settings, tokenize=self.clip.tokenize
+        )
+        self.table = LabelTable(words, None, interrogator)
+        self.depth = None
+        if Path(config.depth_name).is_dir():
+            from transformers import pipeline
+
+            self.depth = pipeline(
+                "depth-estimation", model=config.depth_name, device=self.device, use_fast=True
+            )
+
+    def distance(self, image: Image.Image) -> np.ndarray:
+        """0 near, 1 far, at the image's size."""
+        if self.depth:
+            near = self.depth(image)["predicted_depth"].float().cpu().numpy()
+            near = cv2.resize(near, image.size, interpolation=cv2.INTER_CUBIC)
+            return (near.max() - near) / (near.max() - near.min())
+        hsv = cv2.cvtColor(np.asarray(image, np.float32) / 255, cv2.COLOR_RGB2HSV)
+        far = 0.121779 + 0.959710 * hsv[..., 2] - 0.780245 * hsv[..., 1]
+        far = cv2.erode(far, np.ones((15, 15), np.uint8), borderType=cv2.BORDER_REPLICATE)
+        return (far - far.min()) / (far.max() - far.min())
+
+    def rank(self, patch: Image.Image) -> list[str]:
+        """The 24 best words."""
+        with torch.no_grad():
+            batch = self.clip.preprocess(patch)[None].to(self.device)
+            features = self.clip.model.encode_image(batch, normalize=True)
+            words: list[str] = self.table.rank(features, top_count=24)
+        return words
+
+
+def child(options: BuildBenchmark) -> None:
+    """Load the models, run one way, print what it took as JSON."""
+    assert options.folder is not None
+    out = options.folder / f"{options.child}-{os.getpid()}" / "patches.parquet"
+    config = BuildConfig(
+        images=[str(options.folder / "photographs")],
+        out=out,
+        depth=options.depth,
+        clip=options.clip,
+        profile="offline",
+        k=options.k,
+        shard_size=options.shard_size,
+        device=options.device,
+    )
+    if options.child == "loop":
+        models = PlainModels(config)
+        started = time.perf_counter()
+        run_loop(config, models)
+    else:
+        from pipeline.models import load_models
+
+        loaded = load_models(config)
+        assert loaded.depth and loaded.captioner
+        started = time.perf_counter()
+        (run_flow if options.child == "flow" else run_stages)(config)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": seconds, "peak_mb": peak, "out": str(out)}))
+
+
+# --- the comparison ------------------------------------------------------------------------------
+
+
+def measure(way: Way, folder: Path, options: BuildBenchmark) -> dict[str, Any]:
+    """Run a child and read its answer. Raises CalledProcessError."""
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "benchmarks.build",
+        "--child",
+        way,
+        "--folder",
+        str(folder),
+    ]
+    for name in ("k", "shard_size", "depth", "clip", "device"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    quiet = os.environ | {"PREFECT_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
+    quiet |= {"PREFECT_HOME": str(folder / "prefect"), "DO_NOT_TRACK": "1"}
+    done = subprocess.run(command, env=quiet, stdout=subprocess.PIPE, text=True, check=True)
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def words_of(out: str) -> dict[str, list[str]]:
+    """patch_id -> words of a result."""
+    table = pq.read_table(out, columns=["patch_id", "words"]).to_pylist()
+    return {row["patch_id"]: row["words"] for row in table}
+
+
+def compare(options: BuildBenchmark) -> None:
+    """The ways side by side, in turn; ratios and spread."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        make_photographs(folder, options.photographs, options.width)
+        ways: tuple[Way, ...] = ("loop", "ours", "flow")
+        runs: dict[Way, list[dict[str, Any]]] = {way: [] for way in ways}
+        for _ in range(options.rounds):
+            for way in ways:
+                runs[way].append(measure(way, folder, options))
+        results = {way: words_of(runs[way][0]["out"]) for way in ways}
+        same = sum(results["ours"].get(name) == words for name, words in results["loop"].items())
+        patches, height = len(results["ours"]), options.width * 2 // 3
+        print(
+            f"\n{options.photographs} photographs of {options.width}x{height}, {patches} patches,"
+            f" {options.depth}, {options.clip}, {pick_device(options.device)},"
+            f" {os.cpu_count()} cores, {options.rounds} rounds; {same} of the loop's"
+            f" {len(results['loop'])} patches have the same place and words in ours\n"
+        )
+        print("| way | photographs/s (spread) | patches/s | ratio | peak memory |")
+        print("|---|---|---|---|---|")
+        plain = median(run["seconds"] for run in runs["loop"])
+        for way, title in zip(ways, ("plain loop", "ours", "ours, through Prefect"), strict=True):
+            times = sorted(run["seconds"] for run in runs[way])
+            fast, middle, slow = (
+                options.photographs / t for t in (times[0], median(times), times[-1])
+            )
+            print(
+                f"| {title} | {middle:.2f} ({slow:.2f} to {fast:.2f}) | {patches / median(times):.0f}"
+                f" | {plain / median(times):.2f}x | {max(r['peak_mb'] for r in runs[way]):.0f} MB |"
+            )
+        pairs = zip(runs["flow"], runs["ours"], strict=True)
+        over = median(flow["seconds"] - ours["seconds"] for flow, ours in pairs)
+        print(f"\nPrefect adds {over:.1f} s to a run, its embedded server's start included.")
+
+
+def grow(options: BuildBenchmark) -> None:
+    """Time and memory for more and more photographs."""
+    print("\n| photographs | seconds | photographs/s | peak memory |\n|---|---|---|---|")
+    for number in options.growth:
+        with tempfile.TemporaryDirectory() as place:
+            make_photographs(Path(place), number, options.width)
+            run = measure("ours", Path(place), options)
+            print(
+                f"| {number} | {run['seconds']:.1f} | {number / run['seconds']:.2f}"
+                f" | {run['peak_mb']:.0f} MB |",
+                flush=True,
+            )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `python -m benchmarks.build`."""
+    options = parse(BuildBenchmark, argv, "python -m benchmarks.build", __doc__ or "")
+    if options.child:
+        return run_command(lambda: child(options))
+
+    def run() -> None:
+        compare(options)
+        grow(options)
+
+    return run_command(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
