@@ -271,12 +271,11 @@ def compare(options: BuildBenchmark) -> None:
         plain = median(run["seconds"] for run in runs["loop"])
         for way, title in zip(ways, ("plain loop", "ours", "ours, through Prefect"), strict=True):
             times = sorted(run["seconds"] for run in runs[way])
-            fast, middle, slow = (
-                options.photographs / t for t in (times[0], median(times), times[-1])
-            )
+            middle, peak = median(times), max(run["peak_mb"] for run in runs[way])
+            fast, usual, slow = (options.photographs / t for t in (times[0], middle, times[-1]))
             print(
-                f"| {title} | {middle:.2f} ({slow:.2f} to {fast:.2f}) | {patches / median(times):.0f}"
-                f" | {plain / median(times):.2f}x | {max(r['peak_mb'] for r in runs[way]):.0f} MB |"
+                f"| {title} | {usual:.2f} ({slow:.2f} to {fast:.2f}) | {patches / middle:.0f}"
+                f" | {plain / middle:.2f}x | {peak:.0f} MB |"
             )
         pairs = zip(runs["flow"], runs["ours"], strict=True)
         over = median(flow["seconds"] - ours["seconds"] for flow, ours in pairs)
