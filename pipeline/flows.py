@@ -5,30 +5,41 @@ prefect deployment run build-patches     # from another terminal, same folder
 """
 
 import inspect
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import wraps
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 # Before Prefect is imported: it reads these once. No run of ours reports to anybody.
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
+from prefect import artifacts as ui
 from prefect import flow, get_run_logger, task
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import FailedRun
+from prefect.futures import as_completed
 from prefect.plugins import register_hook
 from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
-from prefect.utilities.annotations import unmapped
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from pipeline.config import BuildConfig
 from schemas.commandline import progress
 from schemas.errors import UserError
 
+if TYPE_CHECKING:
+    from pipeline.build import Build
+    from pipeline.parts import Shard
+
 NAME = "build-patches"
+RETRIES = 2
+RETRY_SECONDS = 5
 
 
 def _build_patches(**parameters: Any) -> Any:
@@ -39,21 +50,15 @@ def _build_patches(**parameters: Any) -> Any:
     log = get_run_logger()
     try:
         build = stages.plan_build(BuildConfig(**parameters))
-        to_do = sum(len(shard.photographs) for shard in build.plan.to_do)
-        log.info("%d photographs, %d to do", build.plan.photographs, to_do)
-        with progress(to_do, "photographs", "img") as bar:
-            # One task per part, never per photograph: a task costs Prefect tens of milliseconds.
-            @task(  # type: ignore[untyped-decorator]
-                name="build-part", task_run_name="{shard.name}", retries=2, retry_delay_seconds=5
-            )
-            def build_part(build: stages.Build, shard: Any) -> str:
-                return stages.build_shard(build, shard, bar.update)
-
-            build_part.map(unmapped(build), list(build.plan.to_do)).result()
+        _make_parts(build)
         summary = stages.publish(build)
-    except UserError as error:  # a state with a message, where raising would log a traceback
-        return Failed(message=str(error))
+    except (UserError, OSError) as error:
+        return _failed(str(error))
+    except ValidationError as error:  # past a server that did not check
+        return _failed("; ".join(f"{_field(e)}: {e['msg']}" for e in error.errors()))
     log.info("%s: %d lr and %d hr patches", summary.manifest, *summary.patches.values())
+    with _only_shown():
+        _show(summary.manifest)
     return {
         "manifest": str(summary.manifest),
         "images": str(summary.images),
@@ -61,6 +66,85 @@ def _build_patches(**parameters: Any) -> Any:
         "status": summary.status,
         "patches": summary.patches,
     }
+
+
+def _make_parts(build: "Build") -> None:
+    """One task per part, never per photograph: a task costs Prefect tens of milliseconds."""
+    from pipeline.build import build_shard
+
+    shards = list(build.plan.to_do)
+    to_do = sum(len(shard.photographs) for shard in shards)
+    get_run_logger().info("%d photographs, %d to do", build.plan.photographs, to_do)
+
+    # `build` comes by closure: Prefect searches every argument for futures, and a plan of 88,000
+    # photographs would take a second each time.
+    @task(  # type: ignore[untyped-decorator]
+        name="build-part",
+        task_run_name="{shard.name}",
+        retries=RETRIES,
+        retry_delay_seconds=RETRY_SECONDS,
+        retry_condition_fn=_may_pass,
+    )
+    def build_part(shard: "Shard") -> str:
+        before = bar.n
+        try:
+            return build_shard(build, shard, bar.update)
+        except Exception:
+            bar.update(before - bar.n)  # not done; another try counts them anew
+            raise
+
+    with progress(to_do, "photographs", "img") as bar:
+        parts = build_part.map(shards)
+        with _only_shown():
+            artifact = ui.create_progress_artifact(0.0, f"{NAME}-progress", "parts done")
+        for done, part in enumerate(as_completed(parts), 1):
+            part.result()
+            with _only_shown():
+                ui.update_progress_artifact(artifact, 100 * done / len(parts))
+
+
+def _may_pass(task: Any, run: Any, state: Any) -> bool:
+    """Whether a part is worth another try: after any fault but one that the user must mend."""
+    return not isinstance(state.data, UserError)
+
+
+def _failed(message: str) -> Any:
+    get_run_logger().error(message)
+    return Failed(message=message)  # a state with a message: raising would log a traceback
+
+
+def _field(error: Any) -> str:
+    return ".".join(str(part) for part in error["loc"]) or "parameters"
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    """Log filter: tasks report faults of the user or of the machine without a traceback."""
+    if record.exc_info and isinstance(record.exc_info[1], (UserError, OSError)):
+        record.exc_info = None
+    return True
+
+
+logging.getLogger("prefect.task_runs").addFilter(_one_line)
+
+
+@contextmanager
+def _only_shown() -> Iterator[None]:
+    """What is only shown in Prefect's UI never stops a build."""
+    try:
+        yield
+    except Exception as error:
+        get_run_logger().warning("not shown in Prefect's UI: %s", error)
+
+
+def _show(manifest: Path) -> None:
+    """Leave the run's artifacts in Prefect's UI."""
+    from pipeline.artifacts import describe
+
+    shown = describe(manifest)
+    noise = "; UNTRAINED CLIP: these words are noise" if shown.untrained else ""
+    ui.create_table_artifact(shown.counts, f"{NAME}-counts", "photographs and patches by status")
+    ui.create_image_artifact(shown.picture, f"{NAME}-patches", "far (LR) above near (HR) patches")
+    ui.create_table_artifact(shown.words, f"{NAME}-words", f"commonest words by role{noise}")
 
 
 def _signature() -> inspect.Signature:
