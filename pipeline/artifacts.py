@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline.query import connect
 from schemas.manifest import PATCH_SIZE, open_manifest
 
-WORDS = 12  # of each role
+WORDS = 10  # of each role: one page of Prefect's table
 COLUMNS = 8  # photographs in the picture
 TILE = 112  # pixels: LR patches twice as large, HR patches half
 GAP = 4

@@ -27,7 +27,7 @@ from prefect.futures import as_completed
 from prefect.plugins import register_hook
 from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from pipeline.config import BuildConfig
 from schemas.commandline import progress
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pipeline.parts import Shard
 
 NAME = "build-patches"
+ABOUT = "Photographs to a manifest of far (LR) and near (HR) patches with captions."
 RETRIES = 2
 RETRY_SECONDS = 5
 
@@ -53,9 +54,9 @@ def _build_patches(**parameters: Any) -> Any:
         _make_parts(build)
         summary = stages.publish(build)
     except (UserError, OSError) as error:
-        return _failed(str(error))
+        return Failed(message=str(error))  # a state: raising would log a traceback
     except ValidationError as error:  # past a server that did not check
-        return _failed("; ".join(f"{_field(e)}: {e['msg']}" for e in error.errors()))
+        return Failed(message="; ".join(f"{_field(e)}: {e['msg']}" for e in error.errors()))
     log.info("%s: %d lr and %d hr patches", summary.manifest, *summary.patches.values())
     with _only_shown():
         _show(summary.manifest)
@@ -108,23 +109,20 @@ def _may_pass(task: Any, run: Any, state: Any) -> bool:
     return not isinstance(state.data, UserError)
 
 
-def _failed(message: str) -> Any:
-    get_run_logger().error(message)
-    return Failed(message=message)  # a state with a message: raising would log a traceback
-
-
 def _field(error: Any) -> str:
     return ".".join(str(part) for part in error["loc"]) or "parameters"
 
 
 def _one_line(record: logging.LogRecord) -> bool:
-    """Log filter: tasks report faults of the user or of the machine without a traceback."""
-    if record.exc_info and isinstance(record.exc_info[1], (UserError, OSError)):
+    """Log filter: a fault of the user or of the machine is told without a traceback, and once."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, (UserError, OSError)):
         record.exc_info = None
-    return True
+    return not isinstance(error, FailedRun)  # Prefect's own wrapping of the state we returned
 
 
-logging.getLogger("prefect.task_runs").addFilter(_one_line)
+for _logger in ("prefect.task_runs", "prefect.flow_runs"):
+    logging.getLogger(_logger).addFilter(_one_line)
 
 
 @contextmanager
@@ -141,10 +139,12 @@ def _show(manifest: Path) -> None:
     from pipeline.artifacts import describe
 
     shown = describe(manifest)
-    noise = "; UNTRAINED CLIP: these words are noise" if shown.untrained else ""
+    words = "UNTRAINED, noise: commonest words" if shown.untrained else "commonest caption words"
     ui.create_table_artifact(shown.counts, f"{NAME}-counts", "photographs and patches by status")
-    ui.create_image_artifact(shown.picture, f"{NAME}-patches", "far (LR) above near (HR) patches")
-    ui.create_table_artifact(shown.words, f"{NAME}-words", f"commonest words by role{noise}")
+    # As Markdown: an image artifact would print its whole data: URI below the picture.
+    picture = f"![far patches above near ones]({shown.picture})"
+    ui.create_markdown_artifact(picture, f"{NAME}-picture", "far (LR) above near (HR) patches")
+    ui.create_table_artifact(shown.words, f"{NAME}-words", f"{words} of each role")
 
 
 def _signature() -> inspect.Signature:
@@ -154,9 +154,7 @@ def _signature() -> inspect.Signature:
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                annotation=Annotated[
-                    field.annotation, Field(description=field.description), *field.metadata
-                ],
+                annotation=Annotated[field.annotation, field],  # with its bounds
                 default=inspect.Parameter.empty if field.is_required() else field.default,
             )
             for name, field in BuildConfig.model_fields.items()
@@ -166,10 +164,9 @@ def _signature() -> inspect.Signature:
 
 
 def _docstring() -> str:
-    """What Prefect shows of the flow and of each field of its form."""
-    lines = [f"    {name}: {field.description}" for name, field in BuildConfig.model_fields.items()]
-    about = "Photographs to a manifest of far (LR) and near (HR) patches with captions."
-    return "\n".join([about, "", "Args:", *lines])
+    """Where Prefect reads the descriptions of a form's fields."""
+    fields = BuildConfig.model_fields.items()
+    return "\n".join([ABOUT, "", "Args:", *(f"    {name}: {f.description}" for name, f in fields)])
 
 
 _build_patches.__signature__ = _signature()  # type: ignore[attr-defined]
@@ -177,7 +174,10 @@ _build_patches.__doc__ = _docstring()
 
 # One part at a time: inside a part, decoding, networks and PNG writing already overlap.
 build_patches = flow(
-    name=NAME, task_runner=ThreadPoolTaskRunner(max_workers=1), validate_parameters=False
+    name=NAME,
+    description=ABOUT,
+    task_runner=ThreadPoolTaskRunner(max_workers=1),
+    validate_parameters=False,  # BuildConfig does, in its own words
 )(_build_patches)
 
 
@@ -220,11 +220,7 @@ def setup_environment(*, ctx: Any) -> None:
 
 def main() -> None:
     """Serve the deployment from this folder until stopped."""
-    build_patches.serve(
-        name=NAME,
-        description="Photographs to data/patches.parquet; see the README of LA-SR.",
-        parameters={"out": "data/patches.parquet"},
-    )
+    build_patches.serve(name=NAME)
 
 
 # A served run imports this module again: without the guard it would serve, too, and never run.
