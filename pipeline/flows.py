@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 # Before Prefect is imported: it reads these once. No run of ours reports to anybody.
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+# Its own 20 s for the embedded server are too few on a new database and a busy machine.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 from prefect import artifacts as ui
 from prefect import flow, get_run_logger, task
