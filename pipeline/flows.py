@@ -1,12 +1,17 @@
-"""The Prefect flow `build-patches`; the only module that imports Prefect.
+"""Serve the Prefect deployment `build-patches`; the only module that imports Prefect.
 
-python -m pipeline.flows                 # serve the deployment; keep it running
-prefect deployment run build-patches     # from another terminal, same folder
+    prefect server start                     # in a terminal of its own
+    python -m pipeline.flows                 # in another, with PREFECT_API_URL set; keep it running
+    prefect deployment run build-patches -p 'images=["/home/me/photos"]' --watch
+
+docs/prefect.md tells more: work pools, PostgreSQL, killed runs.
 """
 
+import argparse
 import inspect
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -27,12 +32,13 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import FailedRun
 from prefect.futures import as_completed
 from prefect.plugins import register_hook
+from prefect.settings import get_current_settings
 from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import ValidationError
 
 from pipeline.config import BuildConfig
-from schemas.commandline import progress
+from schemas.commandline import progress, run_command
 from schemas.errors import UserError
 
 if TYPE_CHECKING:
@@ -220,11 +226,24 @@ def setup_environment(*, ctx: Any) -> None:
     PrefectClient.read_deployment_by_name = by_bare_name  # type: ignore[method-assign]
 
 
-def main() -> None:
-    """Serve the deployment from this folder until stopped."""
+def serve() -> None:
+    """Serve the deployment from this folder until stopped. Raises UserError: no server is named."""
+    if get_current_settings().api.url is None:
+        raise UserError(
+            "PREFECT_API_URL is not set, so nobody would find the deployment: start"
+            " `prefect server start` and set PREFECT_API_URL=http://127.0.0.1:4200/api"
+        )
     build_patches.serve(name=NAME)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `python -m pipeline.flows`."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.flows", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.parse_args(argv)
+    return run_command(serve)
 
 
 # A served run imports this module again: without the guard it would serve, too, and never run.
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

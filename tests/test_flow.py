@@ -145,6 +145,11 @@ def test_a_server_that_does_not_answer_is_named(photographs: Path, project: Proj
     assert "error: Failed to reach API at http://127.0.0.1:9/api" in done.stderr
 
 
+def test_serving_needs_a_server(project: Project) -> None:
+    done = project.run(sys.executable, "-m", "pipeline.flows")
+    assert done.returncode == 1 and done.stderr.startswith("error: PREFECT_API_URL is not set")
+
+
 def check_form(deployment: dict[str, Any]) -> None:
     """Prefect's form: the flags of `pipeline.run` with their descriptions and bounds."""
     schema = deployment["parameter_openapi_schema"]
