@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -76,11 +76,11 @@ def process(
         yield log
     finally:
         os.killpg(started.pid, signal.SIGTERM)
-        try:
-            started.wait(20)
-        except subprocess.TimeoutExpired:
+        with suppress(subprocess.TimeoutExpired):
+            started.wait(5)  # a Prefect worker takes its time, and nothing here is worth it
+        with suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGKILL)
-            started.wait()
+        started.wait()
 
 
 def postgresql_bin() -> Path | None:

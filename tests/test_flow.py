@@ -192,14 +192,9 @@ def test_the_served_deployment(photographs: Path, server: Project) -> None:
         assert "Traceback" not in failed.stdout + log.read_text()
         assert last_run(server)["state"]["message"].startswith("--images nowhere: no such folder")
 
-        for flags, message in [
-            (["-p", 'images=["a"]', "-p", "k=0"], "'k'. Failure reason: 0 is less than"),
-            (["-p", "k=1"], "'images' is a required property"),
-            (["-p", 'images=["a"]', "-p", "kk=1"], "not found on the deployment: 'kk'"),
-        ]:
-            refused = server.run(*run, "build-patches", *flags)
-            text = " ".join((refused.stdout + refused.stderr).split())
-            assert refused.returncode == 1 and message in text, text
+        refused = server.run(*run, "build-patches", "-p", 'images=["a"]', "-p", "k=0")
+        text = " ".join((refused.stdout + refused.stderr).split())
+        assert refused.returncode == 1 and "'k'. Failure reason: 0 is less than" in text
         assert server.run(*run, "no-such-name").returncode == 1
 
 
