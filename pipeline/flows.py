@@ -12,9 +12,9 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +24,7 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 # Its own 20 s for the embedded server are too few on a new database and a busy machine.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
+import httpx
 from prefect import artifacts as ui
 from prefect import flow, get_run_logger, task
 from prefect.client.orchestration import PrefectClient
@@ -84,6 +85,8 @@ def _make_parts(build: "Build") -> None:
     shards = list(build.plan.to_do)
     to_do = sum(len(shard.photographs) for shard in shards)
     get_run_logger().info("%d photographs, %d to do", build.plan.photographs, to_do)
+    if not shards:
+        return
 
     # `build` comes by closure: Prefect searches every argument for futures, and a plan of 88,000
     # photographs would take a second each time.
@@ -104,12 +107,11 @@ def _make_parts(build: "Build") -> None:
 
     with progress(to_do, "photographs", "img") as bar:
         parts = build_part.map(shards)
-        with _only_shown():
-            artifact = ui.create_progress_artifact(0.0, f"{NAME}-progress", "parts done")
+        show = _progress_artifact()
         for done, part in enumerate(as_completed(parts), 1):
             part.result()
             with _only_shown():
-                ui.update_progress_artifact(artifact, 100 * done / len(parts))
+                show(100 * done / len(parts))
 
 
 def _may_pass(task: Any, run: Any, state: Any) -> bool:
@@ -140,6 +142,14 @@ def _only_shown() -> Iterator[None]:
         yield
     except Exception as error:
         get_run_logger().warning("not shown in Prefect's UI: %s", error)
+
+
+def _progress_artifact() -> Callable[[float], object]:
+    """Begin a bar in Prefect's UI; returns what moves it, in per cent."""
+    with _only_shown():
+        bar = ui.create_progress_artifact(0.0, f"{NAME}-progress", "parts done, per cent")
+        return partial(ui.update_progress_artifact, bar)
+    return lambda percent: None
 
 
 def _show(manifest: Path) -> None:
@@ -189,19 +199,28 @@ build_patches = flow(
 )(_build_patches)
 
 
+@contextmanager
+def _one_line_without_server() -> Iterator[None]:
+    """A server that does not answer is the user's to start. Raises UserError."""
+    try:
+        yield
+    except (RuntimeError, httpx.ConnectError) as error:
+        if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):
+            raise
+        raise UserError(
+            f"Failed to reach API at {get_current_settings().api.url}: start that Prefect server,"
+            " or unset PREFECT_API_URL; `pipeline.run` then uses the embedded one"
+        ) from error
+
+
 def build(config: BuildConfig) -> dict[str, Any]:
     """Run the flow in this process and return its summary. Raises UserError."""
     try:
-        state = build_patches(**config.model_dump(exclude={"dry_run"}), return_state=True)
+        with _one_line_without_server():
+            state = build_patches(**config.model_dump(exclude={"dry_run"}), return_state=True)
         result: dict[str, Any] = state.result()
     except FailedRun as failed:  # the state that the flow itself returned; bugs raise as they are
         raise UserError(str(failed)) from failed
-    except RuntimeError as error:
-        if "Failed to reach API" not in str(error):
-            raise
-        raise UserError(
-            f"{error}: start that Prefect server, or unset PREFECT_API_URL to use the embedded one"
-        ) from error
     return result
 
 
@@ -233,7 +252,8 @@ def serve() -> None:
             "PREFECT_API_URL is not set, so nobody would find the deployment: start"
             " `prefect server start` and set PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
-    build_patches.serve(name=NAME)
+    with _one_line_without_server():
+        build_patches.serve(name=NAME)
 
 
 def main(argv: list[str] | None = None) -> int:

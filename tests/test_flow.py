@@ -148,6 +148,10 @@ def test_a_server_that_does_not_answer_is_named(photographs: Path, project: Proj
 def test_serving_needs_a_server(project: Project) -> None:
     done = project.run(sys.executable, "-m", "pipeline.flows")
     assert done.returncode == 1 and done.stderr.startswith("error: PREFECT_API_URL is not set")
+    project.environment["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
+    done = project.run(sys.executable, "-m", "pipeline.flows")
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "error: Failed to reach API at http://127.0.0.1:9/api" in done.stderr
 
 
 def check_form(deployment: dict[str, Any]) -> None:
