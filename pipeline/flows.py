@@ -1,35 +1,56 @@
-"""The Prefect flow `build-patches`; the only module that imports Prefect.
+"""Serve the Prefect deployment `build-patches`; the only module that imports Prefect.
 
-python -m pipeline.flows                 # serve the deployment; keep it running
-prefect deployment run build-patches     # from another terminal, same folder
+    prefect server start                     # in a terminal of its own
+    python -m pipeline.flows                 # in another, with PREFECT_API_URL set; keep it running
+    prefect deployment run build-patches -p 'images=["/home/me/photos"]' --watch
+
+docs/prefect.md tells more: work pools, PostgreSQL, killed runs.
 """
 
+import argparse
 import inspect
+import logging
 import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from functools import wraps
-from typing import Annotated, Any
+from functools import partial, wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 # Before Prefect is imported: it reads these once. No run of ours reports to anybody.
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+# Its own 20 s for the embedded server are too few on a new database and a busy machine.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
+import httpx
+from prefect import artifacts as ui
 from prefect import flow, get_run_logger, task
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import FailedRun
+from prefect.futures import as_completed
 from prefect.plugins import register_hook
+from prefect.settings import get_current_settings
 from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
-from prefect.utilities.annotations import unmapped
-from pydantic import Field
+from pydantic import ValidationError
 
 from pipeline.config import BuildConfig
-from schemas.commandline import progress
+from schemas.commandline import progress, run_command
 from schemas.errors import UserError
 
+if TYPE_CHECKING:
+    from pipeline.build import Build
+    from pipeline.parts import Shard
+
 NAME = "build-patches"
+ABOUT = "Photographs to a manifest of far (LR) and near (HR) patches with captions."
+RETRIES = 2
+RETRY_SECONDS = 5
 
 
 def _build_patches(**parameters: Any) -> Any:
@@ -37,31 +58,108 @@ def _build_patches(**parameters: Any) -> Any:
     # should not wait for PyTorch.
     from pipeline import build as stages
     from pipeline.lock import sole_build
-    from pipeline.shard import Job, build_shard
 
-    log = get_run_logger()
-    config = BuildConfig(**parameters)
     try:
+        config = BuildConfig(**parameters)
         with sole_build(config.work):
             build = stages.plan_build(config)
-            log.info("%d photographs, %d to do", build.plan.photographs, build.to_do)
-            with progress(build.to_do, "photographs", "img") as bar:
-                # A task per part, never per photograph: it costs Prefect tens of milliseconds.
-                @task(  # type: ignore[untyped-decorator]
-                    name="build-part",
-                    task_run_name="{shard.name}",
-                    retries=2,
-                    retry_delay_seconds=5,
-                )
-                def build_part(job: Job, shard: Any) -> str:
-                    return build_shard(job, shard, bar.update)
-
-                made = build_part.map(unmapped(build.job), list(build.plan.to_do)).result()
-            summary = stages.finish(build, made)
-    except UserError as error:  # a state with a message, where raising would log a traceback
-        return Failed(message=str(error))
+            summary = stages.finish(build, _make_parts(build))
+    except (UserError, OSError) as error:
+        return Failed(message=str(error))  # a state: raising would log a traceback
+    except ValidationError as error:  # past a server that did not check
+        return Failed(message="; ".join(f"{_field(e)}: {e['msg']}" for e in error.errors()))
+    log = get_run_logger()
     log.info("%s: %d lr and %d hr patches", summary.manifest, *summary.patches.values())
+    with _only_shown():
+        _show(Path(summary.manifest))
     return asdict(summary)
+
+
+def _make_parts(build: "Build") -> list[str]:
+    """One task per part, never per photograph: a task costs Prefect tens of milliseconds."""
+    from pipeline.shard import build_shard
+
+    get_run_logger().info("%d photographs, %d to do", build.plan.photographs, build.to_do)
+    shards = list(build.plan.to_do)
+    if not shards:
+        return []
+
+    # `build` comes by closure: Prefect searches every argument for futures, and a plan of 88,000
+    # photographs would take a second each time.
+    @task(  # type: ignore[untyped-decorator]
+        name="build-part",
+        task_run_name="{shard.name}",
+        retries=RETRIES,
+        retry_delay_seconds=RETRY_SECONDS,
+        retry_condition_fn=_may_pass,
+    )
+    def build_part(shard: "Shard") -> str:
+        before = bar.n
+        try:
+            return build_shard(build.job, shard, bar.update)
+        except Exception:
+            bar.update(before - bar.n)  # not done; another try counts them anew
+            raise
+
+    with progress(build.to_do, "photographs", "img") as bar:
+        parts = build_part.map(shards)
+        show, made = _progress_artifact(), []
+        for part in as_completed(parts):
+            made.append(part.result())
+            with _only_shown():
+                show(100 * len(made) / len(parts))
+    return made
+
+
+def _may_pass(task: Any, run: Any, state: Any) -> bool:
+    """Whether a part is worth another try: after any fault but one that the user must mend."""
+    return not isinstance(state.data, UserError)
+
+
+def _field(error: Any) -> str:
+    return ".".join(str(part) for part in error["loc"]) or "parameters"
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    """Log filter: a fault of the user or of the machine is told without a traceback, and once."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, (UserError, OSError)):
+        record.exc_info = None
+    return not isinstance(error, FailedRun)  # Prefect's own wrapping of the state we returned
+
+
+for _logger in ("prefect.task_runs", "prefect.flow_runs"):
+    logging.getLogger(_logger).addFilter(_one_line)
+
+
+@contextmanager
+def _only_shown() -> Iterator[None]:
+    """What is only shown in Prefect's UI never stops a build."""
+    try:
+        yield
+    except Exception as error:
+        get_run_logger().warning("not shown in Prefect's UI: %s", error)
+
+
+def _progress_artifact() -> Callable[[float], object]:
+    """Begin a bar in Prefect's UI; returns what moves it, in per cent."""
+    with _only_shown():
+        bar = ui.create_progress_artifact(0.0, f"{NAME}-progress", "parts done, per cent")
+        return partial(ui.update_progress_artifact, bar)
+    return lambda percent: None
+
+
+def _show(manifest: Path) -> None:
+    """Leave the run's artifacts in Prefect's UI."""
+    from pipeline.artifacts import describe
+
+    shown = describe(manifest)
+    words = "UNTRAINED, noise: commonest words" if shown.untrained else "commonest caption words"
+    ui.create_table_artifact(shown.counts, f"{NAME}-counts", "photographs and patches by status")
+    # As Markdown: an image artifact would print its whole data: URI below the picture.
+    picture = f"![far patches above near ones]({shown.picture})"
+    ui.create_markdown_artifact(picture, f"{NAME}-picture", "far (LR) above near (HR) patches")
+    ui.create_table_artifact(shown.words, f"{NAME}-words", f"{words} of each role")
 
 
 def _signature() -> inspect.Signature:
@@ -71,9 +169,7 @@ def _signature() -> inspect.Signature:
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                annotation=Annotated[
-                    field.annotation, Field(description=field.description), *field.metadata
-                ],
+                annotation=Annotated[field.annotation, field],  # with its bounds
                 default=inspect.Parameter.empty if field.is_required() else field.default,
             )
             for name, field in BuildConfig.model_fields.items()
@@ -83,10 +179,9 @@ def _signature() -> inspect.Signature:
 
 
 def _docstring() -> str:
-    """What Prefect shows of the flow and of each field of its form."""
-    lines = [f"    {name}: {field.description}" for name, field in BuildConfig.model_fields.items()]
-    about = "Photographs to a manifest of far (LR) and near (HR) patches with captions."
-    return "\n".join([about, "", "Args:", *lines])
+    """Where Prefect reads the descriptions of a form's fields."""
+    fields = BuildConfig.model_fields.items()
+    return "\n".join([ABOUT, "", "Args:", *(f"    {name}: {f.description}" for name, f in fields)])
 
 
 _build_patches.__signature__ = _signature()  # type: ignore[attr-defined]
@@ -94,23 +189,35 @@ _build_patches.__doc__ = _docstring()
 
 # One part at a time: inside a part, decoding, networks and PNG writing already overlap.
 build_patches = flow(
-    name=NAME, task_runner=ThreadPoolTaskRunner(max_workers=1), validate_parameters=False
+    name=NAME,
+    description=ABOUT,
+    task_runner=ThreadPoolTaskRunner(max_workers=1),
+    validate_parameters=False,  # BuildConfig does, in its own words
 )(_build_patches)
+
+
+@contextmanager
+def _one_line_without_server() -> Iterator[None]:
+    """A server that does not answer is the user's to start. Raises UserError."""
+    try:
+        yield
+    except (RuntimeError, httpx.ConnectError) as error:
+        if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):
+            raise
+        raise UserError(
+            f"Failed to reach API at {get_current_settings().api.url}: start that Prefect server,"
+            " or unset PREFECT_API_URL; `pipeline.run` then uses the embedded one"
+        ) from error
 
 
 def build(config: BuildConfig) -> dict[str, Any]:
     """Run the flow in this process and return its summary. Raises UserError."""
     try:
-        state = build_patches(**config.model_dump(exclude={"dry_run"}), return_state=True)
+        with _one_line_without_server():
+            state = build_patches(**config.model_dump(exclude={"dry_run"}), return_state=True)
         result: dict[str, Any] = state.result()
     except FailedRun as failed:  # the state that the flow itself returned; bugs raise as they are
         raise UserError(str(failed)) from failed
-    except RuntimeError as error:
-        if "Failed to reach API" not in str(error):
-            raise
-        raise UserError(
-            f"{error}: start that Prefect server, or unset PREFECT_API_URL to use the embedded one"
-        ) from error
     return result
 
 
@@ -135,15 +242,25 @@ def setup_environment(*, ctx: Any) -> None:
     PrefectClient.read_deployment_by_name = by_bare_name  # type: ignore[method-assign]
 
 
-def main() -> None:
-    """Serve the deployment from this folder until stopped."""
-    build_patches.serve(
-        name=NAME,
-        description="Photographs to data/patches.parquet; see the README of LA-SR.",
-        parameters={"out": "data/patches.parquet"},
-    )
+def serve() -> None:
+    """Serve the deployment from this folder until stopped. Raises UserError: no server is named."""
+    if get_current_settings().api.url is None:
+        raise UserError(
+            "PREFECT_API_URL is not set, so nobody would find the deployment: start"
+            " `prefect server start` and set PREFECT_API_URL=http://127.0.0.1:4200/api"
+        )
+    with _one_line_without_server():
+        build_patches.serve(name=NAME)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `python -m pipeline.flows`."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.flows", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.parse_args(argv)
+    return run_command(serve)
 
 
 # A served run imports this module again: without the guard it would serve, too, and never run.
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
