@@ -8,18 +8,19 @@ import inspect
 import os
 from dataclasses import asdict
 from functools import wraps
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 # Before Prefect is imported: it reads these once. No run of ours reports to anybody.
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 from prefect import flow, get_run_logger, task
-from prefect.client.orchestration import PrefectClient
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import FailedRun
 from prefect.plugins import register_hook
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import unmapped
@@ -29,6 +30,10 @@ from pipeline.config import BuildConfig
 from schemas.commandline import progress
 from schemas.errors import UserError
 
+if TYPE_CHECKING:
+    from pipeline.batches import Tick
+    from pipeline.build import Build
+
 NAME = "build-patches"
 
 
@@ -37,7 +42,6 @@ def _build_patches(**parameters: Any) -> Any:
     # should not wait for PyTorch.
     from pipeline import build as stages
     from pipeline.lock import sole_build
-    from pipeline.shard import Job, build_shard
 
     log = get_run_logger()
     config = BuildConfig(**parameters)
@@ -46,22 +50,61 @@ def _build_patches(**parameters: Any) -> Any:
             build = stages.plan_build(config)
             log.info("%d photographs, %d to do", build.plan.photographs, build.to_do)
             with progress(build.to_do, "photographs", "img") as bar:
-                # A task per part, never per photograph: it costs Prefect tens of milliseconds.
-                @task(  # type: ignore[untyped-decorator]
-                    name="build-part",
-                    task_run_name="{shard.name}",
-                    retries=2,
-                    retry_delay_seconds=5,
-                )
-                def build_part(job: Job, shard: Any) -> str:
-                    return build_shard(job, shard, bar.update)
-
-                made = build_part.map(unmapped(build.job), list(build.plan.to_do)).result()
+                if config.runner == "ray":
+                    made = _on_ray(build, bar.update)
+                else:
+                    made = _here(build, bar.update)
             summary = stages.finish(build, made)
     except UserError as error:  # a state with a message, where raising would log a traceback
         return Failed(message=str(error))
     log.info("%s: %d lr and %d hr patches", summary.manifest, *summary.patches.values())
     return asdict(summary)
+
+
+# A task per part, never per photograph: it costs Prefect tens of milliseconds.
+_TASK = {
+    "name": "build-part",
+    "task_run_name": "{shard.name}",
+    "retries": 2,
+    "retry_delay_seconds": 5,
+}
+
+
+def _here(build: "Build", tick: "Tick") -> list[str]:
+    """The shards in this process; returns the names of the parts."""
+    from pipeline.shard import Job, build_shard
+
+    @task(**_TASK)  # type: ignore[untyped-decorator]
+    def build_part(job: Job, shard: Any) -> str:
+        return build_shard(job, shard, tick)
+
+    parts: list[str] = build_part.map(unmapped(build.job), list(build.plan.to_do)).result()
+    return parts
+
+
+def _on_ray(build: "Build", tick: "Tick") -> list[str]:
+    """The shards as Ray tasks; tick(n) is told of each finished shard's photographs."""
+    from pipeline import cluster
+
+    config = build.job.config
+    with cluster.connected(config.ray_address):
+        from prefect_ray import RayTaskRunner  # after Ray was found
+        from prefect_ray.context import remote_options
+
+        api = None if PREFECT_API_URL.value() else str(get_client(sync_client=True).api_url)
+        # By its importable function: a worker loads the same module, and its cache of models.
+        build_part = task(**_TASK)(cluster.build_part)
+        parameters = {"job": unmapped(cluster.portable(build.job)), "shard": build.plan.to_do}
+        with RayTaskRunner() as runner, remote_options(**cluster.task_options(config, api)):
+            futures = runner.map(build_part, parameters)
+            made = []
+            for future, shard in zip(futures, build.plan.to_do, strict=True):
+                try:
+                    made.append(future.result())
+                except Exception as error:
+                    raise cluster.lost(error) or error from error
+                tick(len(shard.photographs))
+    return made
 
 
 def _signature() -> inspect.Signature:

@@ -12,6 +12,8 @@ from typing import Any
 from pipeline.places import Place
 from schemas.errors import UserError
 
+FILE = "lock"
+
 
 @contextlib.contextmanager
 def sole_build(work: Place) -> Iterator[None]:
@@ -25,7 +27,7 @@ def sole_build(work: Place) -> Iterator[None]:
     content = json.dumps(holder).encode()
     if work.is_local:
         work.path.mkdir(parents=True, exist_ok=True)
-        with open(work.path / "lock", "a+b") as file:
+        with open(work.path / FILE, "a+b") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -37,7 +39,7 @@ def sole_build(work: Place) -> Iterator[None]:
             yield
             file.truncate(0)
         return
-    lock = work / "lock"
+    lock = work / FILE
     if lock.exists() and not _is_dead(before := lock.read_bytes()):
         raise _held(work, before, f"; if it died, remove {lock}")
     lock.write_bytes(content)
