@@ -20,7 +20,7 @@ from pipeline.models import load_models
 from pipeline.parts import Shard
 from pipeline.shard import Job, build_shard
 from schemas.errors import UserError
-from schemas.weights import weights_folder
+from schemas.weights import TABLE, weights_folder
 
 # Only names of parts pass through Ray's shared memory; the least it takes is 75 MB.
 _OBJECT_STORE = 100_000_000
@@ -30,15 +30,12 @@ _HELP = "see docs/cluster.md"
 def portable(job: Job) -> Job:
     """The same job with absolute paths: a worker has another current folder."""
     config = job.config
-    named = {
-        name: path
+    changes = {
+        name: type(path)(os.path.abspath(path))
         for name in ("out", "kept", "dictionary", "depth", "clip")
-        if (path := getattr(config, name)) and "://" not in str(path) and os.path.exists(path)
+        # Not an address, nor the name of weights.
+        if (path := getattr(config, name)) and "://" not in str(path) and path not in TABLE
     }
-    # The manifest may not be there yet.
-    named |= {"out": config.out} if "://" not in config.out else {}
-    named |= {"kept": config.kept} if config.kept and "://" not in config.kept else {}
-    changes = {name: type(path)(os.path.abspath(path)) for name, path in named.items()}
     return replace(job, config=config.model_copy(update=changes))
 
 
@@ -115,8 +112,9 @@ def task_options(config: BuildConfig, prefect_api: str | None) -> dict[str, Any]
     gpus = config.gpus_per_task
     if gpus is None:
         gpus = float(config.device != "cpu" and any(has.get("GPU") for has in machines))
-    if not any(has.get("CPU", 0) >= config.workers and has.get("GPU", 0) >= gpus for has in machines):
-        largest = max((has.get("CPU", 0), has.get("GPU", 0)) for has in machines)
+    sizes = [(has.get("CPU", 0), has.get("GPU", 0)) for has in machines]
+    if not any(size[0] >= config.workers and size[1] >= gpus for size in sizes):
+        largest = max(sizes, default=(0, 0))
         raise UserError(
             f"no machine of the cluster has {config.workers} CPUs and {gpus:g} GPUs for a shard;"
             f" the largest has {largest[0]:g} and {largest[1]:g}: lower --workers or"
