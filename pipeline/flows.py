@@ -42,11 +42,13 @@ def _build_patches(**parameters: Any) -> Any:
     # should not wait for PyTorch.
     from pipeline import build as stages
     from pipeline.lock import sole_build
+    from pipeline.publish import sweep
 
     log = get_run_logger()
     config = BuildConfig(**parameters)
     try:
         with sole_build(config.work):
+            sweep(config.work)
             build = stages.plan_build(config)
             log.info("%d photographs, %d to do", build.plan.photographs, build.to_do)
             with progress(build.to_do, "photographs", "img") as bar:

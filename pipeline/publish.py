@@ -163,6 +163,13 @@ def _copy_without(source: Place, target: Path, unwanted: pa.Array) -> None:
                 writer.write_batch(kept)
 
 
+def sweep(work: Place) -> None:
+    """Remove what a killed build was writing; of a part that was finished, nothing."""
+    for name in work.names():
+        if name.endswith(".tmp"):
+            (work / name).remove()
+
+
 def tidy(work: Place, parts: Collection[str]) -> None:
     """Remove from the work folder what no longer belongs to the manifest."""
     keep = {"kept", "lock", *(file.name for name in parts for file in part_files(work, name))}
