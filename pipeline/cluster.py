@@ -88,11 +88,13 @@ def connected(address: str | None) -> Iterator[None]:
         packages = [str(Path(package.__path__[0])) for package in (pipeline, schemas)]
         options = {"runtime_env": {"py_modules": packages}}
     try:
+        _check_answers(address)
         ray.init(address or "local", logging_level="WARNING", **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise UserError(
-            f"--ray-address {address}: no Ray cluster to work on there ({error}); start one with"
-            f" `ray start --head`, or leave the flag out for one on this machine ({_HELP})"
+            f"--ray-address {address}: no Ray cluster to work on there ({_first_line(error)});"
+            " start one with `ray start --head`, or leave the flag out for one on this machine"
+            f" ({_HELP})"
         ) from error
     try:
         yield
@@ -133,8 +135,19 @@ def lost(error: Exception) -> UserError | None:
         return None
     return UserError(
         f"the Ray cluster lost a shard and could not do it again ({type(error).__name__}:"
-        f" {str(error).splitlines()[0]}); nothing finished is lost: run the same command again"
+        f" {_first_line(error)}); nothing finished is lost: run the same command again"
     )
+
+
+def _check_answers(address: str | None) -> None:
+    """Knock first: Ray itself knocks for minutes, and then ends the process."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _import() -> Any:

@@ -63,12 +63,18 @@ def _build_patches(**parameters: Any) -> Any:
     return asdict(summary)
 
 
+def _may_pass(task: Any, run: Any, state: Any) -> bool:
+    """Whether a part is worth another try: after any fault but one that the user must mend."""
+    return not isinstance(state.data, UserError)
+
+
 # A task per part, never per photograph: it costs Prefect tens of milliseconds.
-_TASK = {
+_TASK: dict[str, Any] = {
     "name": "build-part",
     "task_run_name": "{shard.name}",
     "retries": 2,
     "retry_delay_seconds": 5,
+    "retry_condition_fn": _may_pass,
 }
 
 
