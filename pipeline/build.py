@@ -23,7 +23,8 @@ from schemas.manifest import file_metadata
 from schemas.weights import locate, untrained
 
 # What a part does not say of itself: where it stands and how the work was done.
-_NOT_OF_A_PART = {"out", "kept", "device", "workers", "dry_run"}
+_HOW = {"device", "workers", "runner", "ray_address", "gpus_per_task"}
+_NOT_OF_A_PART = {"out", "kept", "dry_run", *_HOW}
 PATCH_MB = 0.05  # of a row, on average: a PNG of 56 or 224 pixels
 
 
@@ -71,7 +72,8 @@ def plan_build(config: BuildConfig) -> Build:
 
     Raises UserError: no photographs, missing weights, an unreadable dictionary, no GPU.
     """
-    pick_device(config.device)
+    if config.runner == "local":  # a cluster's machines have GPUs of their own
+        pick_device(config.device)
     words = read_dictionary(config.dictionary or DICTIONARY)
     depth, clip = locate(config.depth_name, "depth"), locate(config.clip_name, "clip")
     found = images.find(config.images)[: config.limit]

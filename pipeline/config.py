@@ -56,7 +56,10 @@ class BuildConfig(BaseModel):
     seed: int = Field(0, ge=0, description="for the random strategies and DepthFM's noise")
     shard_size: int = Field(256, ge=1, description="photographs per part")
     workers: int = Field(
-        os.cpu_count() or 1, ge=1, description="threads that decode photographs and write PNGs"
+        os.cpu_count() or 1,
+        ge=1,
+        description="threads that decode photographs and write PNGs; the CPUs Ray reserves for a"
+        " part",
     )
     kept: Address | None = Field(
         None,
@@ -64,6 +67,21 @@ class BuildConfig(BaseModel):
         " build's own, where what the manifest no longer needs is removed)",
     )
     device: Device = Field("auto", description="where the networks run")
+    runner: Runner = Field(
+        "local", description="local: one part after the other, here; ray: many at once on a cluster"
+    )
+    ray_address: str | None = Field(
+        None,
+        description="Ray cluster: host:port, ray://host:10001 or auto (default: one of this"
+        " machine's own, for the time of the build)",
+    )
+    gpus_per_task: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="GPUs that Ray reserves for a part: 0.5 = two parts share one (default: 1 where"
+        " the cluster has GPUs)",
+    )
     limit: int | None = Field(None, ge=1, description="use only the first N photographs")
     dry_run: bool = Field(False, description="say what would be done and what it needs, then stop")
 

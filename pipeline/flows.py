@@ -28,7 +28,7 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 import httpx
 from prefect import artifacts as ui
 from prefect import flow, get_run_logger, task
-from prefect.client.orchestration import PrefectClient
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import FailedRun
@@ -37,6 +37,7 @@ from prefect.plugins import register_hook
 from prefect.settings import get_current_settings
 from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.utilities.annotations import unmapped
 from pydantic import ValidationError
 
 from pipeline.config import BuildConfig
@@ -58,10 +59,12 @@ def _build_patches(**parameters: Any) -> Any:
     # should not wait for PyTorch.
     from pipeline import build as stages
     from pipeline.lock import sole_build
+    from pipeline.publish import sweep
 
     try:
         config = BuildConfig(**parameters)
         with sole_build(config.work):
+            sweep(config.work)
             build = stages.plan_build(config)
             summary = stages.finish(build, _make_parts(build))
     except (UserError, OSError) as error:
@@ -76,23 +79,42 @@ def _build_patches(**parameters: Any) -> Any:
 
 
 def _make_parts(build: "Build") -> list[str]:
-    """One task per part, never per photograph: a task costs Prefect tens of milliseconds."""
-    from pipeline.shard import build_shard
-
+    """The parts that are to be made, on this machine or on Ray; returns their names."""
     get_run_logger().info("%d photographs, %d to do", build.plan.photographs, build.to_do)
-    shards = list(build.plan.to_do)
-    if not shards:
+    if not build.plan.to_do:
         return []
+    with progress(build.to_do, "photographs", "img") as bar:
+        done = _on_ray(build, bar) if build.job.config.runner == "ray" else _here(build, bar)
+        show, made = _progress_artifact(), []
+        for name in done:
+            made.append(name)
+            with _only_shown():
+                show(100 * len(made) / len(build.plan.to_do))
+    return made
+
+
+def _may_pass(task: Any, run: Any, state: Any) -> bool:
+    """Whether a part is worth another try: after any fault but one that the user must mend."""
+    return not isinstance(state.data, UserError)
+
+
+# A task per part, never per photograph: it costs Prefect tens of milliseconds.
+_TASK: dict[str, Any] = {
+    "name": "build-part",
+    "task_run_name": "{shard.name}",
+    "retries": RETRIES,
+    "retry_delay_seconds": RETRY_SECONDS,
+    "retry_condition_fn": _may_pass,
+}
+
+
+def _here(build: "Build", bar: Any) -> Iterator[str]:
+    """The shards in this process, one after the other: inside of one all stages overlap."""
+    from pipeline.shard import build_shard
 
     # `build` comes by closure: Prefect searches every argument for futures, and a plan of 88,000
     # photographs would take a second each time.
-    @task(  # type: ignore[untyped-decorator]
-        name="build-part",
-        task_run_name="{shard.name}",
-        retries=RETRIES,
-        retry_delay_seconds=RETRY_SECONDS,
-        retry_condition_fn=_may_pass,
-    )
+    @task(**_TASK)  # type: ignore[untyped-decorator]
     def build_part(shard: "Shard") -> str:
         before = bar.n
         try:
@@ -101,19 +123,33 @@ def _make_parts(build: "Build") -> list[str]:
             bar.update(before - bar.n)  # not done; another try counts them anew
             raise
 
-    with progress(build.to_do, "photographs", "img") as bar:
-        parts = build_part.map(shards)
-        show, made = _progress_artifact(), []
-        for part in as_completed(parts):
-            made.append(part.result())
-            with _only_shown():
-                show(100 * len(made) / len(parts))
-    return made
+    for part in as_completed(build_part.map(list(build.plan.to_do))):
+        yield part.result()
 
 
-def _may_pass(task: Any, run: Any, state: Any) -> bool:
-    """Whether a part is worth another try: after any fault but one that the user must mend."""
-    return not isinstance(state.data, UserError)
+def _on_ray(build: "Build", bar: Any) -> Iterator[str]:
+    """The shards as Ray tasks; the bar is told of each finished shard's photographs."""
+    from pipeline import cluster
+
+    config = build.job.config
+    with cluster.connected(config.ray_address):
+        from prefect_ray import RayTaskRunner  # after Ray was found
+        from prefect_ray.context import remote_options
+
+        named = get_current_settings().api.url
+        api = None if named else str(get_client(sync_client=True).api_url)
+        # By its importable function: a worker loads the same module, and its cache of models.
+        build_part = task(**_TASK)(cluster.build_part)
+        parameters = {"job": unmapped(cluster.portable(build.job)), "shard": build.plan.to_do}
+        with RayTaskRunner() as runner, remote_options(**cluster.task_options(config, api)):
+            futures = runner.map(build_part, parameters)
+            for future, shard in zip(futures, build.plan.to_do, strict=True):
+                try:
+                    name: str = future.result()
+                except Exception as error:
+                    raise cluster.lost(error) or error from error
+                bar.update(len(shard.photographs))
+                yield name
 
 
 def _field(error: Any) -> str:

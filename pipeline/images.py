@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.fs as pafs
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from pipeline.places import Place
+from pipeline.places import Place, reason, reported
 from schemas.errors import UserError
 
 FORMATS = frozenset(
@@ -143,17 +143,12 @@ def _stat(file: Path) -> Found:
 
 def _in_object_storage(given: str) -> list[Found]:
     place = Place(given.rstrip("/"))
-    try:
+    with reported(place, "read"):
         info = place.fs.get_file_info(place.key)
         if info.type == pafs.FileType.Directory:
             found = place.fs.get_file_info(pafs.FileSelector(place.key, recursive=True))
         else:
             found = [info]
-    except OSError as error:
-        raise UserError(
-            f"--images {given}: the storage does not answer ({error}); check the address, the"
-            " credentials and AWS_ENDPOINT_URL"
-        ) from error
     if info.type == pafs.FileType.NotFound:
         raise UserError(f"--images {given}: no such folder or file; check the address")
     scheme = given.split("://", 1)[0]
@@ -178,7 +173,7 @@ def load(found: Found, min_side: int) -> Photograph:
     try:
         content = found.place.read_bytes()
     except OSError as error:
-        raise Unusable("unreadable", f"cannot be read: {error.strerror or error}") from error
+        raise Unusable("unreadable", f"cannot be read: {reason(error)}") from error
     image_id = hashlib.sha256(content).hexdigest()
     if not content:
         raise Unusable("unreadable", "the file is empty", image_id)

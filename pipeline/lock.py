@@ -12,6 +12,8 @@ from typing import Any
 from pipeline.places import Place, reported
 from schemas.errors import UserError
 
+FILE = "lock"
+
 
 @contextlib.contextmanager
 def sole_build(work: Place) -> Iterator[None]:
@@ -24,9 +26,9 @@ def sole_build(work: Place) -> Iterator[None]:
     holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
     content = json.dumps(holder).encode()
     if work.is_local:
-        with reported(work):
+        with reported(work, "written"):
             work.path.mkdir(parents=True, exist_ok=True)
-            file = open(work.path / "lock", "a+b")  # noqa: SIM115
+            file = open(work.path / FILE, "a+b")  # noqa: SIM115
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -39,21 +41,41 @@ def sole_build(work: Place) -> Iterator[None]:
             yield
             file.truncate(0)
         return
-    lock = work / "lock"
-    if lock.exists() and not _is_dead(before := lock.read_bytes()):
-        raise _held(work, before, f"; if it died, remove {lock}")
+    lock = work / FILE
+    if before := _held_by_another(lock, content):
+        raise _held(work, before, _advice(work))
     lock.write_bytes(content)
+    # Two that began in the same moment: the last to write stays.
+    if before := _held_by_another(lock, content):
+        raise _held(work, before)
     try:
         yield
     finally:
         lock.remove()
 
 
+def _held_by_another(lock: Place, own: bytes) -> bytes | None:
+    """What stands in the lock of another build that may be alive."""
+    with reported(lock, "read"):
+        try:
+            content = lock.read_bytes()
+        except FileNotFoundError:
+            return None
+    return None if content == own or _is_dead(content) else content
+
+
 def check_free(work: Place) -> None:
     """Raise UserError where a build is under way; holds nothing."""
-    if work.exists():
-        with sole_build(work):
-            pass
+    if work.is_local:
+        if work.exists():
+            with sole_build(work):
+                pass
+    elif before := _held_by_another(work / FILE, b""):
+        raise _held(work, before, _advice(work))
+
+
+def _advice(work: Place) -> str:
+    return f"; if it died, remove {work / FILE}"
 
 
 def _held(work: Place, content: bytes, advice: str = "") -> UserError:

@@ -1,20 +1,23 @@
 """Files and folders on this machine or in object storage, behind one small interface.
 
-`s3://bucket/name` and the other schemes that pyarrow knows are object storage; credentials, region
-and endpoint come from the usual variables (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …). There a file
-appears whole when it is closed, so nothing half-written is ever seen; on this machine schemas.files
-gives the same promise.
+`s3://bucket/name` and `gs://…` go through pyarrow, other schemes through fsspec and its packages;
+credentials, region and endpoint come from the usual variables (AWS_ACCESS_KEY_ID,
+AWS_ENDPOINT_URL, …). There a file appears whole when it is closed, so nothing half-written is ever
+seen; on this machine schemas.files gives the same promise.
 """
 
 import contextlib
 import functools
 import os
+import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 
@@ -22,6 +25,8 @@ from schemas.errors import UserError
 from schemas.files import fsync_folder, remove
 
 _BLOCK = 1 << 22  # bytes sent at a time
+# Seconds. The library gives up after three attempts; a copy inside the storage is silent meanwhile.
+_CONNECT, _SILENCE = 5, 15
 
 
 class StorageError(UserError):
@@ -30,10 +35,31 @@ class StorageError(UserError):
 
 @functools.lru_cache
 def _file_system(scheme: str, bucket: str) -> pafs.FileSystem:
+    address = f"{scheme}://{bucket}"
     try:
-        return pafs.FileSystem.from_uri(f"{scheme}://{bucket}")[0]
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise StorageError(f"{scheme}://{bucket}: cannot be opened ({error})") from error
+        if scheme == "s3":
+            return _s3(bucket)
+        if scheme in ("gs", "gcs"):
+            return pafs.FileSystem.from_uri(address)[0]
+        return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme)))
+    except (pa.ArrowException, OSError, ValueError, ImportError) as error:
+        raise StorageError(f"{address}: cannot be opened ({reason(error)})") from error
+
+
+def _s3(bucket: str) -> pafs.S3FileSystem:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    scheme, _, host = (endpoint or "https://").rpartition("://")
+    if not (endpoint or region):
+        region = pafs.resolve_s3_region(bucket)
+    return pafs.S3FileSystem(
+        scheme=scheme or "http",
+        endpoint_override=host.rstrip("/") or None,
+        region=region,
+        connect_timeout=_CONNECT,
+        request_timeout=_SILENCE,
+        allow_delayed_open=True,  # a small file is one request, not three
+    )
 
 
 @dataclass(frozen=True, order=True)
@@ -82,24 +108,30 @@ class Place:
         return self.uri if self.is_local else self.uri.split("://", 1)[1]
 
     def exists(self) -> bool:
-        """Whether there is a file or folder."""
+        """Whether there is a file or folder. Raises StorageError."""
         if self.is_local:
             return self.path.exists()
-        return bool(self.fs.get_file_info(self.key).type != pafs.FileType.NotFound)
+        with reported(self, "read"):
+            return bool(self.fs.get_file_info(self.key).type != pafs.FileType.NotFound)
 
     def names(self) -> list[str]:
-        """Names of the files and folders directly in it, sorted; none where it does not exist."""
-        if self.is_local:
-            return sorted(os.listdir(self.path)) if self.path.is_dir() else []
-        selector = pafs.FileSelector(self.key, allow_not_found=True)
-        return sorted(info.base_name for info in self.fs.get_file_info(selector))
+        """Names of the files and folders directly in it, sorted; none where it does not exist.
+
+        Raises StorageError.
+        """
+        with reported(self, "read"):
+            if self.is_local:
+                return sorted(os.listdir(self.path)) if self.path.is_dir() else []
+            selector = pafs.FileSelector(self.key, allow_not_found=True)
+            return sorted(info.base_name for info in self.fs.get_file_info(selector))
 
     def read_bytes(self) -> bytes:
         """Everything in the file. Raises OSError."""
         if self.is_local:
             return self.path.read_bytes()
-        with self.fs.open_input_stream(self.key) as stream:
-            content: bytes = stream.read()
+        # One request for all of it; `open_input_stream` would ask for 256 kB at a time.
+        with self.fs.open_input_file(self.key) as file:
+            content: bytes = file.read()
         return content
 
     def write_bytes(self, content: bytes) -> None:
@@ -107,7 +139,7 @@ class Place:
 
         Not made durable (fsync): for what can be made again. Raises StorageError.
         """
-        with reported(self):
+        with reported(self, "written"):
             if not self.is_local:
                 with self.fs.open_output_stream(self.key) as stream:
                     stream.write(content)
@@ -125,7 +157,7 @@ class Place:
 
     def take(self, temporary: Path) -> None:
         """Let a finished local file (see `scratch`) become this one, durably and in one step."""
-        with reported(self):
+        with reported(self, "written"):
             if self.is_local:
                 with open(temporary, "rb") as file:
                     os.fsync(file.fileno())
@@ -136,15 +168,16 @@ class Place:
                 shutil.copyfileobj(source, stream, _BLOCK)
 
     def remove(self) -> None:
-        """Delete the file or folder; nothing happens where there is none."""
-        if self.is_local:
-            remove(self.path)
-            return
-        kind = self.fs.get_file_info(self.key).type
-        if kind == pafs.FileType.Directory:
-            self.fs.delete_dir(self.key)
-        elif kind == pafs.FileType.File:
-            self.fs.delete_file(self.key)
+        """Delete the file or folder; nothing happens where there is none. Raises StorageError."""
+        with reported(self, "removed"):
+            if self.is_local:
+                remove(self.path)
+                return
+            kind = self.fs.get_file_info(self.key).type
+            if kind == pafs.FileType.Directory:
+                self.fs.delete_dir(self.key)
+            elif kind == pafs.FileType.File:
+                self.fs.delete_file(self.key)
 
 
 _LOCAL = pafs.LocalFileSystem()
@@ -154,31 +187,40 @@ _LOCAL = pafs.LocalFileSystem()
 def scratch(folder: Place, name: str) -> Iterator[Path]:
     """A local path to write a file at that `Place.take` will move into `folder`; gone afterwards.
 
-    In a local folder it stands beside its goal, on the same disk, as `.NAME.tmp`: Parquet readers
-    take every `*.parquet` for a part, and a rerun after a kill finds and removes it by its ending.
+    In a local folder it stands beside its goal, on the same disk, and ends in `.tmp`: Parquet
+    readers take every `*.parquet` for a part, and a rerun after a kill finds and removes it. On a
+    shared disk two machines may be at one shard, when one of them was given up too early: each
+    writes to a name of its own. For object storage the file has no name that could stay behind.
     """
-    with reported(folder):
-        if folder.is_local:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            temporary = folder.path / f".{name}.tmp"
-        else:
-            temporary = Path(tempfile.mkdtemp(prefix="la-sr-")) / name
+    with reported(folder, "written"):
+        if not folder.is_local:
+            with tempfile.TemporaryFile() as file:
+                yield Path(f"/proc/self/fd/{file.fileno()}")
+            return
+        folder.path.mkdir(parents=True, exist_ok=True)
+        temporary = folder.path / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
-            if not folder.is_local:
-                temporary.parent.rmdir()
 
 
 @contextlib.contextmanager
-def reported(place: Place) -> Iterator[None]:
-    """A full disk, a missing right or a lost connection in one line instead of a traceback."""
+def reported(place: Place, what: str) -> Iterator[None]:
+    """A full disk, a missing right or a lost connection as a StorageError: "cannot be `what`"."""
     try:
         yield
     except OSError as error:
+        advice = "mend it and run the same command again"
+        if not place.is_local:
+            advice = f"check the address, the credentials and the endpoint, {advice}"
         where = error.filename or place
         raise StorageError(
-            f"{where}: cannot be written ({error.strerror or error}); nothing finished is lost:"
-            " mend it and run the same command again"
+            f"{where}: cannot be {what} ({reason(error)}); nothing finished is lost: {advice}"
         ) from error
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, without the library's preamble and request numbers."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return re.sub(r"^.*?AWS Error |\s*\(Request ID: .*\)", "", text)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.parts import RETRIED, part_files, read_table
-from pipeline.places import Place, scratch
+from pipeline.places import Place, reported, scratch
 from schemas.errors import UserError
 from schemas.files import replace_folder
 from schemas.manifest import IMAGES, METADATA_KEY, ROW_GROUP, images_name, parquet_writer
@@ -41,7 +41,8 @@ def publish(
     build. Photographs with the same bytes are used once, the first by name.
     Raises UserError where no photograph gave a patch.
     """
-    catalogue = _mark_duplicates(_read_catalogue(work, finished, made))
+    with reported(work, "read"):
+        catalogue = _mark_duplicates(_read_catalogue(work, finished, made))
     status = {
         entry["values"]: entry["counts"] for entry in catalogue["status"].value_counts().to_pylist()
     }
@@ -50,7 +51,8 @@ def publish(
     unwanted = catalogue.filter(pc.equal(catalogue["status"], "duplicate"))["path"]
     parts = sorted({*finished, *made})
     publish_parts = _publish_locally if out.is_local else _publish_objects
-    publish_parts(out, work, parts, unwanted.combine_chunks())
+    with reported(out, "written"):
+        publish_parts(out, work, parts, unwanted.combine_chunks())
     images = out.parent / images_name(out.name)
     encoded = {METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
     with scratch(images.parent, images.name) as temporary:
@@ -159,6 +161,13 @@ def _copy_without(source: Place, target: Path, unwanted: pa.Array) -> None:
             for batch in part.iter_batches(ROW_GROUP):
                 kept = batch.filter(pc.invert(pc.is_in(batch["image_path"], unwanted)))
                 writer.write_batch(kept)
+
+
+def sweep(work: Place) -> None:
+    """Remove what a killed build was writing; of a part that was finished, nothing."""
+    for name in work.names():
+        if name.endswith(".tmp"):
+            (work / name).remove()
 
 
 def tidy(work: Place, parts: Collection[str]) -> None:

@@ -7,6 +7,7 @@ Beside it stands the image catalogue: one row per photograph found, also those n
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,6 +196,12 @@ def open_manifest(path: Path, columns: Iterable[str] = PATCHES.names) -> Manifes
     Raises ManifestError: nothing there, not Parquet, another schema version, a column that is
     missing or of another type, parts that disagree.
     """
+    if in_storage := re.match(r"([a-z0-9+]+):/+(.*)", str(path)):
+        address = "{}://{}".format(*in_storage.groups())  # pathlib made one slash of two
+        raise ManifestError(
+            f"{address}: a manifest is read from a disk of this machine; copy it first, say with"
+            f" `aws s3 sync {address} data/{path.name}`"
+        )
     if not path.exists():
         raise ManifestError(
             f"{path}: no manifest there; build one with"
