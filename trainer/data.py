@@ -38,6 +38,7 @@ class Batch:
     lr_captions: list[str]
     hr_captions: list[str]
     lr_rows: list[int]  # places in the manifest, to name a patch in an error
+    hr_rows: list[int]
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,18 @@ class Patches:
             pairs.append(np.stack([far, np.resize(near, len(far))], axis=1))
         return rng.permutation(np.concatenate(pairs))
 
-    def batch(self, step: int, size: int) -> Batch:
-        """The batch of a step (from 0): a pure function of the seed, the step and the manifest."""
-        places = np.arange(step * size, (step + 1) * size)
+    def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> Batch:
+        """The batch of a step (from 0), or the slice of it that process `rank` of `world` takes.
+
+        A pure function of the seed, the step and the manifest; slices put together in the order of
+        rank are the whole batch.
+        """
+        start, stop = (size * (step * world + r) // world for r in (rank, rank + 1))
+        places = np.arange(start, stop)
         pairs = np.array([self.epoch(i // len(self))[i % len(self)] for i in places.tolist()])
         lr, lr_captions = self._patches(pairs[:, 0], "lr", places)
         hr, hr_captions = self._patches(pairs[:, 1], "hr", places)
-        return Batch(lr, hr, lr_captions, hr_captions, pairs[:, 0].tolist())
+        return Batch(lr, hr, lr_captions, hr_captions, pairs[:, 0].tolist(), pairs[:, 1].tolist())
 
     def _patches(
         self, rows: np.ndarray, role: Role, places: np.ndarray
@@ -149,8 +155,10 @@ class Patches:
                 future.set_exception(error)
         return future.result()
 
-    def batches(self, start: int, stop: int, size: int, workers: int) -> Iterator[Batch]:
-        """The batches of steps start..stop-1, in order, prepared ahead by threads.
+    def batches(
+        self, start: int, stop: int, size: int, workers: int, rank: int = 0, world: int = 1
+    ) -> Iterator[Batch]:
+        """`batch` for the steps start..stop-1, in order, prepared ahead by threads.
 
         Threads, not processes: reading and PNG decoding release the interpreter's lock, the window
         is shared, and nothing is left behind by a kill.
@@ -159,7 +167,7 @@ class Patches:
             ahead: deque[Future[Batch]] = deque()
             try:
                 for step in range(start, stop):
-                    ahead.append(executor.submit(self.batch, step, size))
+                    ahead.append(executor.submit(self.batch, step, size, rank, world))
                     if len(ahead) > workers:
                         yield ahead.popleft().result()
                 while ahead:

@@ -1,4 +1,4 @@
-"""Files of tensors, read without running code."""
+"""Files of tensors, written atomically and read without running code."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from schemas.files import atomic_path
 from schemas.weights import WeightsError
 
 # Where training programs put the network inside their checkpoint. The averaged weights come first:
@@ -56,3 +57,22 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"{path}: holds no named tensors; give a network's state_dict")
     return tensors
+
+
+def write_tensors(
+    path: str | Path, state: dict[str, Tensor], about: dict[str, str] | None = None
+) -> None:
+    """Write a network's tensors, atomically: safetensors, or where the suffix is `.pth` a pickle.
+
+    The `.pth` is `{"params_ema": state}`, which Real-ESRGAN's scripts and chaiNNer load as it is.
+    about: goes into a safetensors header; a `.pth` has no place for it.
+    """
+    # Contiguous: weights in channels_last cannot go into safetensors.
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    with atomic_path(Path(path)) as temporary:
+        if Path(path).suffix == ".pth":
+            torch.save({"params_ema": state}, temporary)
+        else:
+            metadata = {"format": "pt"} | (about or {})
+            # Its save_file makes a file that only its owner can read.
+            temporary.write_bytes(safetensors.torch.save(state, metadata))
