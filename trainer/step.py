@@ -137,16 +137,16 @@ class Step:
             q_minus, q_plus = texts[-len(self.words) :].split(
                 [len(self.config.bad), len(self.config.good)]
             )
-            found = {}
+            found, precise = {}, losses.full_precision
             if frozen:
-                c_lr = self.world.gather(captions.float())
+                c_lr = self.world.gather(precise(captions))
             else:
                 # One message for all that the encoders' terms need, and one for the SR network's.
-                together = self.world.gather(torch.cat([f_lr, f_hr, captions], dim=1).float())
+                together = self.world.gather(precise(torch.cat([f_lr, f_hr, captions], dim=1)))
                 f_lr, f_hr, c_lr, c_hr = together.chunk(4, dim=1)
                 found["content_encoders"] = losses.content_encoders(f_lr, f_hr, c_lr, c_hr)  # (1)
                 found["quality_encoders"] = losses.quality_encoders(f_lr, f_hr, q_minus, q_plus)
-            f_sr = self.world.gather(f_sr.float())
+            f_sr = self.world.gather(precise(f_sr))
             found["content_sr"] = losses.content_sr(f_sr, c_lr)  # (2)
             found["quality_sr"] = losses.quality_sr(f_sr, q_minus, q_plus)  # (4)
             found["vgg"] = vgg
