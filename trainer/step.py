@@ -71,11 +71,9 @@ class Step:
         if config.ema:
             self.average = AveragedModel(sr_network, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         self.device = next(sr_network.parameters()).device
+        half = config.precision == "bfloat16"
         self.autocast = torch.autocast(
-            self.device.type,
-            torch.bfloat16,
-            enabled=config.precision == "bfloat16",
-            cache_enabled=False,
+            self.device.type, torch.bfloat16, enabled=half, cache_enabled=False
         )
         self.words = encoders.tokens([*config.bad, *config.good])
         self.names: list[str] = []  # of the numbers that a step returns
