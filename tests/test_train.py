@@ -20,6 +20,7 @@ from schemas.errors import UserError
 from schemas.manifest import open_manifest
 from trainer import checkpoint, loop, losses
 from trainer import step as step_module
+from trainer.check import check_compiler
 from trainer.clip import load_encoders
 from trainer.config import TrainConfig
 from trainer.data import COLUMNS, Batch, Patches
@@ -380,3 +381,39 @@ def test_a_manifest_smaller_than_a_batch_is_said(
 ) -> None:
     with pytest.raises(UserError, match="lr patches are fewer than a batch of 500"):
         loop.train(config(manifest, models, tmp_path / "run", batch_size=500))
+
+
+def test_a_compiled_step_is_the_same_step(
+    manifest: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch.compile captures it, forward and backward. (Its C++ takes a minute to build: that
+    is compared by `python -m benchmarks.train_step --compile default`.)"""
+    real = torch.nn.Module.compile
+
+    def captured(module: torch.nn.Module, mode: str, dynamic: bool) -> None:
+        assert mode == "default"
+        real(module, backend="aot_eager", dynamic=dynamic)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", captured)
+    plain, compiled = (
+        make_step(manifest, models, tmp_path, compile=mode) for mode in ("off", "default")
+    )
+    batch = first_batch(manifest, 2)
+    for _ in range(2):
+        expected, found = (step(batch, step.texts_of(batch)) for step in (plain, compiled))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
+    for a, b in zip(gradients(plain.sr_parameters), gradients(compiled.sr_parameters), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-2)
+    assert plain.state()["sr"].keys() == compiled.state()["sr"].keys()
+    assert plain.state()["encoders"].keys() == compiled.state()["encoders"].keys()
+
+
+def test_without_a_compiler_the_flag_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_compiler(CPU, "default")
+
+    def no_compiler(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand much more")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(UserError, match=r"--compile default: torch.compile does not work here \(I"):
+        check_compiler(CPU, "default")
