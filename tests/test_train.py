@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ import duckdb
 import pytest
 import torch
 import torch.nn.functional as F
+from spandrel import ModelLoader
+from spandrel.architectures.SwinIR import SwinIR
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from upstream import save_clip
 
 from schemas.errors import UserError
-from schemas.manifest import open_manifest
+from schemas.manifest import ManifestError, open_manifest
 from trainer import checkpoint, loop, losses
 from trainer import step as step_module
 from trainer.check import check_compiler
@@ -417,3 +421,87 @@ def test_without_a_compiler_the_flag_says_what_to_do(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch, "compile", no_compiler)
     with pytest.raises(UserError, match=r"--compile default: torch.compile does not work here \(I"):
         check_compiler(CPU, "default")
+
+
+def test_any_network_of_spandrel_is_trained_resumed_and_saved_so_that_spandrel_reads_it(
+    manifest: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SwinIR: integer buffers that stay integers, and paths dropped at random, exactly resumed."""
+
+    def swin(_: str) -> torch.nn.Module:
+        torch.manual_seed(0)
+        return SwinIR(
+            upscale=4, img_size=48, window_size=8, depths=[2], embed_dim=12, num_heads=[2],
+            mlp_ratio=2, upsampler="pixelshuffledirect", resi_connection="1conv",
+            drop_path_rate=0.5, patch_size=1, in_chans=3,
+        )  # fmt: skip
+
+    monkeypatch.setattr(loop, "load_sr", swin)
+    changes = {"freeze_encoders": True, "weight_vgg": 0.0, "lr": 1e-3}
+    whole, halves = (config(manifest, models, tmp_path / x, **changes) for x in ("whole", "halves"))
+    weights = loop.train(whole)
+    loop.train(halves.model_copy(update={"steps": 2}))
+    assert loop.train(halves) == [halves.folder / "model.safetensors", halves.folder / "model.pth"]
+    assert stats(whole.folder) == stats(halves.folder)
+    state = checkpoint.load(whole.folder)
+    assert state is not None
+    trained, start = swin("").eval(), swin("").eval()
+    trained.load_state_dict(state["sr"])
+    pictures = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        expected = trained(pictures)
+        assert not torch.equal(expected, start(pictures))
+        for path in weights:
+            read = ModelLoader().load_from_file(path)
+            assert read.architecture.name == "SwinIR" and read.scale == 4
+            torch.testing.assert_close(read.model.eval()(pictures), expected)
+
+
+@pytest.mark.parametrize("caption", ["''", "'  '", "NULL"])
+def test_patches_without_a_caption_are_named_before_the_first_step(
+    manifest: Path, models: Path, tmp_path: Path, caption: str
+) -> None:
+    broken = tmp_path / "broken.parquet"
+    sql = f"SELECT * REPLACE (CASE WHEN rank = 1 THEN {caption} ELSE caption END AS caption)"
+    duckdb.sql(f"COPY ({sql} FROM '{manifest}/*.parquet') TO '{broken}' (FORMAT parquet)")
+    with pytest.raises(ManifestError, match=r"14 of 5\d rows have no caption; leave them out with"):
+        loop.train(config(broken, models, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_going_back_is_refused_and_paths_may_change(
+    manifest: Path, models: Path, tmp_path: Path
+) -> None:
+    settings = config(manifest, models, tmp_path / "run", steps=2)
+    loop.train(settings)
+    with pytest.raises(UserError, match=r"holds a run of 2 steps, --steps 1 would go back"):
+        loop.train(settings.model_copy(update={"steps": 1}))
+    moved = tmp_path / "moved.parquet"
+    shutil.copytree(manifest, moved)
+    loop.train(settings.model_copy(update={"steps": 3, "manifest": moved}))
+    assert [line["step"] for line in stats(settings.folder)] == [1, 2, 3]
+    path = settings.folder / "config.json"  # of a version that had no --ema yet
+    old = {k: v for k, v in json.loads(path.read_text()).items() if k != "ema"}
+    path.write_text(json.dumps(old))
+    loop.train(settings.model_copy(update={"steps": 4}))
+    with pytest.raises(UserError, match=r"holds a run with ema = 0\.0, now it is 0\.9"):
+        loop.train(settings.model_copy(update={"steps": 5, "ema": 0.9}))
+
+
+def test_the_folder_explains_itself_and_tensorboard_has_scalars_and_pictures(
+    manifest: Path, models: Path, tmp_path: Path
+) -> None:
+    settings = config(manifest, models, tmp_path / "run", steps=2)
+    loop.train(settings, "python -m trainer.run --manifest x")
+    text = (settings.folder / "README.md").read_text()
+    assert "`python -m trainer.run --manifest x` carries on" in text
+    for path in settings.folder.iterdir():
+        named = "events.out.tfevents.*" if path.name.startswith("events") else path.name
+        assert path.name == "README.md" or f"`{named}" in text, path
+    events = EventAccumulator(str(settings.folder)).Reload()
+    for name in ("total", "vgg", "gradient_norm_sr", "colour_shift", "waiting_for_data"):
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        expected = [json.loads(x) for x in (settings.folder / "stats.jsonl").open()]
+        assert found == [(x["step"], pytest.approx(x[name])) for x in expected]
+    assert [event.step for event in events.Images("samples")] == [0, 2]
+    assert (events.Images("samples")[0].width, events.Images("samples")[0].height) == (696, 946)

@@ -168,6 +168,8 @@ def run(
             batch, tokens = _next(batches, world)
             waited["data"] += time.perf_counter() - asked
 
+            # Some SR networks drop paths at random; so nothing of it has to be in a checkpoint.
+            torch.manual_seed((config.seed << 32) + number * world.size + world.rank)
             numbers = Arriving(step(batch, tokens, stop.asked))
             pending.append(Launched(number, time.perf_counter(), dict(waited), numbers))
             bar.update()
