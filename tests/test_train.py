@@ -201,7 +201,7 @@ def test_fused_adam_and_the_moving_average_are_what_the_textbook_says(
     assert step.average is not None
     weights = [p.detach().double() for p in step.sr_parameters]
     first = [torch.zeros_like(w) for w in weights]
-    second, average = [torch.zeros_like(w) for w in weights], list[Tensor]()
+    second, average = [torch.zeros_like(w) for w in weights], weights[:]
     for t in range(1, 4):
         step(batch, step.texts_of(batch))
         for i, p in enumerate(step.sr_parameters):
@@ -210,11 +210,10 @@ def test_fused_adam_and_the_moving_average_are_what_the_textbook_says(
             second[i] = 0.999 * second[i] + 0.001 * g * g
             root = (second[i] / (1 - 0.999**t)).sqrt() + 1e-8
             weights[i] = weights[i] - 1e-3 * first[i] / (1 - 0.9**t) / root
-        before = average or weights
-        average = [0.9 * a + 0.1 * w for a, w in zip(before, weights, strict=True)]
+        average = [0.9 * a + 0.1 * w for a, w in zip(average, weights, strict=True)]
     for mine, p in zip(weights, step.sr_parameters, strict=True):
         torch.testing.assert_close(p.double(), mine, atol=2e-6, rtol=1e-5)
-    for mine, p in zip(average, step.average.module.parameters(), strict=True):
+    for mine, p in zip(average, step.average.parameters(), strict=True):
         torch.testing.assert_close(p.double(), mine, atol=2e-6, rtol=1e-5)
 
 

@@ -5,7 +5,6 @@ are they finite, was anybody asked to stop, are they to be logged. Before anythi
 another step builds on, it looks at all of them.
 """
 
-import json
 import logging
 import math
 import time
@@ -14,13 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from schemas.commandline import progress
 from schemas.errors import UserError
-from schemas.files import write_bytes
 from schemas.weights import locate
 from trainer import checkpoint
 from trainer.check import check_compiler, open_patches
@@ -84,8 +81,8 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
         if not world.first:
             return []
         paths = checkpoint.save_network(step.sr_network, config.folder, "model")
-        if step.average:
-            paths += checkpoint.save_network(step.average.module, config.folder, "model_ema")
+        if step.average is not None:
+            paths += checkpoint.save_network(step.average, config.folder, "model_ema")
         return paths
 
 
@@ -169,7 +166,7 @@ def run(
             waited["data"] += time.perf_counter() - asked
 
             # Some SR networks drop paths at random; so nothing of it has to be in a checkpoint.
-            torch.manual_seed((config.seed << 32) + number * world.size + world.rank)
+            torch.manual_seed(((config.seed << 32) + number * world.size + world.rank) % 2**63)
             numbers = Arriving(step(batch, tokens, stop.asked))
             pending.append(Launched(number, time.perf_counter(), dict(waited), numbers))
             bar.update()
@@ -207,19 +204,7 @@ def _not_finite(
     batch = patches.batch(number - 1, config.batch_size)  # of all processes
     rows = {"lr": batch.lr_rows, "hr": batch.hr_rows}
     if record:
-        names = [
-            name for name in ("patch_id", "image_path") if name in patches.manifest.schema.names
-        ]
-        table = pq.read_table(list(patches.manifest.files), columns=names)
-        found = {
-            "step": number,
-            "numbers": {name: repr(value) for name, value in values.items()},
-            "patches": {
-                role: [{"row": row} | table.slice(row, 1).to_pylist()[0] for row in of_role]
-                for role, of_role in rows.items()
-            },
-        }
-        write_bytes(config.folder / "nonfinite.json", json.dumps(found, indent=2).encode())
+        record.broken(number, values, patches.manifest.files, rows)
     return UserError(
         f"step {number}: {', '.join(broken)} not finite (manifest rows lr {rows['lr']}, hr"
         f" {rows['hr']}; their ids are in {config.folder / 'nonfinite.json'}); no weight was"

@@ -2,9 +2,11 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -60,6 +62,25 @@ class Record:
         path = self.folder / "samples" / f"step{step:07}.png"
         pictures.compare(path, lr, sr)
         self._board.add_image("samples", np.asarray(Image.open(path)), step, dataformats="HWC")
+
+    def broken(
+        self, step: int, values: dict[str, float], parts: Sequence[Path], rows: dict[str, list[int]]
+    ) -> None:
+        """Write nonfinite.json: a step's numbers, and what the manifest says of its patches.
+
+        parts: the manifest's files. rows: by role, counted through all of them.
+        """
+        columns = [c for c in ("patch_id", "image_path") if c in pq.read_schema(parts[0]).names]
+        table = pq.read_table(list(parts), columns=columns)
+        found = {
+            "step": step,
+            "numbers": {name: repr(value) for name, value in values.items()},
+            "patches": {
+                role: [{"row": row, **table.slice(row, 1).to_pylist()[0]} for row in of_role]
+                for role, of_role in rows.items()
+            },
+        }
+        write_bytes(self.folder / "nonfinite.json", json.dumps(found, indent=2).encode())
 
     def flush(self) -> None:
         """Make durable what was written: before a checkpoint says that it was."""

@@ -13,12 +13,13 @@ What is computed once, and what is not computed at all:
 - Numbers for the log stay on the device. `trainer.later` brings them over while the next step runs.
 """
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.profiler import record_function
 
 from trainer import losses
@@ -67,9 +68,9 @@ class Step:
         self.optimizer = torch.optim.Adam(
             [*self.sr_parameters, *self.encoder_parameters], lr=config.lr, fused=True
         )
-        self.average = None
-        if config.ema:
-            self.average = AveragedModel(sr_network, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        # Not AveragedModel: it counts on the host, and makes the host wait for a copy at each step.
+        self.average = copy.deepcopy(sr_network).requires_grad_(False) if config.ema else None
+        self.move_average = get_ema_multi_avg_fn(config.ema)
         self.device = next(sr_network.parameters()).device
         half = config.precision == "bfloat16"
         self.autocast = torch.autocast(
@@ -176,7 +177,10 @@ class Step:
         self.optimizer.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         if self.average is not None:
-            self.average.update_parameters(self.sr_network)
+            average, network = (list(x.parameters()) for x in (self.average, self.sr_network))
+            self.move_average(average, network, 0)
+            for mean, now in zip(self.average.buffers(), self.sr_network.buffers(), strict=True):
+                mean.copy_(now)
 
     def texts_of(self, batch: Batch) -> Tensor:
         """Tokens of all texts that a step on `batch` encodes: captions, then quality words."""
@@ -191,14 +195,14 @@ class Step:
             "encoders": self.encoders.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        return state | ({"ema": self.average.state_dict()} if self.average else {})
+        return state | ({"ema": self.average.state_dict()} if self.average is not None else {})
 
     def load_state(self, state: dict[str, dict[str, object]]) -> None:
         """Take up where `state` was taken."""
         self.sr_network.load_state_dict(state["sr"])
         self.encoders.load_state_dict(state["encoders"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.average:
+        if self.average is not None:
             self.average.load_state_dict(state["ema"])
 
 
