@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 import os
 import re
 import shutil
@@ -33,6 +32,7 @@ from trainer.interpolation import interpolation_start
 from trainer.rrdb import load_rrdb, save_rrdb
 from trainer.step import Step
 from trainer.vgg import small_vgg, vgg_term
+from trainer.weightfile import read_tensors
 
 CPU = torch.device("cpu")
 
@@ -179,19 +179,32 @@ def test_a_step_with_a_broken_number_changes_no_weight(
     step, batch = make_step(manifest, models, tmp_path, ema=0.5), first_batch(manifest)
     step(batch, step.texts_of(batch))
     before = copy.deepcopy(step.state())
+    value, weight = batch.lr[1, 0, 0, 0].item(), step.sr_network.conv_last.weight
+    spoil = weight.register_hook(lambda gradient: gradient * torch.inf)
+    broken = step(batch, step.texts_of(batch)).isfinite()
+    assert [n for n, fine in zip(step.names, broken, strict=True) if not fine] == [
+        "gradient_norm_sr"
+    ]
+    assert unchanged(before, step)
+    spoil.remove()
     batch.lr[1, 0, 0, 0] = float("nan")
-    numbers = dict(zip(step.names, step(batch, step.texts_of(batch)).tolist(), strict=True))
-    assert math.isnan(numbers["content_sr"]) and math.isnan(numbers["gradient_norm_sr"])
-    before_sr, after_sr = before["sr"], step.state()["sr"]
-    assert all(torch.equal(before_sr[k], v) for k, v in after_sr.items())
-    moments = zip(
-        before["optimizer"]["state"].values(), step.optimizer.state_dict()["state"].values(),
-        strict=True,
-    )  # fmt: skip
-    assert all(torch.equal(a[k], b[k]) for a, b in moments for k in a)
-    batch.lr[1, 0, 0, 0] = 0.5
+    broken = step(batch, step.texts_of(batch)).isfinite()
+    assert [n for n, fine in zip(step.names, broken, strict=True) if fine] == ["stop"]
+    assert unchanged(before, step)
+    batch.lr[1, 0, 0, 0] = value
     assert step(batch, step.texts_of(batch)).isfinite().all()
-    assert not torch.equal(before_sr["conv_last.weight"], step.sr_network.conv_last.weight)
+    assert not unchanged(before, step)
+
+
+def unchanged(before: dict[str, Any], step: Step) -> bool:
+    """Whether weights, moments and step counts are what they were."""
+    now = step.state()
+    moments = zip(
+        before["optimizer"]["state"].values(), now["optimizer"]["state"].values(), strict=True
+    )
+    return all(
+        torch.equal(before[name][k], now[name][k]) for name in ("sr", "encoders") for k in now[name]
+    ) and all(torch.equal(a[k], b[k]) for a, b in moments for k in a)
 
 
 def test_fused_adam_and_the_moving_average_are_what_the_textbook_says(
@@ -454,6 +467,8 @@ def test_any_network_of_spandrel_is_trained_resumed_and_saved_so_that_spandrel_r
             read = ModelLoader().load_from_file(path)
             assert read.architecture.name == "SwinIR" and read.scale == 4
             torch.testing.assert_close(read.model.eval()(pictures), expected)
+            kinds = {key: tensor.dtype for key, tensor in read_tensors(path).items()}
+            assert kinds == {key: tensor.dtype for key, tensor in start.state_dict().items()}
 
 
 @pytest.mark.parametrize("caption", ["''", "'  '", "NULL"])
