@@ -105,18 +105,30 @@ class _Lines:
         self._stream.flush()
 
 
-def progress(total: int | None, what: str, unit: str, initial: int = 0) -> "tqdm[Any]":
-    """A progress bar with rate and ETA on a terminal, a log line every ten seconds elsewhere."""
+def progress(
+    total: int | None, what: str, unit: str, initial: int = 0, quiet: bool = False
+) -> "tqdm[Any]":
+    """A progress bar with rate and ETA on a terminal, a log line every ten seconds elsewhere.
+
+    quiet: show nothing, where another process shows it.
+    """
     stream = sys.stderr
     if stream.isatty():
         return tqdm(
-            total=total, desc=what, unit=unit, initial=initial, dynamic_ncols=True, smoothing=0.1
+            total=total,
+            desc=what,
+            unit=unit,
+            initial=initial,
+            disable=quiet,
+            dynamic_ncols=True,
+            smoothing=0.1,
         )
     return tqdm(
         total=total,
         desc=what,
         unit=unit,
         initial=initial,
+        disable=quiet,
         file=_Lines(stream),  # type: ignore[arg-type]
         mininterval=10,
         ascii=True,

@@ -1,8 +1,10 @@
 """The loop: where gradients go, that it learns what it should, and that it carries on exactly."""
 
-import contextlib
+import copy
 import json
 import os
+import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,21 +12,29 @@ from typing import Any
 import duckdb
 import pytest
 import torch
+import torch.nn.functional as F
+from spandrel import ModelLoader
+from spandrel.architectures.SwinIR import SwinIR
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from upstream import save_clip
 
 from schemas.errors import UserError
-from schemas.manifest import open_manifest
+from schemas.manifest import ManifestError, open_manifest
 from trainer import checkpoint, loop, losses
+from trainer import step as step_module
+from trainer.check import check_compiler
 from trainer.clip import load_encoders
 from trainer.config import TrainConfig
-from trainer.data import COLUMNS, Patches
+from trainer.data import COLUMNS, Batch, Patches
+from trainer.distributed import World
 from trainer.interpolation import interpolation_start
 from trainer.rrdb import load_rrdb, save_rrdb
+from trainer.step import Step
 from trainer.vgg import small_vgg, vgg_term
+from trainer.weightfile import read_tensors
 
 CPU = torch.device("cpu")
-WEIGHTS = losses.LossWeights()
 
 
 @pytest.fixture(scope="module")
@@ -45,94 +55,179 @@ def config(manifest: Path, models: Path, out: Path, **changes: Any) -> TrainConf
     return TrainConfig(**(plain | changes))
 
 
-def one_step(
-    manifest: Path, models: Path, tmp_path: Path
-) -> tuple[dict[str, Tensor], torch.nn.Module, Any]:
-    settings = config(manifest, models, tmp_path)
-    batch = Patches(open_manifest(manifest, COLUMNS)).batch(0, 3)
+def make_step(
+    manifest: Path, models: Path, out: Path, world: World | None = None, **changes: Any
+) -> Step:
+    settings = config(manifest, models, out, **changes)
     sr_network = load_rrdb(models / "sr.safetensors")
-    encoders = load_encoders(settings.clip_name, CPU)
-    _, terms = loop.compute_terms(
-        batch, batch.lr, batch.hr, sr_network, encoders, small_vgg(), settings,
-        contextlib.nullcontext(),  # type: ignore[arg-type]
-    )  # fmt: skip
-    return terms, sr_network, encoders
+    return Step(settings, sr_network, load_encoders(settings.clip_name, CPU), small_vgg(), world)
 
 
-def test_each_term_moves_its_own_network_and_no_other(
-    manifest: Path, models: Path, tmp_path: Path
+def terms_of(step: Step, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    return step.terms(batch.lr, batch.hr, step.texts_of(batch))
+
+
+def first_batch(manifest: Path, size: int = 3) -> Batch:
+    return Patches(open_manifest(manifest, COLUMNS)).batch(0, size)
+
+
+def gradients(parameters: list[torch.nn.Parameter]) -> list[Tensor]:
+    assert all(p.grad is not None for p in parameters)
+    return [p.grad.clone() for p in parameters if p.grad is not None]
+
+
+@pytest.mark.parametrize("words", [1, 3])
+def test_a_step_equals_the_paper_written_plainly(
+    manifest: Path, models: Path, tmp_path: Path, words: int
 ) -> None:
-    """`.grad` after the loop's backward equals autograd's derivative of the right terms alone."""
-    terms, sr_network, encoders = one_step(manifest, models, tmp_path)
-    sr_parameters = list(sr_network.parameters())
-    encoder_parameters = [p for p in encoders.parameters() if p.requires_grad]
-    sr_terms = 0.5 * terms["content_sr"] + 0.5 * terms["quality_sr"] + 0.1 * terms["vgg"]
-    encoder_terms = 0.5 * terms["content_encoders"] + 0.5 * terms["quality_encoders"]
-    expected_sr = torch.autograd.grad(sr_terms, sr_parameters, retain_graph=True)
-    expected = torch.autograd.grad(encoder_terms, encoder_parameters, retain_graph=True)
-    # The SR terms do reach the encoders, and the encoder terms do not reach the SR network:
-    leak = torch.autograd.grad(sr_terms, encoder_parameters, allow_unused=True, retain_graph=True)
-    assert any(g is not None and g.abs().max() > 0 for g in leak)
+    """Every text by itself, one view of the encoders, gradients asked from autograd by name."""
+    bad, good = ["bad", "blurry", "noisy"][:words], ["good", "sharp", "clean"][:words]
+    step = make_step(manifest, models, tmp_path, bad=bad, good=good)
+    batch = first_batch(manifest)
+    _, terms = terms_of(step, batch)
+    total = step.backward(terms)
 
-    total = loop.backward(terms, WEIGHTS, sr_parameters, encoder_parameters)
-    torch.testing.assert_close(total, sr_terms + encoder_terms)
-    for parameter, gradient in zip(sr_parameters, expected_sr, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient)
-    for parameter, gradient in zip(encoder_parameters, expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient)  # …so nothing of the leak is in it
-    assert all(g.abs().max() > 0 for g in expected_sr)
-
-
-def test_terms_pair_what_belongs_together(manifest: Path, models: Path, tmp_path: Path) -> None:
-    """Far pictures meet far captions and Q-, near ones near captions and Q+."""
-    terms, sr_network, encoders = one_step(manifest, models, tmp_path)
-    batch = Patches(open_manifest(manifest, COLUMNS)).batch(0, 3)
-    with torch.no_grad():
-        sr = sr_network(batch.lr)
-        far, near, made = (encoders.images(x) for x in (batch.lr, batch.hr, sr))
-        far_text, near_text = encoders.texts(batch.lr_captions), encoders.texts(batch.hr_captions)
-        bad, good = encoders.texts(["bad"]), encoders.texts(["good"])
-    assert not torch.equal(far_text, near_text)
-    texts, qualities = (
-        torch.cat([far_text, near_text]),
-        torch.cat([bad.expand(3, -1), good.expand(3, -1)]),
+    encoders, n = load_encoders(str(models / "clip"), CPU), 3
+    sr_network = load_rrdb(models / "sr.safetensors")
+    made = sr_network(batch.lr)
+    far, near, f_sr = (encoders.images(x) for x in (batch.lr, batch.hr, made))
+    far_text, near_text = encoders.texts(batch.lr_captions), encoders.texts(batch.hr_captions)
+    minus, plus = (
+        torch.stack([F.normalize(encoders.texts([word])[0], dim=0) for word in of_quality]).mean(0)
+        for of_quality in (bad, good)
     )
+    assert not torch.equal(far_text, near_text)
+    qualities = torch.stack([minus] * n + [plus] * n)
     expected = {
-        "content_encoders": losses.cont(torch.cat([far, near]), texts),
-        "content_sr": losses.cont(made, far_text),
+        "content_encoders": losses.cont(torch.cat([far, near]), torch.cat([far_text, near_text])),
+        "content_sr": losses.cont(f_sr, far_text),
         "quality_encoders": losses.cont(torch.cat([far, near]), qualities),
-        "quality_sr": (losses.cosines(made, bad) - losses.cosines(made, good)).mean(),
-        "vgg": vgg_term(small_vgg(), sr, batch.lr),
+        "quality_sr": (F.cosine_similarity(f_sr, minus) - F.cosine_similarity(f_sr, plus)).mean(),
+        "vgg": vgg_term(small_vgg(), made, batch.lr),
     }
     assert terms.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(terms[name].detach(), value, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(terms[name], value, atol=1e-5, rtol=1e-5)
+    of_sr = 0.5 * expected["content_sr"] + 0.5 * expected["quality_sr"] + 0.1 * expected["vgg"]
+    of_encoders = 0.5 * expected["content_encoders"] + 0.5 * expected["quality_encoders"]
+    torch.testing.assert_close(total, (of_sr + of_encoders).detach())
+
+    trained = [p for p in encoders.parameters() if p.requires_grad]
+    for ours, loss, parameters in (
+        (step.sr_parameters, of_sr, list(sr_network.parameters())),
+        (step.encoder_parameters, of_encoders, trained),
+    ):
+        wanted = torch.autograd.grad(loss, parameters, retain_graph=True)
+        for gradient, right in zip(gradients(ours), wanted, strict=True):
+            torch.testing.assert_close(gradient, right, atol=1e-6, rtol=1e-4)
+            assert right.abs().max() > 0
+    # The SR terms do depend on the encoders, so what was compared above holds nothing of that:
+    leak = torch.autograd.grad(of_sr, trained, allow_unused=True)
+    assert any(g is not None and g.abs().max() > 0 for g in leak)
+
+
+def test_nothing_is_computed_for_the_encoders_weights_in_the_sr_terms(
+    manifest: Path, models: Path, tmp_path: Path
+) -> None:
+    """The graphs have no weight in common, and the second view sees every update of the first."""
+    step = make_step(manifest, models, tmp_path)
+    assert not any(p.requires_grad for p in step.frozen_images.parameters())
+    pictures = torch.rand(2, 3, 56, 56, requires_grad=True)
+    before = step.frozen_images(pictures)
+    assert torch.equal(before, step.encoders.images(pictures))
+    step(first_batch(manifest), step.texts_of(first_batch(manifest)))
+    assert not torch.equal(before, step.frozen_images(pictures))
+    assert torch.equal(step.frozen_images(pictures), step.encoders.images(pictures))
 
 
 def test_bfloat16_reaches_the_networks_and_not_the_losses(
     manifest: Path, models: Path, tmp_path: Path
 ) -> None:
-    plain, _, _ = one_step(manifest, models, tmp_path)
-    sr_network = load_rrdb(models / "sr.safetensors")
-    settings = config(manifest, models, tmp_path)
-    batch = Patches(open_manifest(manifest, COLUMNS)).batch(0, 3)
-    sr, terms = loop.compute_terms(
-        batch, batch.lr, batch.hr, sr_network, load_encoders(settings.clip_name, CPU), small_vgg(),
-        settings, torch.autocast("cpu", torch.bfloat16, cache_enabled=False),
-    )  # fmt: skip
+    batch = first_batch(manifest)
+    _, plain = terms_of(make_step(manifest, models, tmp_path), batch)
+    step = make_step(manifest, models, tmp_path, precision="bfloat16")
+    sr, terms = terms_of(step, batch)
     assert sr.dtype == torch.bfloat16
     for name, term in terms.items():
         assert term.dtype == torch.float32
         torch.testing.assert_close(term, plain[name], atol=0.02, rtol=0.05)
-    loop.backward(terms, WEIGHTS, list(sr_network.parameters()), [])
-    assert all(p.grad.isfinite().all() for p in sr_network.parameters() if p.grad is not None)
+    step.backward(terms)
+    for gradient in gradients([*step.sr_parameters, *step.encoder_parameters]):
+        assert gradient.dtype == torch.float32 and gradient.isfinite().all()
 
 
-def test_frozen_encoders_get_no_gradient(manifest: Path, models: Path, tmp_path: Path) -> None:
-    terms, sr_network, encoders = one_step(manifest, models, tmp_path)
-    loop.backward(terms, WEIGHTS, list(sr_network.parameters()), [])
-    assert all(p.grad is None for p in encoders.parameters())
-    assert all(p.grad is not None for p in sr_network.parameters())
+def test_frozen_encoders_stay_and_their_own_terms_are_not_computed(
+    manifest: Path, models: Path, tmp_path: Path
+) -> None:
+    batch = first_batch(manifest)
+    _, free = terms_of(make_step(manifest, models, tmp_path), batch)
+    step = make_step(manifest, models, tmp_path, freeze_encoders=True, lr=1e-3)
+    before = {k: v.clone() for k, v in step.encoders.state_dict().items()}
+    _, terms = terms_of(step, batch)
+    assert terms.keys() == {"content_sr", "quality_sr", "vgg"}
+    for name, term in terms.items():
+        torch.testing.assert_close(term, free[name])
+    sr = [p.clone() for p in step.sr_parameters]
+    step(batch, step.texts_of(batch))
+    assert all(torch.equal(v, before[k]) for k, v in step.encoders.state_dict().items())
+    assert all(not torch.equal(a, b) for a, b in zip(sr, step.sr_parameters, strict=True))
+
+
+def test_a_step_with_a_broken_number_changes_no_weight(
+    manifest: Path, models: Path, tmp_path: Path
+) -> None:
+    step, batch = make_step(manifest, models, tmp_path, ema=0.5), first_batch(manifest)
+    step(batch, step.texts_of(batch))
+    before = copy.deepcopy(step.state())
+    value, weight = batch.lr[1, 0, 0, 0].item(), step.sr_network.conv_last.weight
+    spoil = weight.register_hook(lambda gradient: gradient * torch.inf)
+    broken = step(batch, step.texts_of(batch)).isfinite()
+    assert [n for n, fine in zip(step.names, broken, strict=True) if not fine] == [
+        "gradient_norm_sr"
+    ]
+    assert unchanged(before, step)
+    spoil.remove()
+    batch.lr[1, 0, 0, 0] = float("nan")
+    broken = step(batch, step.texts_of(batch)).isfinite()
+    assert [n for n, fine in zip(step.names, broken, strict=True) if fine] == ["stop"]
+    assert unchanged(before, step)
+    batch.lr[1, 0, 0, 0] = value
+    assert step(batch, step.texts_of(batch)).isfinite().all()
+    assert not unchanged(before, step)
+
+
+def unchanged(before: dict[str, Any], step: Step) -> bool:
+    """Whether weights, moments and step counts are what they were."""
+    now = step.state()
+    moments = zip(
+        before["optimizer"]["state"].values(), now["optimizer"]["state"].values(), strict=True
+    )
+    return all(
+        torch.equal(before[name][k], now[name][k]) for name in ("sr", "encoders") for k in now[name]
+    ) and all(torch.equal(a[k], b[k]) for a, b in moments for k in a)
+
+
+def test_fused_adam_and_the_moving_average_are_what_the_textbook_says(
+    manifest: Path, models: Path, tmp_path: Path
+) -> None:
+    step, batch = make_step(manifest, models, tmp_path, ema=0.9, lr=1e-3), first_batch(manifest)
+    assert step.average is not None
+    weights = [p.detach().double() for p in step.sr_parameters]
+    first = [torch.zeros_like(w) for w in weights]
+    second, average = [torch.zeros_like(w) for w in weights], weights[:]
+    for t in range(1, 4):
+        step(batch, step.texts_of(batch))
+        for i, p in enumerate(step.sr_parameters):
+            g = p.grad.double()  # type: ignore[union-attr]
+            first[i] = 0.9 * first[i] + 0.1 * g
+            second[i] = 0.999 * second[i] + 0.001 * g * g
+            root = (second[i] / (1 - 0.999**t)).sqrt() + 1e-8
+            weights[i] = weights[i] - 1e-3 * first[i] / (1 - 0.9**t) / root
+        average = [0.9 * a + 0.1 * w for a, w in zip(average, weights, strict=True)]
+    for mine, p in zip(weights, step.sr_parameters, strict=True):
+        torch.testing.assert_close(p.double(), mine, atol=2e-6, rtol=1e-5)
+    for mine, p in zip(average, step.average.parameters(), strict=True):
+        torch.testing.assert_close(p.double(), mine, atol=2e-6, rtol=1e-5)
 
 
 def test_encoders_learn_far_from_near_and_the_sr_terms_then_fall(
@@ -140,9 +235,8 @@ def test_encoders_learn_far_from_near_and_the_sr_terms_then_fall(
 ) -> None:
     """Real patches. First the encoders alone learn; then, frozen, they teach the SR network."""
     torch.manual_seed(0)
-    settings = config(manifest, models, tmp_path)
     data = Patches(open_manifest(manifest, COLUMNS))
-    encoders = load_encoders(settings.clip_name, CPU)
+    encoders = load_encoders(str(models / "clip"), CPU)
     optimizer = torch.optim.Adam(encoders.parameters(), lr=2e-3)
 
     @torch.no_grad()
@@ -170,52 +264,50 @@ def test_encoders_learn_far_from_near_and_the_sr_terms_then_fall(
     assert accuracy(1000) > max(0.85, first)
 
     encoders.requires_grad_(False)
-    sr_network = load_rrdb(models / "sr.safetensors")
-    optimizer = torch.optim.Adam(sr_network.parameters(), lr=5e-4)
-    vgg, terms_history = small_vgg(), []
-    for step in range(30):
-        batch = data.batch(step, 4)
-        _, terms = loop.compute_terms(
-            batch, batch.lr, batch.hr, sr_network, encoders, vgg, settings,
-            contextlib.nullcontext(),  # type: ignore[arg-type]
-        )  # fmt: skip
-        optimizer.zero_grad()
-        loop.backward(terms, WEIGHTS, list(sr_network.parameters()), [])
-        optimizer.step()
-        terms_history.append((terms["content_sr"] + terms["quality_sr"]).item())
+    settings = config(manifest, models, tmp_path, freeze_encoders=True, lr=5e-4)
+    update = Step(settings, load_rrdb(models / "sr.safetensors"), encoders, small_vgg())
+    terms_history = []
+    for number in range(30):
+        batch = data.batch(number, 4)
+        numbers = update(batch, update.texts_of(batch)).tolist()
+        values = dict(zip(update.names, numbers, strict=True))
+        terms_history.append(values["content_sr"] + values["quality_sr"])
     assert sum(terms_history[-5:]) < sum(terms_history[:5]) - 0.1
 
 
 def stats(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
-    timing = ("seconds_per_step", "waiting_for_data")
+    timing = ("seconds_per_step", "waiting_for_data", "waiting_for_device")
     return [{k: v for k, v in line.items() if k not in timing} for line in lines]
 
 
 def test_a_run_that_was_stopped_equals_one_that_was_not(
     manifest: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = config(manifest, models, tmp_path / "whole")
+    changes = {"steps": 8, "checkpoint_every": 4, "sample_every": 4, "ema": 0.9}
+    whole = config(manifest, models, tmp_path / "whole", **changes)
     loop.train(whole)
-    stopped = config(manifest, models, tmp_path / "stopped")
-    real, calls = loop.compute_terms, []
+    stopped = config(manifest, models, tmp_path / "stopped", **changes)
+    real, calls = Step.terms, []
 
     def dies(*arguments: Any) -> Any:
         calls.append(1)
-        if len(calls) == 4:  # step 3 is logged, the last checkpoint is step 2's
+        if len(calls) == 7:  # step 5 is logged, the last checkpoint is step 4's
             raise RuntimeError("killed")
         return real(*arguments)
 
-    monkeypatch.setattr(loop, "compute_terms", dies)
+    monkeypatch.setattr(Step, "terms", dies)
     with pytest.raises(RuntimeError, match="killed"):
         loop.train(stopped)
-    monkeypatch.setattr(loop, "compute_terms", real)
+    assert [line["step"] for line in stats(stopped.folder)] == [1, 2, 3, 4, 5]
+    monkeypatch.setattr(Step, "terms", real)
     loop.train(stopped)
     assert stats(whole.folder) == stats(stopped.folder)
-    assert [line["step"] for line in stats(whole.folder)] == [1, 2, 3, 4]
-    first, second = (load_rrdb(c.folder / "model.safetensors") for c in (whole, stopped))
-    for a, b in zip(first.parameters(), second.parameters(), strict=True):
-        assert torch.equal(a, b)
+    assert [line["step"] for line in stats(whole.folder)] == list(range(1, 9))
+    for name in ("model", "model_ema"):
+        first, second = (load_rrdb(c.folder / f"{name}.safetensors") for c in (whole, stopped))
+        for a, b in zip(first.parameters(), second.parameters(), strict=True):
+            assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -223,18 +315,18 @@ def test_a_run_asked_to_stop_finishes_its_step_and_saves(
     manifest: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     settings = config(manifest, models, tmp_path / "run", checkpoint_every=100, log_every=2)
-    real = loop.compute_terms
+    real = Step.terms
 
     def asks(*arguments: Any) -> Any:
+        monkeypatch.setattr(Step, "terms", real)
         os.kill(os.getpid(), number)
         return real(*arguments)
 
-    monkeypatch.setattr(loop, "compute_terms", asks)
+    monkeypatch.setattr(Step, "terms", asks)
     with pytest.raises(KeyboardInterrupt):
         loop.train(settings)
-    monkeypatch.setattr(loop, "compute_terms", real)
     state = checkpoint.load(settings.folder)
-    assert state is not None and state["step"] == 1
+    assert state is not None and state["step"] == 2  # seen with the next step
     loop.train(settings)
     assert [line["step"] for line in stats(settings.folder)] == [2, 4]  # as without the stop
 
@@ -285,10 +377,19 @@ def test_damaged_checkpoints_and_broken_losses_are_said(
     with pytest.raises(UserError, match=r"checkpoint\.pt: the checkpoint cannot be read"):
         loop.train(settings)
     (settings.folder / "checkpoint.pt").write_bytes(good)
-    monkeypatch.setattr(loop, "vgg_term", lambda *a: torch.tensor(float("nan")))
-    with pytest.raises(UserError, match=r"step 3: the loss vgg is not finite \(manifest rows"):
+    monkeypatch.setattr(step_module, "vgg_term", lambda *a: torch.tensor(float("nan")))
+    said = r"step 3: vgg, total not finite \(manifest rows lr \[(\d+), (\d+)\], hr"
+    with pytest.raises(UserError, match=said) as stopped:
         loop.train(settings.model_copy(update={"steps": 4}))
     assert (settings.folder / "checkpoint.pt").read_bytes() == good
+    found = json.loads((settings.folder / "nonfinite.json").read_text())
+    assert found["step"] == 3 and found["numbers"]["vgg"] == "nan"
+    rows = [str(patch["row"]) for patch in found["patches"]["lr"]]
+    assert rows == list(re.search(said, str(stopped.value)).groups())  # type: ignore[union-attr]
+    sql = f"SELECT role FROM '{manifest}/*.parquet' WHERE patch_id = ?"
+    for role, patches in found["patches"].items():
+        for patch in patches:
+            assert duckdb.execute(sql, [patch["patch_id"]]).fetchall() == [(role,)]
 
 
 def test_a_manifest_smaller_than_a_batch_is_said(
@@ -296,3 +397,125 @@ def test_a_manifest_smaller_than_a_batch_is_said(
 ) -> None:
     with pytest.raises(UserError, match="lr patches are fewer than a batch of 500"):
         loop.train(config(manifest, models, tmp_path / "run", batch_size=500))
+
+
+def test_a_compiled_step_is_the_same_step(
+    manifest: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch.compile captures it, forward and backward. (Its C++ takes a minute to build: that
+    is compared by `python -m benchmarks.train_step --compile default`.)"""
+    real = torch.nn.Module.compile
+
+    def captured(module: torch.nn.Module, mode: str, dynamic: bool) -> None:
+        assert mode == "default"
+        real(module, backend="aot_eager", dynamic=dynamic)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", captured)
+    plain, compiled = (
+        make_step(manifest, models, tmp_path, compile=mode) for mode in ("off", "default")
+    )
+    batch = first_batch(manifest, 2)
+    for _ in range(2):
+        expected, found = (step(batch, step.texts_of(batch)) for step in (plain, compiled))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
+    for a, b in zip(gradients(plain.sr_parameters), gradients(compiled.sr_parameters), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-2)
+    assert plain.state()["sr"].keys() == compiled.state()["sr"].keys()
+    assert plain.state()["encoders"].keys() == compiled.state()["encoders"].keys()
+
+
+def test_without_a_compiler_the_flag_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_compiler(CPU, "default")
+
+    def no_compiler(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand much more")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(UserError, match=r"--compile default: torch.compile does not work here \(I"):
+        check_compiler(CPU, "default")
+
+
+def test_any_network_of_spandrel_is_trained_resumed_and_saved_so_that_spandrel_reads_it(
+    manifest: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SwinIR: integer buffers that stay integers, and paths dropped at random, exactly resumed."""
+
+    def swin(_: str) -> torch.nn.Module:
+        torch.manual_seed(0)
+        return SwinIR(
+            upscale=4, img_size=48, window_size=8, depths=[2], embed_dim=12, num_heads=[2],
+            mlp_ratio=2, upsampler="pixelshuffledirect", resi_connection="1conv",
+            drop_path_rate=0.5, patch_size=1, in_chans=3,
+        )  # fmt: skip
+
+    monkeypatch.setattr(loop, "load_sr", swin)
+    changes = {"freeze_encoders": True, "weight_vgg": 0.0, "lr": 1e-3}
+    whole, halves = (config(manifest, models, tmp_path / x, **changes) for x in ("whole", "halves"))
+    weights = loop.train(whole)
+    loop.train(halves.model_copy(update={"steps": 2}))
+    assert loop.train(halves) == [halves.folder / "model.safetensors", halves.folder / "model.pth"]
+    assert stats(whole.folder) == stats(halves.folder)
+    state = checkpoint.load(whole.folder)
+    assert state is not None
+    trained, start = swin("").eval(), swin("").eval()
+    trained.load_state_dict(state["sr"])
+    pictures = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        expected = trained(pictures)
+        assert not torch.equal(expected, start(pictures))
+        for path in weights:
+            read = ModelLoader().load_from_file(path)
+            assert read.architecture.name == "SwinIR" and read.scale == 4
+            torch.testing.assert_close(read.model.eval()(pictures), expected)
+            kinds = {key: tensor.dtype for key, tensor in read_tensors(path).items()}
+            assert kinds == {key: tensor.dtype for key, tensor in start.state_dict().items()}
+
+
+@pytest.mark.parametrize("caption", ["''", "'  '", "NULL"])
+def test_patches_without_a_caption_are_named_before_the_first_step(
+    manifest: Path, models: Path, tmp_path: Path, caption: str
+) -> None:
+    broken = tmp_path / "broken.parquet"
+    sql = f"SELECT * REPLACE (CASE WHEN rank = 1 THEN {caption} ELSE caption END AS caption)"
+    duckdb.sql(f"COPY ({sql} FROM '{manifest}/*.parquet') TO '{broken}' (FORMAT parquet)")
+    with pytest.raises(ManifestError, match=r"14 of 5\d rows have no caption; leave them out with"):
+        loop.train(config(broken, models, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_going_back_is_refused_and_paths_may_change(
+    manifest: Path, models: Path, tmp_path: Path
+) -> None:
+    settings = config(manifest, models, tmp_path / "run", steps=2)
+    loop.train(settings)
+    with pytest.raises(UserError, match=r"holds a run of 2 steps, --steps 1 would go back"):
+        loop.train(settings.model_copy(update={"steps": 1}))
+    moved = tmp_path / "moved.parquet"
+    shutil.copytree(manifest, moved)
+    loop.train(settings.model_copy(update={"steps": 3, "manifest": moved}))
+    assert [line["step"] for line in stats(settings.folder)] == [1, 2, 3]
+    path = settings.folder / "config.json"  # of a version that had no --ema yet
+    old = {k: v for k, v in json.loads(path.read_text()).items() if k != "ema"}
+    path.write_text(json.dumps(old))
+    loop.train(settings.model_copy(update={"steps": 4}))
+    with pytest.raises(UserError, match=r"holds a run with ema = 0\.0, now it is 0\.9"):
+        loop.train(settings.model_copy(update={"steps": 5, "ema": 0.9}))
+
+
+def test_the_folder_explains_itself_and_tensorboard_has_scalars_and_pictures(
+    manifest: Path, models: Path, tmp_path: Path
+) -> None:
+    settings = config(manifest, models, tmp_path / "run", steps=2)
+    loop.train(settings, "python -m trainer.run --manifest x")
+    text = (settings.folder / "README.md").read_text()
+    assert "`python -m trainer.run --manifest x` carries on" in text
+    for path in settings.folder.iterdir():
+        named = "events.out.tfevents.*" if path.name.startswith("events") else path.name
+        assert path.name == "README.md" or f"`{named}" in text, path
+    events = EventAccumulator(str(settings.folder)).Reload()
+    for name in ("total", "vgg", "gradient_norm_sr", "colour_shift", "waiting_for_data"):
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        expected = [json.loads(x) for x in (settings.folder / "stats.jsonl").open()]
+        assert found == [(x["step"], pytest.approx(x[name])) for x in expected]
+    assert [event.step for event in events.Images("samples")] == [0, 2]
+    assert (events.Images("samples")[0].width, events.Images("samples")[0].height) == (696, 946)

@@ -1,40 +1,73 @@
 """A run's state on disk: written atomically, tensors and plain values only: it runs no code."""
 
 import json
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from schemas.errors import UserError
 from schemas.files import atomic_path, write_bytes
 from trainer.config import FREE_TO_CHANGE, TrainConfig
+from trainer.weightfile import write_tensors
 
-NAME = "checkpoint.pt"
+log = logging.getLogger(__name__)
+
+NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
 
 def save(folder: Path, step: int, **states: dict[str, Any]) -> None:
-    """Replace the checkpoint of a run: the old one stays until the new one is whole.
+    """Replace the checkpoint of a run by a new one when that is whole; the one before is kept too.
 
     step: how many steps are done. states: state dicts of networks and optimizers.
     """
-    with atomic_path(folder / NAME) as temporary:
+    path = folder / NAME
+    with atomic_path(path) as temporary:
         torch.save({"step": step, **states}, temporary)
+        if path.exists():
+            os.replace(path, folder / PREVIOUS)
 
 
 def load(folder: Path) -> dict[str, Any] | None:
-    """The checkpoint of a run, on the CPU, or None. Raises UserError: it cannot be read."""
-    path = folder / NAME
-    if not path.exists():
-        return None
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes raise nearly anything
-        raise UserError(
-            f"{path}: the checkpoint cannot be read ({type(error).__name__}); remove it to start"
-            " over, or choose another --out"
-        ) from error
-    return state
+    """The newest readable checkpoint of a run, on the CPU, or None where there is none yet.
+
+    Raises UserError: there are some, and none can be read.
+    """
+    faults = []
+    for path in (folder / NAME, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            step = int(state["step"])
+        except Exception as error:  # damaged bytes raise nearly anything
+            faults.append(f"{path}: the checkpoint cannot be read ({type(error).__name__})")
+            continue
+        if faults:
+            log.warning("%s; carrying on from %s, after step %d", faults[0], path.name, step)
+        return state
+    if faults:
+        raise UserError(f"{'; '.join(faults)}; remove it to start over, or choose another --out")
+    return None
+
+
+def save_network(network: nn.Module, folder: Path, name: str) -> list[Path]:
+    """Write a network as `name.safetensors` and as `name.pth`; their paths.
+
+    Key names are the network's own: of an RRDB those of BasicSR, of a network that spandrel made
+    those that spandrel reads.
+    """
+    state = {
+        key: tensor.float() if tensor.is_floating_point() else tensor
+        for key, tensor in network.state_dict().items()
+    }
+    paths = [folder / f"{name}{suffix}" for suffix in (".safetensors", ".pth")]
+    for path in paths:
+        write_tensors(path, state)
+    return paths
 
 
 def claim_folder(config: TrainConfig, manifest: str, weights: dict[str, str]) -> None:
@@ -55,10 +88,13 @@ def claim_folder(config: TrainConfig, manifest: str, weights: dict[str, str]) ->
             raise UserError(
                 f"{path}: not readable as JSON ({error}); choose another --out"
             ) from error
+        # What a run of an older version did not know yet, it did as the default does now.
+        defaults = {name: field.default for name, field in TrainConfig.model_fields.items()}
         for name, value in settings.items():
-            if name not in FREE_TO_CHANGE and before.get(name) != value:
+            was = before.get(name, defaults.get(name))
+            if name not in FREE_TO_CHANGE and was != value:
                 raise UserError(
-                    f"{config.folder}: holds a run with {name} = {before.get(name)}, now it is"
+                    f"{config.folder}: holds a run with {name} = {was}, now it is"
                     f" {value}; choose another --out, or remove that folder"
                 )
     write_bytes(path, (json.dumps(settings, indent=2) + "\n").encode())

@@ -1,5 +1,7 @@
 """The two encoders of section 3.2: CLIP's, with the image encoder freed of its positions."""
 
+import copy
+import functools
 from collections.abc import Sequence
 
 import open_clip
@@ -8,6 +10,8 @@ from torch import Tensor, nn
 
 from schemas.clip import Clip, load_clip
 from schemas.weights import WeightsError
+
+CAPTIONS = 2**18  # tokens of so many captions are kept, 160 MB
 
 
 class Encoders(nn.Module):
@@ -24,10 +28,10 @@ class Encoders(nn.Module):
     def __init__(self, clip: Clip):
         super().__init__()
         self.model = clip.model
-        self.tokenize = clip.tokenize
+        # A caption costs a third of a millisecond, and comes back every epoch.
+        self._tokens = functools.lru_cache(maxsize=CAPTIONS)(lambda text: clip.tokenize([text])[0])
         remove_positions(self.model.visual)
-        self.model.requires_grad_(True)
-        self.model.logit_scale.requires_grad_(False)  # the losses have no temperature
+        self.make_trainable()
         for name in ("mean", "std"):
             values = getattr(clip.model.visual, f"image_{name}", None)
             default = getattr(open_clip, f"OPENAI_DATASET_{name.upper()}")
@@ -41,8 +45,48 @@ class Encoders(nn.Module):
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Features C or Q (n, c) of texts; what exceeds CLIP's 77 tokens is cut."""
-        tokens = self.tokenize(list(texts)).to(self.mean.device)
+        return self.encode(self.tokens(texts).to(self.mean.device))
+
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """What the text encoder reads of texts, (n, 77) int64 on the CPU."""
+        return torch.stack([self._tokens(text) for text in texts])
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Features C or Q (n, c) of `tokens` (n, 77)."""
         features: Tensor = self.model.encode_text(tokens)
+        return features
+
+    def make_trainable(self) -> None:
+        """Let every weight that the losses depend on take gradients."""
+        self.model.requires_grad_(True)
+        self.model.logit_scale.requires_grad_(False)  # the losses have no temperature
+
+    def towers(self) -> tuple[nn.Module, nn.Module]:
+        """The two modules in which nearly all of the arithmetic is: image and text."""
+        return self.model.visual, self.model.transformer
+
+    def frozen_images(self) -> "FrozenImages":
+        """`images` by a second view of E_I, for the SR terms; see FrozenImages."""
+        return FrozenImages(self)
+
+
+class FrozenImages(nn.Module):
+    """E_I over the same weights, which take no gradient here: only pictures receive one.
+
+    The modules are copied and the weights are not, so that an optimizer's update is seen at once.
+    To be made when the encoders stand on their device; `load_state_dict` may follow.
+    """
+
+    def __init__(self, encoders: Encoders):
+        super().__init__()
+        visual = encoders.model.visual
+        shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in visual.parameters()}
+        self.visual = copy.deepcopy(visual, shared)
+        self.mean, self.std = encoders.mean, encoders.std
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """As `Encoders.images`."""
+        features: Tensor = self.visual((pictures - self.mean) / self.std)
         return features
 
 

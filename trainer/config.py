@@ -10,9 +10,11 @@ from schemas.weights import PROFILES, Profile
 from trainer.data import Pairing
 from trainer.degrade import Degradation
 
-# What changes no number of a run: a run may be carried on with other values of these.
+# A run may be carried on with other values of these: they change no number of it, or stand for
+# something that is compared by content (the manifest, the weights).
 FREE_TO_CHANGE = {
-    "out", "steps", "log_every", "sample_every", "checkpoint_every", "workers", "dry_run"
+    "out", "steps", "log_every", "sample_every", "checkpoint_every", "workers", "dry_run",
+    "manifest", "profile", "sr_init", "clip", "vgg",
 }  # fmt: skip
 
 
@@ -42,7 +44,10 @@ class TrainConfig(BaseModel):
     )
     steps: int = Field(300_000, ge=1, description="training steps")
     batch_size: int = Field(
-        16, ge=2, description="LR patches a step, and as many HR; equation (1) needs 2 or more"
+        16,
+        ge=2,
+        description="LR patches a step, and as many HR, of all processes together; equation (1)"
+        " needs 2 or more",
     )
     lr: float = Field(5e-5, gt=0, description="learning rate of Adam, fixed")
     weight_content: float = Field(0.5, ge=0, description="linguistic-content loss; 0 = without it")
@@ -68,6 +73,18 @@ class TrainConfig(BaseModel):
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16: autocast for the networks, losses stay float32"
+    )
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field(
+        "off",
+        description="torch.compile of the networks, by its mode: minutes at the start, then faster"
+        " steps; reduce-overhead adds CUDA graphs",
+    )
+    ema: float = Field(
+        0,
+        ge=0,
+        lt=1,
+        description="moving average of the SR network's weights, such as 0.999, saved as"
+        " model_ema; 0 = none",
     )
     seed: int = Field(0, ge=0, description="of shuffling and augmentation")
     log_every: int = Field(100, ge=1, description="steps between lines of stats.jsonl")

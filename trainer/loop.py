@@ -1,236 +1,213 @@
-"""The whole training loop, to be read from top to bottom. Equations are the paper's."""
+"""The whole training loop, to be read from top to bottom. One step of it stands in trainer/step.py.
 
-import json
+The host launches a step and, while the device computes it, looks at the numbers of the step before:
+are they finite, was anybody asked to stop, are they to be logged. Before anything is written that
+another step builds on, it looks at all of them.
+"""
+
 import logging
+import math
 import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
+from torch import Tensor
 
 from schemas.commandline import progress
-from schemas.device import pick_device
 from schemas.errors import UserError
-from schemas.manifest import SCALE, open_manifest
 from schemas.weights import locate
-from trainer import checkpoint, losses, pictures
-from trainer.clip import Encoders, load_encoders
+from trainer import checkpoint
+from trainer.check import check_compiler, open_patches
+from trainer.clip import load_encoders
 from trainer.config import TrainConfig
-from trainer.data import COLUMNS, Batch, Patches
+from trainer.data import Batch, Patches
+from trainer.distributed import OwnError, World, joined
 from trainer.network import load_sr
-from trainer.rrdb import save_rrdb
+from trainer.record import Record
+from trainer.step import Step
 from trainer.stop import asked_to_stop
-from trainer.vgg import VGG, load_vgg_named, vgg_term
+from trainer.transfer import Arriving, feed
+from trainer.vgg import load_vgg_named
 
 log = logging.getLogger(__name__)
 
 SAMPLES = 4  # patches on a sample sheet
 
 
-def open_patches(config: TrainConfig) -> Patches:
-    """The manifest, checked for what training needs. Raises ManifestError or UserError."""
-    manifest = open_manifest(config.manifest, COLUMNS)
-    patches = Patches(manifest, config.seed, config.degrade, config.pairing)
-    if len(patches) < config.batch_size:
-        raise UserError(
-            f"{config.manifest}: {len(patches)} lr patches are fewer than a batch of"
-            f" {config.batch_size}; take --batch-size {max(len(patches), 2)} or more photographs"
-        )
-    return patches
+@dataclass(frozen=True)
+class Launched:
+    """A step that the device was told to do: when, and how long was waited for what until then."""
+
+    step: int
+    time: float
+    waited: dict[str, float]
+    numbers: Arriving | None = None
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
     """Train the SR network (and the encoders) as `config` says; carries on where a run stopped.
 
-    Returns the path of the final weights. Raises UserError for what the user can mend.
+    Under torchrun every process calls this. Returns the paths of the final weights. Raises
+    UserError for what the user can mend, KeyboardInterrupt after a stop that was asked for.
     """
-    device = pick_device(config.device)
-    patches = open_patches(config)
-    encoders = load_encoders(config.clip_name, device)
-    sr_network = load_sr(config.sr_name).to(device)
-    vgg = load_vgg_named(config.vgg_name, config.vgg_layers).to(device)
-    weights = losses.LossWeights(config.weight_content, config.weight_quality, config.weight_vgg)
+    with joined(config.device) as (world, device):
+        patches = open_patches(config, world.size)
+        if config.compile != "off":
+            check_compiler(device, config.compile)
+        torch.backends.cudnn.benchmark = True  # shapes never change
+        step = Step(
+            config,
+            load_sr(config.sr_name).to(device),
+            load_encoders(config.clip_name, device),
+            load_vgg_named(config.vgg_name, config.vgg_layers).to(device),
+            world,
+        )
+        world.by_first(lambda: claim(config, patches))
+        done = take_up(config, step, world)
+        log.info(
+            "%d patches a step, %d on each of %d processes, %s on %s, after step %d",
+            config.batch_size, config.batch_size // world.size, world.size, config.precision,
+            device, done,
+        )  # fmt: skip
+        record = Record(config.folder, done, command) if world.first else None
+        try:
+            run(config, step, patches, world, record, done)
+        finally:
+            if record:
+                record.close()
+        if not world.first:
+            return []
+        paths = checkpoint.save_network(step.sr_network, config.folder, "model")
+        if step.average is not None:
+            paths += checkpoint.save_network(step.average, config.folder, "model_ema")
+        return paths
 
-    encoder_parameters = [p for p in encoders.parameters() if p.requires_grad]
-    if config.freeze_encoders:  # appendix E.1
-        encoders.requires_grad_(False)
-        encoder_parameters = []
-    sr_parameters = list(sr_network.parameters())
-    optimizer = torch.optim.Adam([*sr_parameters, *encoder_parameters], lr=config.lr)
 
-    folder = config.folder
+def claim(config: TrainConfig, patches: Patches) -> None:
+    """Make the run's folder, or refuse one that holds another run."""
     identities = {
         "sr_init": locate(config.sr_name, "sr").identity,
         "clip": locate(config.clip_name, "clip").identity,
         "vgg": locate(config.vgg_name, "vgg").identity,
     }
     checkpoint.claim_folder(config, patches.manifest.identity, identities)
-    done = 0
-    if state := checkpoint.load(folder):
-        done = state["step"]
-        sr_network.load_state_dict(state["sr"])
-        encoders.load_state_dict(state["encoders"])
-        optimizer.load_state_dict(state["optimizer"])
-        log.info("carrying on after step %d", done)
-    checkpoint.trim_stats(folder / "stats.jsonl", done)
 
-    autocast = torch.autocast(
-        device.type, torch.bfloat16, enabled=config.precision == "bfloat16", cache_enabled=False
-    )
-    fixed = patches.batch(0, max(SAMPLES, 2)).lr[:SAMPLES].to(device)  # the same at every interval
 
-    def save_checkpoint(step: int) -> None:
-        checkpoint.save(
-            folder,
-            step,
-            sr=sr_network.state_dict(),
-            encoders=encoders.state_dict(),
-            optimizer=optimizer.state_dict(),
+def take_up(config: TrainConfig, step: Step, world: World) -> int:
+    """Load the run's checkpoint where there is one; how many steps are done."""
+    state = checkpoint.load(config.folder)
+    done = int(state["step"]) if state else 0
+    if state:
+        step.load_state(state)
+    if world.average(torch.tensor(float(done), device=step.device)).item() != done:
+        raise UserError(f"{config.folder}: processes see different checkpoints; share the folder")
+    if done > config.steps:
+        raise UserError(
+            f"{config.folder}: holds a run of {done} steps, --steps {config.steps} would go back;"
+            " take more steps or another --out"
         )
+    return done
 
-    def save_samples(step: int) -> None:
-        with torch.no_grad(), autocast:
-            sheet = folder / "samples" / f"step{step:07}.png"
-            pictures.compare(sheet, fixed, sr_network(fixed))
 
-    if done == 0:
-        save_samples(0)
-    batches = patches.batches(done, config.steps, config.batch_size, config.workers)
+def run(
+    config: TrainConfig,
+    step: Step,
+    patches: Patches,
+    world: World,
+    record: Record | None,
+    done: int,
+) -> None:
+    """The steps after `done`. Raises UserError: a number is not finite, a patch is unreadable."""
+    fixed = patches.batch(0, max(SAMPLES, 2)).lr[:SAMPLES].to(step.device)  # at every interval
+    pending: deque[Launched] = deque()  # not looked at yet
+    waited = {"data": 0.0, "device": 0.0}  # seconds
+    before = Launched(done, time.perf_counter(), dict(waited))  # the last step that was logged
+
+    def look(at: Launched) -> bool:
+        """Look at a step's numbers; whether a process was asked to stop by then."""
+        nonlocal before
+        asked = time.perf_counter()
+        assert at.numbers is not None
+        values = dict(zip(step.names, at.numbers.read(), strict=True))
+        waited["device"] += time.perf_counter() - asked
+        if not all(map(math.isfinite, values.values())):
+            raise _not_finite(config, at.step, values, patches, record)
+        stop = values.pop("stop") > 0
+        if at.step % config.log_every == 0 or at.step == config.steps:
+            elapsed = at.time - before.time
+            for what, seconds in at.waited.items():
+                values[f"waiting_for_{what}"] = (seconds - before.waited[what]) / elapsed
+            values["seconds_per_step"] = elapsed / (at.step - before.step)
+            if record:
+                record.scalars(at.step, values)
+            bar.set_postfix(total=f"{values['total']:.4f}")
+            before = at
+        return stop
+
+    if record and done == 0:
+        record.samples(0, step.sr_network, fixed)
+    batches = feed(
+        patches.batches(
+            done, config.steps, config.batch_size, config.workers, world.rank, world.size
+        ),
+        step.texts_of,
+        step.device,
+    )
     with (
-        SummaryWriter(folder, purge_step=done + 1) as board,
-        open(folder / "stats.jsonl", "a") as stats,
-        progress(config.steps, "steps", "step", initial=done) as bar,
+        progress(config.steps, "steps", "step", done, not world.first) as bar,
         asked_to_stop() as stop,
     ):
-        waited, since, logged = 0.0, time.perf_counter(), done
-        for step in range(done + 1, config.steps + 1):
+        for number in range(done + 1, config.steps + 1):
             asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
-            lr, hr = batch.lr.to(device), batch.hr.to(device)
+            batch, tokens = _next(batches, world)
+            waited["data"] += time.perf_counter() - asked
 
-            sr, terms = compute_terms(batch, lr, hr, sr_network, encoders, vgg, config, autocast)
-            _check_finite(terms, step, batch.lr_rows)
-            optimizer.zero_grad()
-            total = backward(terms, weights, sr_parameters, encoder_parameters)
-            optimizer.step()
-
+            # Some SR networks drop paths at random; so nothing of it has to be in a checkpoint.
+            torch.manual_seed(((config.seed << 32) + number * world.size + world.rank) % 2**63)
+            numbers = Arriving(step(batch, tokens, stop.asked))
+            pending.append(Launched(number, time.perf_counter(), dict(waited), numbers))
             bar.update()
-            finished, stopping = step == config.steps, stop.asked
-            if step % config.log_every == 0 or finished:
-                elapsed = time.perf_counter() - since
-                record = {name: term.item() for name, term in terms.items()}
-                record |= {
-                    "total": total.item(),
-                    "gradient_norm_sr": _norm(sr_parameters),
-                    "gradient_norm_encoders": _norm(encoder_parameters),
-                    "colour_shift": pictures.colour_shift(sr, lr),
-                    "seconds_per_step": elapsed / (step - logged),
-                    "waiting_for_data": waited / elapsed,
-                }
-                stats.write(json.dumps({"step": step} | record) + "\n")
-                stats.flush()
-                for name, value in record.items():
-                    board.add_scalar(name, value, step)
-                bar.set_postfix(total=f"{record['total']:.4f}")
-                waited, since, logged = 0.0, time.perf_counter(), step
-            if step % config.sample_every == 0 or finished:
-                save_samples(step)
-            if step % config.checkpoint_every == 0 or finished or stopping:
-                save_checkpoint(step)
-            if stopping and not finished:
+
+            sampling = number % config.sample_every == 0 or number == config.steps
+            saving = number % config.checkpoint_every == 0 or number == config.steps
+            stopping = len(pending) > 1 and look(pending.popleft())
+            while pending and (sampling or saving or stopping):
+                stopping |= look(pending.popleft())
+            if record and sampling:
+                record.samples(number, step.sr_network, fixed)
+            if record and (saving or stopping):
+                record.flush()
+                checkpoint.save(config.folder, number, **step.state())
+            if stopping and number < config.steps:
                 raise KeyboardInterrupt
-    return save_rrdb(sr_network, folder)[0]
 
 
-def compute_terms(
-    batch: Batch,
-    lr: Tensor,
-    hr: Tensor,
-    sr_network: nn.Module,
-    encoders: Encoders,
-    vgg: VGG,
+def _next(batches: Iterator[tuple[Batch, Tensor]], world: World) -> tuple[Batch, Tensor]:
+    try:
+        return next(batches)
+    except UserError as error:  # a patch that only this process reads
+        raise (OwnError(str(error)) if world.size > 1 else error) from error
+
+
+def _not_finite(
     config: TrainConfig,
-    autocast: torch.autocast,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """I_SR and the five terms of the loss, each a scalar, float32 under any autocast.
-
-    lr, hr: the batch's pictures on the networks' device.
-    """
-    with autocast:
-        sr = sr_network(lr)
-        f_lr, f_hr, f_sr = (encoders.images(pictures) for pictures in (lr, hr, sr))
-        c_lr, c_hr = encoders.texts(batch.lr_captions), encoders.texts(batch.hr_captions)
-        q_minus, q_plus = encoders.texts(config.bad), encoders.texts(config.good)
-        return sr, {
-            "content_encoders": losses.content_encoders(f_lr, f_hr, c_lr, c_hr),  # (1)
-            "content_sr": losses.content_sr(f_sr, c_lr),  # (2)
-            "quality_encoders": losses.quality_encoders(f_lr, f_hr, q_minus, q_plus),  # (3)
-            "quality_sr": losses.quality_sr(f_sr, q_minus, q_plus),  # (4)
-            "vgg": vgg_term(vgg, sr, lr, config.vgg_distance),  # section 3.5
-        }
-
-
-def backward(
-    terms: dict[str, Tensor],
-    weights: losses.LossWeights,
-    sr_parameters: list[nn.Parameter],
-    encoder_parameters: list[nn.Parameter],
-) -> Tensor:
-    """Gradients of equation (5), each sum to its own network; returns the total, detached.
-
-    The SR terms pass through the encoders on their way to the SR network and must not move them:
-    `inputs` names where gradients may arrive, and nothing is computed for the rest.
-    """
-    encoder_loss = (
-        weights.content * terms["content_encoders"] + weights.quality * terms["quality_encoders"]
-    )
-    sr_loss = (
-        weights.content * terms["content_sr"]
-        + weights.quality * terms["quality_sr"]
-        + weights.vgg * terms["vgg"]
-    )
-    if encoder_parameters:
-        encoder_loss.backward(inputs=encoder_parameters)
-    sr_loss.backward(inputs=sr_parameters)
-    content = terms["content_encoders"] + terms["content_sr"]
-    quality = terms["quality_encoders"] + terms["quality_sr"]
-    return weights.total(content, quality, terms["vgg"]).detach()
-
-
-def _check_finite(terms: dict[str, Tensor], step: int, rows: list[int]) -> None:
-    """Stop before a broken number reaches the weights; the last checkpoint stays as it was."""
-    finite = torch.isfinite(torch.stack([term.detach() for term in terms.values()])).tolist()
-    broken = [name for name, fine in zip(terms, finite, strict=True) if not fine]
-    if broken:
-        raise UserError(
-            f"step {step}: the loss {', '.join(broken)} is not finite (manifest rows of the lr"
-            f" patches: {rows}); the last checkpoint is kept: lower --lr or look at these patches"
-        )
-
-
-def _norm(parameters: list[nn.Parameter]) -> float:
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    return float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
-
-
-def describe(config: TrainConfig) -> str:
-    """What a run would do and what it needs, for --dry-run. Loads no network."""
-    patches = open_patches(config)
-    needs = [
-        locate(config.sr_name, "sr"),
-        locate(config.clip_name, "clip"),
-        locate(config.vgg_name, "vgg"),
-    ]
-    epochs = config.steps * config.batch_size / len(patches)
-    return "\n".join(
-        [
-            f"manifest: {config.manifest}, {len(patches)} lr and"
-            f" {len(patches.is_lr) - len(patches)} hr patches",
-            f"run:      {config.steps} steps of {config.batch_size}, {epochs:.1f} epochs,"
-            f" x{SCALE} on {pick_device(config.device)}, {config.precision}",
-            f"weights:  {', '.join(found.identity for found in needs)}",
-            f"folder:   {config.folder}",
-        ]
+    number: int,
+    values: dict[str, float],
+    patches: Patches,
+    record: Record | None,
+) -> UserError:
+    """Name a step's broken numbers and its patches, here and in nonfinite.json."""
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    batch = patches.batch(number - 1, config.batch_size)  # of all processes
+    rows = {"lr": batch.lr_rows, "hr": batch.hr_rows}
+    if record:
+        record.broken(number, values, patches.manifest.files, rows)
+    return UserError(
+        f"step {number}: {', '.join(broken)} not finite (manifest rows lr {rows['lr']}, hr"
+        f" {rows['hr']}; their ids are in {config.folder / 'nonfinite.json'}); no weight was"
+        " changed by it and the last checkpoint is kept: lower --lr or leave these patches out,"
+        " with another --out"
     )

@@ -67,9 +67,9 @@ def write_sheet(path: Path, columns: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def colour_shift(sr: Tensor, lr: Tensor) -> float:
-    """Mean absolute difference between the mean colours of SR and LR, in [0, 1].
+def colour_shift(sr: Tensor, lr: Tensor) -> Tensor:
+    """Mean absolute difference between the mean colours of SR and LR, a scalar in [0, 1].
 
     Colour shift is what the method suffers from without its VGG term (section 4.3, figure 6c).
     """
-    return float((sr.float().mean((-2, -1)) - lr.mean((-2, -1))).abs().mean())
+    return (sr.float().mean((-2, -1)) - lr.mean((-2, -1))).abs().mean()

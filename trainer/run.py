@@ -3,10 +3,16 @@
     python -m trainer.run --manifest data/patches.parquet
     python -m trainer.run --manifest data/subset.parquet --out data/runs/textured
     python -m trainer.run --manifest data/patches.parquet --profile offline --steps 100 --dry-run
+    torchrun --nproc-per-node 4 -m trainer.run --manifest data/patches.parquet
 
-Stopped or killed, the same command carries on from the last checkpoint.
+Stopped or killed, the same command carries on from the last checkpoint, also with another number of
+processes: --batch-size is that of all together, and the loss does not depend on how many they are.
 """
 
+import contextlib
+import logging
+import os
+import shlex
 import sys
 import time
 
@@ -14,29 +20,55 @@ from schemas.commandline import parse, run_command
 from schemas.weights import untrained
 from trainer.config import TrainConfig
 
+SPEAKS = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun, one talks
 
-def run(config: TrainConfig) -> None:
+
+def run(config: TrainConfig, command: str) -> None:
     """Train and print a summary."""
-    from trainer import loop  # heavy imports after --help and flag errors
+    from trainer import check, loop  # heavy imports after --help and flag errors
+    from trainer.distributed import launched
 
     started = time.monotonic()
     if names := untrained(config.sr_name, config.clip_name, config.vgg_name):
         print(f"UNTRAINED: {', '.join(names)}; shows the path, not the quality", file=sys.stderr)
     if config.dry_run:
-        print(loop.describe(config))
+        print(check.describe(config, launched().size))
         return
-    weights = loop.train(config)
-    print(f"weights: {weights} and {weights.with_suffix('.pth').name} (Real-ESRGAN's layout)")
+    weights = loop.train(config, command)
+    print(f"weights: {', '.join(map(str, weights))} (.pth: Real-ESRGAN's layout)")
     print(f"samples: {config.folder / 'samples'}")
     print(f"stats:   {config.folder / 'stats.jsonl'} (tensorboard --logdir {config.folder})")
     print(f"time:    {time.monotonic() - started:.0f} s")
-    print(f"next:    python -m trainer.upscale --weights {weights} PICTURE --out data/upscaled")
+    print(f"next:    python -m trainer.upscale --weights {weights[0]} PICTURE --out data/upscaled")
+
+
+def run_silently(config: TrainConfig) -> None:
+    """The part of a process that does not speak. Raises OwnError, which nobody else can tell."""
+    from schemas.errors import UserError
+    from trainer import loop
+    from trainer.distributed import OwnError
+
+    logging.disable(logging.WARNING)
+    try:
+        if not config.dry_run:
+            loop.train(config)
+    except OwnError:
+        raise
+    except (UserError, KeyboardInterrupt) as error:  # the first process says the same
+        raise SystemExit(1 if isinstance(error, UserError) else 130) from None
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command `python -m trainer.run`."""
-    config = parse(TrainConfig, argv, "python -m trainer.run", __doc__ or "")
-    return run_command(lambda: run(config))
+    said = sys.argv[1:] if argv is None else argv
+    with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as silence:
+        if not SPEAKS:
+            silence.enter_context(contextlib.redirect_stdout(nowhere))
+            silence.enter_context(contextlib.redirect_stderr(nowhere))
+        config = parse(TrainConfig, said, "python -m trainer.run", __doc__ or "")
+    if not SPEAKS:
+        return run_command(lambda: run_silently(config))
+    return run_command(lambda: run(config, shlex.join(["python", "-m", "trainer.run", *said])))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,210 @@
+"""One training step: equations (1) to (5), their gradients, the update. The host never waits here.
+
+What is computed once, and what is not computed at all:
+
+- One call of the text encoder takes the LR captions, the HR captions and the quality words. The SR
+  terms use the same features, as constants.
+- The SR terms go through a second view of the image encoder, over the same weights, that takes no
+  gradient: only gradients of the pictures are computed, and no activation is kept for others. The
+  graphs of the encoders' and of the SR network's loss have nothing in common, so neither can move
+  the other's network.
+- LR, HR and SR pictures go through the image encoder in three calls. HR and SR could share one, but
+  each of the two backward passes would then cross both halves: docs/training.md has the count.
+- Numbers for the log stay on the device. `trainer.later` brings them over while the next step runs.
+"""
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.profiler import record_function
+
+from trainer import losses
+from trainer.clip import Encoders
+from trainer.config import TrainConfig
+from trainer.data import Batch
+from trainer.distributed import World
+from trainer.pictures import colour_shift
+from trainer.vgg import VGG, vgg_term
+
+Region = Callable[[str], AbstractContextManager[object]]
+
+
+class Step:
+    """A training step as a callable, with the optimizer and the average of the weights.
+
+    Networks stand on their device, with the weights that training starts from. region: opened
+    around each part of the step by name, for profilers and benchmarks.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        sr_network: nn.Module,
+        encoders: Encoders,
+        vgg: VGG,
+        world: World | None = None,
+        region: Region = record_function,
+    ):
+        self.config, self.world, self.region = config, world or World(), region
+        # Convolutions run in this layout on tensor cores; others would convert, layer by layer.
+        self.sr_network = sr_network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.vgg = vgg.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.encoders = encoders.requires_grad_(False)
+        if not config.freeze_encoders:  # appendix E.1
+            encoders.make_trainable()
+        self.frozen_images = encoders.frozen_images()
+        self.weights = losses.LossWeights(
+            config.weight_content, config.weight_quality, config.weight_vgg
+        )
+        self.sr_parameters, self.encoder_parameters = (
+            [p for p in network.parameters() if p.requires_grad]
+            for network in (sr_network, encoders)
+        )
+        # One kernel for all tensors, which also takes a flag on the device to do nothing.
+        self.optimizer = torch.optim.Adam(
+            [*self.sr_parameters, *self.encoder_parameters], lr=config.lr, fused=True
+        )
+        # Not AveragedModel: it counts on the host, and makes the host wait for a copy at each step.
+        self.average = copy.deepcopy(sr_network).requires_grad_(False) if config.ema else None
+        self.move_average = get_ema_multi_avg_fn(config.ema)
+        self.device = next(sr_network.parameters()).device
+        half = config.precision == "bfloat16"
+        self.autocast = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=half, cache_enabled=False
+        )
+        self.words = encoders.tokens([*config.bad, *config.good])
+        self.names: list[str] = []  # of the numbers that a step returns
+        if config.compile != "off":
+            for module in (self.sr_network, vgg, *encoders.towers(), self.frozen_images.visual):
+                module.compile(mode=config.compile, dynamic=False)
+
+    def __call__(self, batch: Batch, tokens: Tensor, stop: bool = False) -> Tensor:
+        """Train on a batch (this process's share of it) and return numbers for the log.
+
+        tokens: of the batch's texts (see `texts_of`). stop: whether this process was asked to stop.
+        Returns a float32 vector on the device, the same in all processes; `names` says what is in
+        it. Where one of its numbers is not finite, no weight has changed.
+        """
+        lr, hr, tokens = (
+            x.to(self.device, non_blocking=True) for x in (batch.lr, batch.hr, tokens)
+        )
+        sr, terms = self.terms(lr, hr, tokens)
+        self.optimizer.zero_grad()
+        total = self.backward(terms)
+        with self.region("optimizer"), torch.no_grad():
+            numbers = terms | {
+                "total": total,
+                "colour_shift": colour_shift(sr, lr),
+                "stop": torch.full((), float(stop), device=self.device),
+            }
+            averages = self.world.average(torch.stack([x.detach() for x in numbers.values()]))
+            norms = {"gradient_norm_sr": _norm(self.sr_parameters)}
+            if self.encoder_parameters:
+                norms["gradient_norm_encoders"] = _norm(self.encoder_parameters)
+            self.names = [*numbers, *norms]
+            result = torch.cat([averages, torch.stack(list(norms.values()))])
+            self.update(result)
+        return result
+
+    def terms(self, lr: Tensor, hr: Tensor, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """I_SR, and the terms of the loss, each a scalar: of the global batch, but for VGG's.
+
+        float32 under any autocast. Frozen encoders have no terms of their own: nothing to train.
+        """
+        region, encoders, n = self.region, self.encoders, len(lr)
+        frozen = not self.encoder_parameters
+        with self.autocast:
+            with region("SR network"):
+                sr = self.sr_network(lr.contiguous(memory_format=torch.channels_last))
+            with region("text encoder"):
+                texts = encoders.encode(tokens)
+            with region("image encoder, SR"):
+                f_sr = self.frozen_images(sr)
+            if not frozen:
+                with region("image encoder, LR"):
+                    f_lr = encoders.images(lr)
+                with region("image encoder, HR"):
+                    f_hr = encoders.images(hr)
+            with region("VGG"), torch.set_grad_enabled(self.weights.vgg > 0):
+                vgg = vgg_term(self.vgg, sr, lr, self.config.vgg_distance)  # section 3.5
+        with region("losses"):
+            captions = texts[:n] if frozen else torch.cat([texts[:n], texts[n : 2 * n]], dim=1)
+            q_minus, q_plus = texts[-len(self.words) :].split(
+                [len(self.config.bad), len(self.config.good)]
+            )
+            found, precise = {}, losses.full_precision
+            if frozen:
+                c_lr = self.world.gather(precise(captions))
+            else:
+                # One message for all that the encoders' terms need, and one for the SR network's.
+                together = self.world.gather(precise(torch.cat([f_lr, f_hr, captions], dim=1)))
+                f_lr, f_hr, c_lr, c_hr = together.chunk(4, dim=1)
+                found["content_encoders"] = losses.content_encoders(f_lr, f_hr, c_lr, c_hr)  # (1)
+                found["quality_encoders"] = losses.quality_encoders(f_lr, f_hr, q_minus, q_plus)
+            f_sr = self.world.gather(precise(f_sr))
+            found["content_sr"] = losses.content_sr(f_sr, c_lr)  # (2)
+            found["quality_sr"] = losses.quality_sr(f_sr, q_minus, q_plus)  # (4)
+            found["vgg"] = vgg
+        return sr, found
+
+    def backward(self, terms: dict[str, Tensor]) -> Tensor:
+        """Gradients of equation (5), averaged over processes; returns the total, detached."""
+        weights = self.weights
+        zero = torch.zeros((), device=self.device)
+        encoder_loss = weights.total(
+            terms.get("content_encoders", zero), terms.get("quality_encoders", zero), zero
+        )
+        sr_loss = weights.total(terms["content_sr"], terms["quality_sr"], terms["vgg"])
+        finish_encoders: Callable[[], None] = lambda: None  # noqa: E731
+        if self.encoder_parameters:
+            with self.region("backward, encoders"):
+                encoder_loss.backward()
+            finish_encoders = self.world.average_gradients(self.encoder_parameters)
+        with self.region("backward, SR network"):
+            sr_loss.backward()
+        finish_sr = self.world.average_gradients(self.sr_parameters)
+        finish_encoders()
+        finish_sr()
+        return (encoder_loss + sr_loss).detach()
+
+    def update(self, numbers: Tensor) -> None:
+        """Adam's step, unless one of `numbers` is not finite. Nobody waits to find out."""
+        # What torch.amp.GradScaler tells a fused optimizer: with 1 it leaves everything as it was.
+        self.optimizer.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        if self.average is not None:
+            average, network = (list(x.parameters()) for x in (self.average, self.sr_network))
+            self.move_average(average, network, 0)
+            for mean, now in zip(self.average.buffers(), self.sr_network.buffers(), strict=True):
+                mean.copy_(now)
+
+    def texts_of(self, batch: Batch) -> Tensor:
+        """Tokens of all texts that a step on `batch` encodes: captions, then quality words."""
+        frozen = not self.encoder_parameters
+        captions = batch.lr_captions if frozen else [*batch.lr_captions, *batch.hr_captions]
+        return torch.cat([self.encoders.tokens(captions), self.words])
+
+    def state(self) -> dict[str, dict[str, object]]:
+        """What a checkpoint holds."""
+        state = {
+            "sr": self.sr_network.state_dict(),
+            "encoders": self.encoders.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        return state | ({"ema": self.average.state_dict()} if self.average is not None else {})
+
+    def load_state(self, state: dict[str, dict[str, object]]) -> None:
+        """Take up where `state` was taken."""
+        self.sr_network.load_state_dict(state["sr"])
+        self.encoders.load_state_dict(state["encoders"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["ema"])
+
+
+def _norm(parameters: list[nn.Parameter]) -> Tensor:
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
