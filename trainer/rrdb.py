@@ -104,16 +104,21 @@ class RRDB(nn.Module):
 
 
 def load_rrdb(path: str | Path) -> RRDB:
-    """The x4 RRDB in a safetensors or PyTorch file: float32, on the CPU, sizes from its shapes.
+    """The x4 RRDB in a safetensors or PyTorch file. Raises WeightsError as `rrdb_from` does."""
+    return rrdb_from(read_tensors(path), path)
+
+
+def rrdb_from(tensors: dict[str, Tensor], path: str | Path) -> RRDB:
+    """The x4 RRDB that the tensors of the file `path` make: float32, sizes from their shapes.
 
     Reads the key layouts of BasicSR and Real-ESRGAN, of BSRGAN and later ESRGAN (`RRDB_trunk`), and
     of the first ESRGAN (`model.1.sub`), bare or in a checkpoint (see `read_tensors`).
 
     Raises:
-        WeightsError: the file cannot be read, is no RRDB, has another scale than 4, or has missing,
-            unknown or misshapen tensors.
+        WeightsError: it is no RRDB, has another scale than 4, or has missing, unknown or misshapen
+            tensors.
     """
-    state = _basicsr_keys(read_tensors(path))
+    state = _basicsr_keys(tensors)
     first, grown = state.get("conv_first.weight"), state.get("body.0.rdb1.conv1.weight")
     if first is None or grown is None or first.ndim != 4 or grown.ndim != 4:
         raise WeightsError(f"{path}: is not an RRDB network; {WANTED}")
@@ -165,7 +170,7 @@ def _basicsr_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {renamed(key): tensor for key, tensor in state.items()}
 
 
-def save_rrdb(network: RRDB, folder: str | Path, name: str = "model") -> tuple[Path, Path]:
+def save_rrdb(network: nn.Module, folder: str | Path, name: str = "model") -> tuple[Path, Path]:
     """Write `name.safetensors` and `name.pth` into `folder`, each atomically; their paths.
 
     The `.pth` is `{"params_ema": state_dict}`, which Real-ESRGAN's scripts and chaiNNer load as it
