@@ -10,11 +10,12 @@ from PIL import Image
 
 from schemas.errors import UserError
 
-FORMATS = frozenset(
-    f".{suffix}"
-    for suffix in ("jpg", "jpeg", "jpe", "jp2", "png", "webp", "tif", "tiff", "bmp", "gif", "avif")
-    + ("ppm", "pgm", "pnm")
-)
+# fmt: off
+FORMATS = frozenset([
+    ".jpg", ".jpeg", ".jpe", ".jp2", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif",
+    ".ppm", ".pgm", ".pnm",
+])
+# fmt: on
 
 
 def find_pictures(inputs: Iterable[str | Path], without: Path | None = None) -> dict[Path, Path]:
