@@ -87,8 +87,9 @@ def _read(path: Path, image: Image.Image) -> Picture:
     if (frames := getattr(image, "n_frames", 1)) > 1:
         log.warning("%s: the first of its %d frames is taken", path, frames)
     profile = image.info.get("icc_profile")
-    if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(getattr(image, "tile", "")):
-        pixels = _read_deep(path, image)  # Pillow would drop the lower 8 bits
+    tile = str(getattr(image, "tile", ""))  # names the layout in the file, as in 'RGB;16B'
+    if image.mode in ("RGB", "RGBA", "LA") and ";16" in tile:
+        pixels = _read_deep(path, image, "LA;16" in tile)  # Pillow would drop the lower 8 bits
     else:
         image = ImageOps.exif_transpose(image)
         if image.mode == "CMYK":
@@ -102,13 +103,13 @@ def _read(path: Path, image: Image.Image) -> Picture:
     return Picture(np.ascontiguousarray(pixels), profile)
 
 
-def _read_deep(path: Path, image: Image.Image) -> np.ndarray:
-    """16-bit colours or alpha through OpenCV, with the channels that Pillow's mode names."""
+def _read_deep(path: Path, image: Image.Image, grey: bool) -> np.ndarray:
+    """16-bit RGB, RGBA, or grey and alpha, through OpenCV."""
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3:
         raise ValueError(f"16-bit {image.format} of an unknown kind")
-    if image.mode == "LA":
+    if grey:
         return _upright(decoded[:, :, [0, -1]], orientation)
     order = [2, 1, 0, 3][: decoded.shape[2]]  # OpenCV's BGR
     # OpenCV turns TIFF upright by itself.
@@ -186,10 +187,12 @@ def save_picture(
             )
             pixels[top : top + len(rows)] = rows
         if kind == "tiff":
+            if shape[2] == 2:  # grey and alpha: few programs read that in a TIFF
+                pixels, profile = pixels[:, :, [0, 0, 0, 1]], None
             tifffile.imwrite(
                 temporary,
                 pixels if shape[2] > 1 else pixels[:, :, 0],
-                photometric="rgb" if shape[2] > 2 else "minisblack",
+                photometric="rgb" if shape[2] > 1 else "minisblack",
                 extrasamples=["unassalpha"] if shape[2] in (2, 4) else None,
                 planarconfig="contig" if shape[2] > 1 else None,
                 compression="zlib",
