@@ -38,8 +38,8 @@ def test_equals_the_ncnn_runtime(name: str, blocks: int, photographs: Path) -> N
         assert net.load_param(str(path.with_suffix(".param"))) == 0
         assert net.load_model(str(path)) == 0
         extractor = net.create_extractor()
-        given = ncnn.Mat(picture.contiguous().numpy()).clone()  # kept: ncnn only points to it
-        extractor.input("data", given)
+        array = picture.contiguous().numpy()  # kept: ncnn only points to it
+        extractor.input("data", ncnn.Mat(array))
         _, taken = extractor.extract("output")
         answer = np.array(taken).copy()
     with torch.no_grad():

@@ -130,7 +130,7 @@ def test_no_black_or_broken_picture(value: float) -> None:
         list(enlarge(broken, grey, 4, np.uint8, Tiling()))
     black = np.zeros((20, 20, 1), np.uint8)  # black may come out black
     if np.isfinite(value):
-        assert not list(enlarge(broken, black, 4, np.uint8, Tiling()))[0].any()
+        assert not next(enlarge(broken, black, 4, np.uint8, Tiling())).any()
 
 
 def test_engines_answer_alike() -> None:
@@ -181,7 +181,7 @@ def test_alpha_goes_through_the_network() -> None:
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_sixteen_bits_and_channels_stay(channels: int) -> None:
     ramp = np.linspace(0, 65_535, 32 * 32 * channels).reshape(32, 32, channels).astype(np.uint16)
-    got = list(enlarge(linear, ramp, 4, np.uint16, Tiling()))[0]
+    got = next(enlarge(linear, ramp, 4, np.uint16, Tiling()))
     assert got.shape == (128, 128, channels) and len(np.unique(got)) > 5000
 
 
@@ -263,6 +263,8 @@ def test_nothing_is_overwritten_unless_asked(
     assert main(own) == 1 and main([*own, "--overwrite"]) == 1
     assert "would overwrite an input" in capsys.readouterr().err
     assert (tmp_path / "a.png").read_bytes() == before
+    assert main(arguments(weights, tmp_path, tmp_path)) == 1  # its results would be inputs
+    assert "holds the inputs" in capsys.readouterr().err
     argv = arguments(weights, tmp_path / "out", tmp_path / "a.png")
     assert main(argv) == 0
     other = save_rrdb(interpolation_start(8, 1, 32, seed=1), tmp_path / "other")[0]

@@ -23,32 +23,38 @@ def find_pictures(inputs: Iterable[str | Path], without: Path | None = None) -> 
 
     inputs: files, folders (searched downwards for FORMATS, hidden ones passed over), globs, or
     `.txt` files with one path a line. A picture in a folder keeps its place below that folder.
-    without: a folder of results, which is not searched. Raises UserError: nothing there.
+    without: a folder of results, passed over when a folder around it is searched.
+    Raises UserError: nothing there, or `without` itself is to be searched.
     """
     found: dict[Path, Path] = {}
+    results = os.path.abspath(without) if without else ""
     for given in inputs:
-        for path, name in _expand(str(given)):
-            path = Path(os.path.abspath(path))
-            if without is None or Path(os.path.abspath(without)) not in path.parents:
-                found.setdefault(path, name)
+        for path, name in _expand(str(given), results):
+            found.setdefault(Path(os.path.abspath(path)), name)
     if not found:
         wanted = " ".join(sorted(FORMATS))
         raise UserError(f"no picture in {', '.join(map(str, inputs))}; looked for {wanted}")
     return found
 
 
-def _expand(given: str) -> Iterator[tuple[Path, Path]]:
+def _expand(given: str, results: str) -> Iterator[tuple[Path, Path]]:
     path = Path(given)
     if path.is_dir():
+        if os.path.abspath(path) == results:
+            raise UserError(f"{path} holds the inputs; choose another folder for the results")
         for parent, folders, files in os.walk(path):
-            folders[:] = sorted(f for f in folders if not f.startswith("."))
+            folders[:] = sorted(
+                f
+                for f in folders
+                if not f.startswith(".") and os.path.abspath(Path(parent, f)) != results
+            )
             for file in sorted(files):
                 if Path(file).suffix.lower() in FORMATS and not file.startswith("."):
                     yield Path(parent, file), Path(parent, file).relative_to(path)
     elif path.suffix.lower() == ".txt" and path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
             if line.strip():
-                yield from _expand(line.strip())
+                yield from _expand(line.strip(), results)
     elif path.is_file():
         yield path, Path(path.name)
     elif matches := sorted(glob.glob(given, recursive=True)):
