@@ -23,6 +23,21 @@ def empty_weights_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("LASR_WEIGHTS", str(tmp_path / "weights"))
 
 
+def ncnn_answer(path: Path, picture: np.ndarray) -> np.ndarray:
+    """What the ncnn runtime makes of (3, h, w) float32, in float32 on one thread."""
+    net = ncnn.Net()
+    net.opt.num_threads = 1
+    net.opt.use_fp16_arithmetic = net.opt.use_fp16_storage = net.opt.use_fp16_packed = False
+    assert net.load_param(str(path.with_suffix(".param"))) == 0
+    assert net.load_model(str(path)) == 0
+    extractor = net.create_extractor()
+    extractor.input("data", ncnn.Mat(picture))
+    _, taken = extractor.extract("output")
+    answer = np.array(taken).copy()
+    del taken, extractor  # before the net that owns their memory
+    return answer
+
+
 @pytest.mark.parametrize(("name", "blocks"), [("x4plus", 23), ("x4plus-anime", 6)])
 def test_equals_the_ncnn_runtime(name: str, blocks: int, photographs: Path) -> None:
     path = CARRIED.with_name(f"realesrgan-{name}.bin")
@@ -31,17 +46,7 @@ def test_equals_the_ncnn_runtime(name: str, blocks: int, photographs: Path) -> N
     with Image.open(photographs / "chelsea.png") as image:
         pixels = np.asarray(image.crop((150, 60, 182, 84)))
     picture = torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255
-    with ncnn.Net() as net:
-        net.opt.num_threads = 1
-        net.opt.use_fp16_arithmetic = net.opt.use_fp16_storage = net.opt.use_fp16_packed = False
-        net.opt.use_bf16_storage = False
-        assert net.load_param(str(path.with_suffix(".param"))) == 0
-        assert net.load_model(str(path)) == 0
-        extractor = net.create_extractor()
-        array = picture.contiguous().numpy()  # kept: ncnn only points to it
-        extractor.input("data", ncnn.Mat(array))
-        _, taken = extractor.extract("output")
-        answer = np.array(taken).copy()
+    answer = ncnn_answer(path, picture.contiguous().numpy())
     with torch.no_grad():
         difference = np.abs(network(picture[None])[0].numpy() - answer).max()
     print(f"{name}: largest difference to ncnn {difference:.1e}")
