@@ -66,12 +66,12 @@ def test_output_equals_spandrels_whatever_the_tiles(weights: Path, photographs: 
 def test_the_seam_of_the_trained_network_is_bounded(photographs: Path) -> None:
     """Weights of Real-ESRGAN: the column where two tiles meet, against the untiled answer."""
     network = load_sr("realesrgan-x4plus").eval()
-    picture = read_rgb(photographs / "chelsea.png")[:, 80:112, 100:260]  # fur
-    one = upscale(network, picture, 160)
-    # Three tiles of 64, 64 and 32 columns, each of which sees 128 of the 160.
+    picture = read_rgb(photographs / "chelsea.png")[:, 80:112, 60:236]  # fur
+    one = upscale(network, picture, 176)
+    # Three tiles of 64, 64 and 48 columns, each of which sees 160 of the 176.
     difference = (upscale(network, picture, 64) - one).abs()
     print(f"seam: largest {difference.max() * 255:.1f}/255, mean {difference.mean() * 255:.3f}/255")
-    assert difference.max() < 16 / 255 and difference.mean() < 0.5 / 255
+    assert 0 < difference.max() < 4 / 255 and difference.mean() < 0.1 / 255
 
 
 def test_tiles_without_surroundings_show(photographs: Path) -> None:
@@ -136,7 +136,7 @@ def test_no_black_or_broken_picture(value: float) -> None:
 def test_engines_answer_alike() -> None:
     torch.manual_seed(0)
     network = RRDB(8, 1, 8)
-    x = torch.rand(1, 3, 21, 34)
+    x = torch.rand(1, 3, 131, 34)  # more than two strips of `reconstruct`
     with torch.no_grad():
         expected = network(x)
     onnx = onnx_engine(network)

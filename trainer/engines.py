@@ -1,10 +1,9 @@
 """What runs a network when nothing is trained: PyTorch, PyTorch compiled, or ONNX Runtime."""
 
 import importlib.util
-import logging
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,16 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from schemas.errors import UserError
-
-log = logging.getLogger(__name__)
+from schemas.manifest import SCALE
+from trainer.rrdb import REACH, RRDB
 
 EngineName = Literal["auto", "torch", "compile", "onnx"]
 Precision = Literal["auto", "float32", "float16"]
 # Pictures (1, 3, h, w) float32 on the CPU to (1, 3, s h, s w) float32 on the CPU, not clamped.
 Engine = Callable[[Tensor], Tensor]
 
-TRIAL = 2_000_000  # pixels of input from which two engines are tried: the export takes 20 s
-_SAMPLE = (1, 3, 64, 64)
+_STRIP = 64  # rows of features
 
 
 def make_engine(
@@ -30,13 +28,12 @@ def make_engine(
     name: EngineName = "auto",
     precision: Precision = "auto",
     half: bool = True,
-    pixels: int = 0,
 ) -> Engine:
     """The engine `name` around `network`, which moves to `device` and to channels_last.
 
-    `auto` is `torch`, which starts at once. On a CPU with ONNX Runtime and more than TRIAL
-    `pixels` to enlarge, both are timed and the faster one is taken. half: whether the network
-    bears float16, which `auto` precision then means on a GPU.
+    `auto` is `torch`: it starts at once, and nothing was measured to be faster (see
+    benchmarks/upscale.py). half: whether the network bears float16, which precision `auto` then
+    means on a GPU.
 
     Raises UserError: an engine that is not installed, or a combination that does not exist.
     """
@@ -47,24 +44,33 @@ def make_engine(
             raise UserError("--engine onnx runs on the CPU; add --device cpu, or take another")
         return onnx_engine(network)
     wants_half = precision == "float16" or (precision == "auto" and half and device.type == "cuda")
-    plain = torch_engine(network, device, torch.float16 if wants_half else torch.float32)
-    if name == "compile":
-        return compiled_engine(network, device, torch.float16 if wants_half else torch.float32)
-    if name == "torch" or device.type != "cpu" or pixels < TRIAL or _lacking():
-        return plain
-    return _faster(plain, onnx_engine(network))
+    start = compiled_engine if name == "compile" else torch_engine
+    return start(network, device, torch.float16 if wants_half else torch.float32)
 
 
 def torch_engine(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Engine:
     """PyTorch as it is; channels_last suits oneDNN on a CPU and tensor cores on a GPU."""
     network = network.eval().to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    forward = partial(_in_strips, network) if isinstance(network, RRDB) else network
 
     def run(picture: Tensor) -> Tensor:
         moved = picture.to(device, dtype).contiguous(memory_format=torch.channels_last)
-        answer: Tensor = network(moved)
+        answer: Tensor = forward(moved)
         return answer.float().cpu()
 
     return run
+
+
+def _in_strips(network: RRDB, x: Tensor) -> Tensor:
+    """The same answer with a fifth of the memory: after the features there are 16 times the pixels,
+    and a pixel depends on few of them."""
+    features = network.extract(x)
+    height, strips = x.shape[2], []
+    for top in range(0, height, _STRIP):
+        first, bottom = max(top - REACH, 0), min(top + _STRIP, height)
+        enlarged = network.reconstruct(features[:, :, first : bottom + REACH])
+        strips.append(enlarged[:, :, SCALE * (top - first) : SCALE * (bottom - first)])
+    return torch.cat(strips, dim=2)
 
 
 def compiled_engine(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Engine:
@@ -91,7 +97,7 @@ def onnx_engine(network: nn.Module) -> Engine:
         raise UserError(f"--engine onnx: {lacking} is not installed; `pip install 'la-sr[fast]'`")
     import onnxruntime
 
-    sample = torch.rand(_SAMPLE)
+    sample = torch.rand(1, 3, 64, 64)
     side = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     network = network.eval().to(device="cpu", dtype=torch.float32)
     with tempfile.TemporaryDirectory() as folder:
@@ -118,13 +124,3 @@ def onnx_engine(network: nn.Module) -> Engine:
 def _lacking() -> str:
     wanted = ("onnx", "onnxruntime", "onnxscript")
     return ", ".join(name for name in wanted if importlib.util.find_spec(name) is None)
-
-
-def _faster(plain: Engine, onnx: Engine) -> Engine:
-    seconds: dict[Engine, float] = {}
-    for engine in (plain, onnx, plain, onnx):  # the first round warms up
-        start = time.perf_counter()
-        engine(torch.rand(_SAMPLE))
-        seconds[engine] = time.perf_counter() - start
-    log.info("engines: torch %.2f s, onnx %.2f s a sample", seconds[plain], seconds[onnx])
-    return min(seconds, key=lambda engine: seconds[engine])

@@ -19,6 +19,7 @@ from schemas.weights import WeightsError
 from trainer.weightfile import read_tensors
 
 RESIDUAL = 0.2  # residuals are scaled down, which keeps a network this deep stable without norms
+REACH = 2  # pixels of features on each side that `RRDB.reconstruct` looks at: 1/2 + 3/4
 WANTED = "give weights of a x4 RRDB, such as RealESRGAN_x4plus.pth"
 
 
@@ -95,8 +96,16 @@ class RRDB(nn.Module):
         self.conv_last = _conv(features, 3)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.reconstruct(self.extract(x))
+
+    def extract(self, x: Tensor) -> Tensor:
+        """Pictures to features of the same size, (n, features, h, w): nearly all of the work."""
         x = self.conv_first(x)
-        x = x + self.conv_body(self.body(x))
+        y: Tensor = x + self.conv_body(self.body(x))
+        return y
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Features to pictures of four times the size; a pixel depends on REACH around it."""
         for conv in (self.conv_up1, self.conv_up2):
             x = _leaky(conv(F.interpolate(x, scale_factor=2, mode="nearest")))
         y: Tensor = self.conv_last(_leaky(self.conv_hr(x)))

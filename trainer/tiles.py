@@ -14,7 +14,9 @@ from trainer.engines import Engine, torch_engine
 
 log = logging.getLogger(__name__)
 
-TILE, OVERLAP = 256, 32
+# With weights of Real-ESRGAN an answer changes where the picture is cut by at most 3/255 beyond 48
+# pixels, 13/255 beyond 32 and 76/255 beyond 4 (on fur): they look far around.
+TILE, OVERLAP = 512, 48
 SMALLEST_TILE = 16
 _LIT = 0.05  # mean of a tile that cannot come out black
 _VISIBLE = 0.5 / 255  # alpha below it is transparent, and its colour of no account

@@ -97,9 +97,7 @@ def run(config: UpscaleConfig) -> None:
     costs = {path: growth * pixels for path, pixels in pixel_counts(list(found)).items()}
     total = model.scale**config.passes
     identity = locate(config.weights, "sr").identity
-    engine = make_engine(
-        model.fitted(), device, config.engine, config.precision, model.half, sum(costs.values())
-    )
+    engine = make_engine(model.fitted(), device, config.engine, config.precision, model.half)
     tiling = Tiling(config.tile, config.overlap)
     failed: list[str] = []
     skipped = 0
