@@ -48,15 +48,19 @@ def make_engine(
     return start(network, device, torch.float16 if wants_half else torch.float32)
 
 
-def torch_engine(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Engine:
+def torch_engine(
+    network: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    compiled: Callable[[Engine], Engine] = lambda forward: forward,
+) -> Engine:
     """PyTorch as it is; channels_last suits oneDNN on a CPU and tensor cores on a GPU."""
     network = network.eval().to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    forward = partial(_in_strips, network) if isinstance(network, RRDB) else network
+    forward = compiled(partial(_in_strips, network) if isinstance(network, RRDB) else network)
 
     def run(picture: Tensor) -> Tensor:
         moved = picture.to(device, dtype).contiguous(memory_format=torch.channels_last)
-        answer: Tensor = forward(moved)
-        return answer.float().cpu()
+        return forward(moved).float().cpu()
 
     return run
 
@@ -76,8 +80,7 @@ def _in_strips(network: RRDB, x: Tensor) -> Tensor:
 def compiled_engine(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Engine:
     """PyTorch's inductor; needs a C++ compiler (CPU) or Triton (GPU) and a minute to start."""
     mode = "reduce-overhead" if device.type == "cuda" else "default"  # the former: CUDA graphs
-    network = network.eval().to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    run = torch_engine(torch.compile(network, mode=mode), device, dtype)  # type: ignore[arg-type]
+    run = torch_engine(network, device, dtype, partial(torch.compile, mode=mode))
 
     def checked(picture: Tensor) -> Tensor:
         try:
