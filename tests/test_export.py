@@ -21,7 +21,8 @@ from trainer.export import ExportConfig, describe, export, main
 from trainer.interpolation import interpolation_start
 from trainer.ncnn_export import HALF, write_ncnn
 from trainer.network import load_sr
-from trainer.rrdb import RRDB, save_rrdb
+from trainer.rrdb import RRDB
+from trainer.weightfile import save_network
 
 PICTURE = torch.rand(1, 3, 21, 34, generator=torch.Generator().manual_seed(1))
 
@@ -33,7 +34,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for parameter in network.parameters():
         if parameter.ndim == 1:
             torch.nn.init.normal_(parameter, std=0.1)
-    return save_rrdb(network, tmp_path_factory.mktemp("sr"))[0]
+    return save_network(network, tmp_path_factory.mktemp("sr"))[0]
 
 
 def expected(weights: Path, pictures: Tensor = PICTURE) -> Tensor:
@@ -168,14 +169,15 @@ def test_safetensors_say_what_they_are(weights: Path, tmp_path: Path) -> None:
         about = file.metadata()
     assert about["scale"] == "4" and about["licence"] == "not stated"
     assert (
-        out.stat().st_mode & 0o777 == save_rrdb(RRDB(4, 1, 4), tmp_path)[1].stat().st_mode & 0o777
+        out.stat().st_mode & 0o777
+        == save_network(RRDB(4, 1, 4), tmp_path)[1].stat().st_mode & 0o777
     )
     torch.testing.assert_close(expected(out), expected(weights), atol=0, rtol=0)
 
 
 def test_a_run_is_exported_with_its_history(weights: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    save_rrdb(load_sr(str(weights)), run)
+    save_network(load_sr(str(weights)), run)
     settings = {"manifest": "m.parquet", "weights": {"sr_init": "rrdb-psnr-x4@0123"}, "new": 1}
     (run / "config.json").write_text(json.dumps(settings))
     name, about = describe(str(run), None)

@@ -19,7 +19,8 @@ from pipeline.config import DICTIONARY
 from pipeline.given import main
 from schemas.manifest import PATCHES, Row, open_manifest, patch_id
 from trainer.interpolation import interpolation_start
-from trainer.rrdb import load_rrdb, save_rrdb
+from trainer.rrdb import load_rrdb
+from trainer.weightfile import save_network
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_fine_tuning_on_given_pictures_moves_the_sr_network_alone(
 ) -> None:
     out, run = tmp_path / "mine.parquet", tmp_path / "run"
     given(mine, clip, out, "--k", "4")
-    start, _ = save_rrdb(interpolation_start(8, 1, 8), tmp_path, "start")
+    start, _ = save_network(interpolation_start(8, 1, 8), tmp_path, "start")
     argv = [
         "--manifest", str(out), "--sr-init", str(start), "--freeze-encoders", "--lr", "1e-7",
         "--profile", "offline", "--clip", str(clip), "--steps", "3", "--batch-size", "4",

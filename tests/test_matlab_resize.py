@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from trainer.matlab_resize import cut_to_multiple, enlarge, reduce
-from trainer.upscale import read_picture
+from trainer.picture_io import read_rgb
 
 
 @pytest.mark.parametrize("scale", [2, 4, 16])
 def test_equals_matlab_up_to_the_border(photographs: Path, scale: int) -> None:
-    picture = cut_to_multiple(read_picture(photographs / "chelsea.png")[:, :150, :203], scale)
+    picture = cut_to_multiple(read_rgb(photographs / "chelsea.png")[:, :150, :203], scale)
     array = picture.permute(1, 2, 0).double().numpy()
     small = reduce(picture, scale)
     expected = torch.from_numpy(matlab.imresize(array, 1 / scale)).permute(2, 0, 1)
@@ -24,7 +24,7 @@ def test_equals_matlab_up_to_the_border(photographs: Path, scale: int) -> None:
 
 def test_equals_pyiqas(photographs: Path) -> None:
     matlab_utils = pytest.importorskip("pyiqa.matlab_utils")
-    picture = read_picture(photographs / "coffee.png")[:, :80, :64].double()
+    picture = read_rgb(photographs / "coffee.png")[:, :80, :64].double()
     for ours, scale in ((reduce(picture, 4), 0.25), (enlarge(picture, 4), 4)):
         theirs = matlab_utils.imresize(picture[None], scale=scale)[0]
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)

@@ -15,7 +15,7 @@ from schemas.errors import UserError
 from trainer import metrics
 from trainer.metrics import MetricMissing, load_metric
 from trainer.offline import ConnectionRefused, offline
-from trainer.upscale import read_picture
+from trainer.picture_io import read_rgb
 
 pytest.importorskip("pyiqa")
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def pair(photographs: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """A photograph, and it with 8-bit noise."""
-    picture = read_picture(photographs / "chelsea.png")[:, 40:160, 100:260]
+    picture = read_rgb(photographs / "chelsea.png")[:, 40:160, 100:260]
     noise = torch.randint(-20, 21, picture.shape, generator=torch.Generator().manual_seed(0))
     return picture, ((picture * 255 + noise).clamp(0, 255).round()) / 255
 

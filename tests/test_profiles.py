@@ -18,7 +18,7 @@ from pipeline.config import BuildConfig
 from schemas import weights
 from schemas.weights import PROFILES, Profile
 from trainer.interpolation import interpolation_start
-from trainer.rrdb import save_rrdb
+from trainer.weightfile import save_network
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_vae(place("sd15-vae").parent)
     save_clip(place("clip-vit-l-14").parent)
     save_vgg19(place("vgg19"))
-    _, pth = save_rrdb(interpolation_start(8, 1, 8), place("rrdb-psnr-x4").parent)
+    _, pth = save_network(interpolation_start(8, 1, 8), place("rrdb-psnr-x4").parent)
     pth.rename(place("rrdb-psnr-x4"))
     return folder
 

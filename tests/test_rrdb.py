@@ -15,7 +15,8 @@ from torch import Tensor
 
 from schemas.weights import WeightsError
 from trainer.interpolation import interpolation_start
-from trainer.rrdb import RRDB, load_rrdb, save_rrdb
+from trainer.rrdb import RRDB, load_rrdb
+from trainer.weightfile import save_network
 
 State = dict[str, Tensor]
 
@@ -89,7 +90,7 @@ def assert_same(loaded: RRDB, network: RRDB) -> None:
 @pytest.mark.parametrize(("features", "blocks"), [(64, 2), (16, 1), (24, 3)])
 def test_equals_spandrels_network(tmp_path: Path, features: int, blocks: int, suffix: str) -> None:
     network = random_rrdb(features, blocks, 32)  # spandrel hard-codes the growth
-    paths = dict(zip(("safetensors", "pth"), save_rrdb(network, tmp_path), strict=True))
+    paths = dict(zip(("safetensors", "pth"), save_network(network, tmp_path), strict=True))
     theirs = spandrel.ModelLoader().load_from_file(paths[suffix])
     assert theirs.scale == 4
     x = torch.rand(2, 3, 13, 18)
@@ -131,7 +132,7 @@ def test_reads_the_format_of_old_pytorch_and_half_precision(tmp_path: Path) -> N
 
 def test_saved_files_come_back_and_nothing_else_is_left(tmp_path: Path) -> None:
     network = random_rrdb().to(memory_format=torch.channels_last)
-    paths = save_rrdb(network, tmp_path / "new" / "run", "best")
+    paths = save_network(network, tmp_path / "new" / "run", "best")
     assert sorted(os.listdir(tmp_path / "new" / "run")) == ["best.pth", "best.safetensors"]
     for path in paths:
         assert_same(load_rrdb(path), network)
@@ -144,20 +145,20 @@ def test_a_save_that_fails_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = random_rrdb()
-    save_rrdb(network, tmp_path)
+    save_network(network, tmp_path)
 
     def full_disk(*_: object) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="space"):
-        save_rrdb(RRDB(4, 1, 4), tmp_path)
+        save_network(RRDB(4, 1, 4), tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["model.pth", "model.safetensors"]
     assert_same(load_rrdb(tmp_path / "model.safetensors"), network)
 
 
 def test_loading_leaves_the_random_state_alone(tmp_path: Path) -> None:
-    path, _ = save_rrdb(random_rrdb(), tmp_path)
+    path, _ = save_network(random_rrdb(), tmp_path)
     before = torch.get_rng_state()
     load_rrdb(path)
     interpolation_start(4, 1, 4, seed=5)
@@ -222,7 +223,7 @@ def test_refuses_other_networks_in_one_line(tmp_path: Path, state: State, messag
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.5, 0.999])
 def test_refuses_truncated_files(tmp_path: Path, index: int, part: float) -> None:
-    path = save_rrdb(random_rrdb(), tmp_path)[index]
+    path = save_network(random_rrdb(), tmp_path)[index]
     whole = path.read_bytes()
     path.write_bytes(whole[: int(part * len(whole))])
     with pytest.raises(WeightsError, match="cannot be read as weights; it is damaged"):

@@ -11,9 +11,9 @@ from PIL import Image
 
 from trainer import curve, evaluate, sidebyside
 from trainer.interpolation import interpolation_start
-from trainer.rrdb import save_rrdb
+from trainer.picture_io import read_rgb
 from trainer.sheet import Crop, most_textured
-from trainer.upscale import read_picture
+from trainer.weightfile import save_network
 
 pytest.importorskip("pyiqa")
 
@@ -25,7 +25,7 @@ def evaluation(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     (folder / "hr").mkdir()
     with Image.open(photographs / "chelsea.png") as image:
         image.crop((130, 60, 270, 172)).save(folder / "hr" / "chelsea.png")
-    weights, _ = save_rrdb(interpolation_start(8, 1, 8), folder)
+    weights, _ = save_network(interpolation_start(8, 1, 8), folder)
     for step in (0, 1000, 20000):
         path = folder / "mine" / "weights" / f"step{step:07d}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def test_curve_of_checkpoints(
     means = pyarrow.csv.read_csv(evaluation / "means.csv").to_pylist()
     expected = {m["method"]: m["mean"] for m in means if m["metric"] == "psnr"}
     assert rows[3]["mean"] == expected["mine@20000"] and rows[0]["mean"] == expected["bicubic"]
-    drawn = read_picture(out)
+    drawn = read_rgb(out)
     assert drawn.shape[-1] > 400 and drawn.std() > 0.05
     capsys.readouterr()
     assert curve.main([str(tmp_path)]) == 1

@@ -29,10 +29,10 @@ from trainer.config import TrainConfig
 from trainer.data import COLUMNS, Batch, Patches
 from trainer.distributed import World
 from trainer.interpolation import interpolation_start
-from trainer.rrdb import load_rrdb, save_rrdb
+from trainer.rrdb import load_rrdb
 from trainer.step import Step
 from trainer.vgg import small_vgg, vgg_term
-from trainer.weightfile import read_tensors
+from trainer.weightfile import read_tensors, save_network
 
 CPU = torch.device("cpu")
 
@@ -42,7 +42,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small CLIP and a small SR network as files."""
     folder = tmp_path_factory.mktemp("models")
     save_clip(folder / "clip")
-    save_rrdb(interpolation_start(8, 1, 8), folder, "sr")
+    save_network(interpolation_start(8, 1, 8), folder, "sr")
     return folder
 
 

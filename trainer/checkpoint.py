@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from schemas.errors import UserError
 from schemas.files import atomic_path, write_bytes
 from trainer.config import FREE_TO_CHANGE, TrainConfig
-from trainer.weightfile import write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -52,22 +50,6 @@ def load(folder: Path) -> dict[str, Any] | None:
     if faults:
         raise UserError(f"{'; '.join(faults)}; remove it to start over, or choose another --out")
     return None
-
-
-def save_network(network: nn.Module, folder: Path, name: str) -> list[Path]:
-    """Write a network as `name.safetensors` and as `name.pth`; their paths.
-
-    Key names are the network's own: of an RRDB those of BasicSR, of a network that spandrel made
-    those that spandrel reads.
-    """
-    state = {
-        key: tensor.float() if tensor.is_floating_point() else tensor
-        for key, tensor in network.state_dict().items()
-    }
-    paths = [folder / f"{name}{suffix}" for suffix in (".safetensors", ".pth")]
-    for path in paths:
-        write_tensors(path, state)
-    return paths
 
 
 def claim_folder(config: TrainConfig, manifest: str, weights: dict[str, str]) -> None:

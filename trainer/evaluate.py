@@ -21,13 +21,14 @@ from schemas.device import Device, pick_device
 from schemas.errors import UserError
 from schemas.manifest import SCALE
 from trainer import scores, testset
+from trainer.inputs import find_pictures
 from trainer.ledger import Ledger, sha256
 from trainer.matching import match
 from trainer.methods import Maker, Method, Output, parse_methods
 from trainer.metrics import PAPER, Colour, Metric, MetricMissing, load_metric
+from trainer.picture_io import read_rgb
 from trainer.scores import Score
 from trainer.testset import Picture
-from trainer.upscale import find_pictures, read_picture
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +169,7 @@ def _answers(
     if not method.is_folder:
         folder = config.out / "sr" / method.name
         return Maker(method, folder, config.passes, config.tile, device).make
-    files = find_pictures([Path(method.source)])
+    files = list(find_pictures([Path(method.source)]))
     matched = match([picture.name for picture in pictures], files, method.name)
 
     def find(picture: Picture) -> Output:
@@ -234,8 +235,8 @@ def _score(
 
 def _read_pair(picture: Picture, output: Output) -> tuple[Tensor, Tensor | None]:
     """Output and reference, of one size. Raises UserError: unreadable, or the size is wrong."""
-    pixels = read_picture(output.path)
-    target = None if picture.reference is None else read_picture(picture.reference)
+    pixels = read_rgb(output.path)
+    target = None if picture.reference is None else read_rgb(picture.reference)
     if target is None:
         height, width = (side * picture.scale for side in picture.read().shape[-2:])
         due = f"{picture.scale} times the picture's is {width}x{height}"

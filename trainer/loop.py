@@ -31,6 +31,7 @@ from trainer.step import Step
 from trainer.stop import asked_to_stop
 from trainer.transfer import Arriving, feed
 from trainer.vgg import load_vgg_named
+from trainer.weightfile import save_network
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +81,9 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
                 record.close()
         if not world.first:
             return []
-        paths = checkpoint.save_network(step.sr_network, config.folder, "model")
+        paths = save_network(step.sr_network, config.folder, "model")
         if step.average is not None:
-            paths += checkpoint.save_network(step.average, config.folder, "model_ema")
+            paths += save_network(step.average, config.folder, "model_ema")
         return paths
 
 

@@ -18,10 +18,10 @@ from schemas.manifest import SCALE
 from schemas.weights import locate
 from trainer.ledger import Ledger, sha256
 from trainer.matlab_resize import enlarge
-from trainer.network import load_sr
+from trainer.network import load_model
 from trainer.pictures import to_uint8
 from trainer.testset import Picture
-from trainer.upscale import upscale
+from trainer.tiles import upscale
 
 BICUBIC = "bicubic"
 WARM_UP = 64  # pixels: side of the piece enlarged before the clock starts
@@ -140,7 +140,10 @@ class Maker:
         if self._source == BICUBIC:
             self._run = lambda picture: enlarge(picture, SCALE**self._passes)
         else:
-            network = load_sr(self._source).eval().to(self._device)
+            model = load_model(self._source)
+            if model.scale != SCALE:
+                raise UserError(f"{self._source}: enlarges x{model.scale}, x{SCALE} is compared")
+            network = model.fitted().eval().to(self._device)
             self._parameters = sum(weight.numel() for weight in network.parameters())
 
             def run(picture: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from schemas.weights import WeightsError
-from trainer.weightfile import read_tensors, write_tensors
+from trainer.weightfile import read_tensors
 
 RESIDUAL = 0.2  # residuals are scaled down, which keeps a network this deep stable without norms
+REACH = 2  # pixels of features on each side that `RRDB.reconstruct` looks at: 1/2 + 3/4
 WANTED = "give weights of a x4 RRDB, such as RealESRGAN_x4plus.pth"
 
 
@@ -93,8 +94,16 @@ class RRDB(nn.Module):
         self.conv_last = _conv(features, 3)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.reconstruct(self.extract(x))
+
+    def extract(self, x: Tensor) -> Tensor:
+        """Pictures to features of the same size, (n, features, h, w): nearly all of the work."""
         x = self.conv_first(x)
-        x = x + self.conv_body(self.body(x))
+        y: Tensor = x + self.conv_body(self.body(x))
+        return y
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Features to pictures of four times the size; a pixel depends on REACH around it."""
         for conv in (self.conv_up1, self.conv_up2):
             x = _leaky(conv(F.interpolate(x, scale_factor=2, mode="nearest")))
         y: Tensor = self.conv_last(_leaky(self.conv_hr(x)))
@@ -102,16 +111,21 @@ class RRDB(nn.Module):
 
 
 def load_rrdb(path: str | Path) -> RRDB:
-    """The x4 RRDB in a safetensors or PyTorch file: float32, on the CPU, sizes from its shapes.
+    """The x4 RRDB in a safetensors or PyTorch file. Raises WeightsError as `rrdb_from` does."""
+    return rrdb_from(read_tensors(path), path)
+
+
+def rrdb_from(tensors: dict[str, Tensor], path: str | Path) -> RRDB:
+    """The x4 RRDB that the tensors of the file `path` make: float32, sizes from their shapes.
 
     Reads the key layouts of BasicSR and Real-ESRGAN, of BSRGAN and later ESRGAN (`RRDB_trunk`), and
     of the first ESRGAN (`model.1.sub`), bare or in a checkpoint (see `read_tensors`).
 
     Raises:
-        WeightsError: the file cannot be read, is no RRDB, has another scale than 4, or has missing,
-            unknown or misshapen tensors.
+        WeightsError: it is no RRDB, has another scale than 4, or has missing, unknown or misshapen
+            tensors.
     """
-    state = _basicsr_keys(read_tensors(path))
+    state = _basicsr_keys(tensors)
     first, grown = state.get("conv_first.weight"), state.get("body.0.rdb1.conv1.weight")
     if first is None or grown is None or first.ndim != 4 or grown.ndim != 4:
         raise WeightsError(f"{path}: is not an RRDB network; {WANTED}")
@@ -161,12 +175,3 @@ def _basicsr_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return re.sub(r"^model\.(\d+)(?=\.\w+$)", lambda m: tops.get(m[1], m[0]), key)
 
     return {renamed(key): tensor for key, tensor in state.items()}
-
-
-def save_rrdb(network: RRDB, folder: str | Path, name: str = "model") -> tuple[Path, Path]:
-    """Write `name.safetensors` and `name.pth` into `folder`, each atomically; their paths."""
-    paths = Path(folder) / f"{name}.safetensors", Path(folder) / f"{name}.pth"
-    state = {key: tensor.float() for key, tensor in network.state_dict().items()}
-    for path in paths:
-        write_tensors(path, state)
-    return paths

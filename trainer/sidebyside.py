@@ -18,9 +18,9 @@ from schemas.commandline import parse, progress, run_command
 from schemas.errors import UserError
 from schemas.files import atomic_path
 from trainer import scores
+from trainer.picture_io import read_rgb
 from trainer.scores import Score
 from trainer.sheet import Crop, Panel, draw_row, most_textured, stack
-from trainer.upscale import read_picture
 
 
 class SheetConfig(BaseModel):
@@ -85,10 +85,10 @@ def _row(name: str, own: list[Score], metrics: list[str], config: SheetConfig) -
     for score in own:
         by_method[score.method][score.metric] = score
     outputs = {
-        method: read_picture(Path(next(iter(answers.values())).output_path))
+        method: read_rgb(Path(next(iter(answers.values())).output_path))
         for method, answers in by_method.items()
     }
-    reference = read_picture(Path(own[0].reference_path)) if own[0].reference_path else None
+    reference = read_rgb(Path(own[0].reference_path)) if own[0].reference_path else None
     whole = next(iter(outputs.values())) if reference is None else reference
     crop = _parse_crop(config.crop) if config.crop else most_textured(whole, config.crop_size)
     panels = []

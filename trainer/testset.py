@@ -11,11 +11,12 @@ from torch import Tensor
 from schemas.commandline import progress
 from schemas.errors import UserError
 from schemas.files import atomic_path
+from trainer.inputs import find_pictures
 from trainer.ledger import sha256
 from trainer.matching import match
 from trainer.matlab_resize import cut_to_multiple, reduce
+from trainer.picture_io import read_rgb
 from trainer.pictures import to_uint8
-from trainer.upscale import find_pictures, read_picture
 
 Protocol = Literal["rgb", "luma"]
 
@@ -32,9 +33,9 @@ class Picture:
     def read(self) -> Tensor:
         """The LR picture, (3, h, w), in [0, 1] where it is a file. Raises UserError: unreadable."""
         if self.image is not None:
-            return read_picture(self.image)
+            return read_rgb(self.image)
         assert self.reference is not None
-        return reduce(read_picture(self.reference), self.scale)
+        return reduce(read_rgb(self.reference), self.scale)
 
     @property
     def identity(self) -> str:
@@ -50,10 +51,10 @@ def given(images: list[Path], references: list[Path], scale: int) -> list[Pictur
 
     Raises UserError: no picture, two of one name, or references that fit more than one.
     """
-    files = find_pictures(images)
+    files = list(find_pictures(images))
     _refuse_twins(files)
     names = [file.stem for file in files]
-    matched = match(names, find_pictures(references)) if references else {}
+    matched = match(names, list(find_pictures(references))) if references else {}
     return [Picture(file.stem, file, matched.get(file.stem), scale) for file in files]
 
 
@@ -64,12 +65,12 @@ def made(references: list[Path], protocol: Protocol, folder: Path, scale: int) -
     luma: references are the Y of MATLAB's rgb2ycbcr, 8 bit; LR stays unrounded, in memory. This is
     the protocol of SRCNN (Dong et al. 2014), whose row for bicubic later papers copied.
     """
-    files = find_pictures(references)
+    files = list(find_pictures(references))
     _refuse_twins(files)
     pictures = []
     with progress(len(files), "references", "img") as bar:
         for file in files:
-            reference = cut_to_multiple(read_picture(file), scale)
+            reference = cut_to_multiple(read_rgb(file), scale)
             if protocol == "luma":
                 reference = luma(reference)
             target, image = folder / "reference" / f"{file.stem}.png", None

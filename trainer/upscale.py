@@ -1,117 +1,156 @@
-"""Enlarge pictures x4 with a trained network.
+"""Enlarge pictures with a trained network.
 
 python -m trainer.upscale --weights data/runs/patches/model.safetensors photo.jpg --out enlarged
 python -m trainer.upscale --weights realesrgan-x4plus folder/ --out enlarged --passes 2
+
+Any picture: 8 or 16 bit, grey, palette, transparent, CMYK; turned upright; ICC profiles are kept.
+A second call does what is missing. Any weights that spandrel reads, of any scale.
 """
 
+import hashlib
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps
 from pydantic import BaseModel, Field
-from torch import Tensor, nn
 
 from schemas.commandline import parse, progress, run_command
 from schemas.device import Device, pick_device
 from schemas.errors import UserError
-from schemas.files import atomic_path
-from schemas.manifest import SCALE
-from trainer.network import load_sr
-from trainer.pictures import to_uint8
-
-OVERLAP = 32  # pixels of context around a tile; beyond it the network's reach is faint
-FORMATS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"])
+from schemas.weights import locate
+from trainer.engines import Engine, EngineName, Precision, make_engine
+from trainer.inputs import find_pictures, pixel_counts, targets
+from trainer.network import load_model
+from trainer.picture_io import Format, Picture, check_format, made_by, read_picture, save_picture
+from trainer.tiles import OVERLAP, SMALLEST_TILE, TILE, Tiling, enlarge
 
 
 class UpscaleConfig(BaseModel):
     """What `trainer.upscale` takes."""
 
-    inputs: list[Path] = Field(min_length=1, description="pictures, or folders of them")
-    weights: str = Field(description="a run's model.safetensors, any x4 RRDB, or a name")
-    out: Path = Field(description="folder for the enlarged pictures (PNG)")
-    passes: int = Field(1, ge=1, le=3, description="2 enlarges x16 (appendix E.2)")
-    tile: int = Field(
-        256, ge=16, description="side of the squares that are enlarged one by one; bounds memory"
+    inputs: list[str] = Field(
+        min_length=1, description="pictures, folders (searched downwards), globs, .txt lists"
     )
+    weights: str = Field(description="a run's model.safetensors, any SR network's file, or a name")
+    out: Path = Field(description="folder for the enlarged pictures; subfolders keep their places")
+    passes: int = Field(1, ge=1, le=3, description="2 enlarges twice: x16 (appendix E.2)")
+    format: Format = Field("png", description="of the files; jpg and webp are 8 bit")
+    tile: int = Field(
+        TILE, ge=SMALLEST_TILE, description="side of the squares enlarged one by one; bounds memory"
+    )
+    overlap: int = Field(OVERLAP, ge=0, description="pixels around a tile that it sees as well")
+    engine: EngineName = Field("auto", description="what runs the network, see docs/upscale.md")
+    precision: Precision = Field("auto", description="auto is float16 on a GPU, else float32")
     device: Device = Field("auto", description="where the network runs")
+    overwrite: bool = Field(False, description="enlarge again what is there already")
 
 
-@torch.inference_mode()
-def upscale(network: nn.Module, picture: Tensor, tile: int) -> Tensor:
-    """(3, h, w) in [0, 1] to (3, 4h, 4w) in [0, 1], tile by tile.
+def upscale_picture(
+    engine: Engine,
+    scale: int,
+    picture: Picture,
+    target: Path,
+    passes: int,
+    tiling: Tiling,
+    record: str,
+    on_tile: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Enlarge one picture into the file `target`. Between two passes it has 16 bits.
 
-    Each tile is enlarged with OVERLAP pixels of its surroundings, which are cut off again. Only
-    the tile lives on the network's device.
+    on_tile is told how many pixels of the network's input are done, over all passes.
     """
-    device = next(network.parameters()).device
-    _, height, width = picture.shape
-    result = torch.empty(3, SCALE * height, SCALE * width)
-    for y in range(0, height, tile):
-        for x in range(0, width, tile):
-            top, left = max(y - OVERLAP, 0), max(x - OVERLAP, 0)
-            bottom, right = min(y + tile, height), min(x + tile, width)
-            part = picture[:, top : bottom + OVERLAP, left : right + OVERLAP]
-            enlarged = network(part[None].to(device))[0].float().cpu()
-            inner = enlarged[
-                :,
-                SCALE * (y - top) : SCALE * (bottom - top),
-                SCALE * (x - left) : SCALE * (right - left),
-            ]
-            result[:, SCALE * y : SCALE * bottom, SCALE * x : SCALE * right] = inner
-    if not torch.isfinite(result).all():
-        raise UserError("the network's answer is not finite; check the weights")
-    return result.clamp_(0, 1)
-
-
-def read_picture(path: Path) -> Tensor:
-    """An upright RGB picture, (3, h, w) float32 in [0, 1]. Raises UserError: unreadable."""
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        raise UserError(f"{path}: not a readable picture ({error})") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255)
-
-
-def find_pictures(inputs: list[Path]) -> list[Path]:
-    """Files as they are given, folders by the pictures directly in them. Raises UserError."""
-    found: list[Path] = []
-    for path in inputs:
-        if path.is_dir():
-            found += sorted(f for f in path.iterdir() if f.suffix.lower() in FORMATS)
-        elif path.is_file():
-            found.append(path)
+    dtype = picture.pixels.dtype.type
+    done = 0
+    for remaining in reversed(range(passes)):
+        height, width, channels = picture.pixels.shape
+        strips = enlarge(
+            engine,
+            picture.pixels,
+            scale,
+            np.uint16 if remaining else dtype,
+            tiling,
+            partial(_add, on_tile, done),
+        )
+        done += height * width
+        if remaining:
+            picture = replace(picture, pixels=np.concatenate(list(strips)))
         else:
-            raise UserError(f"{path}: no such picture or folder; check the path")
-    if not found:
-        raise UserError(f"no picture in {', '.join(map(str, inputs))}")
-    return found
+            shape = scale * height, scale * width, channels
+            save_picture(target, strips, shape, np.dtype(dtype), picture.profile, record)
+
+
+def _add(on_tile: Callable[[int], None], before: int, done: int) -> None:
+    on_tile(before + done)
 
 
 def run(config: UpscaleConfig) -> None:
     """Enlarge every picture; one that fails is named at the end and stops no other."""
-    found = find_pictures(config.inputs)
-    network = load_sr(config.weights).eval().to(pick_device(config.device))
+    device = pick_device(config.device)
+    found = find_pictures(config.inputs, without=config.out)
+    goals = targets(found, config.out, config.format)
+    originals = {_file(path) for path in found if path.exists()}
+    model = load_model(config.weights)
+    growth = sum(model.scale ** (2 * n) for n in range(config.passes))
+    costs = {path: growth * pixels for path, pixels in pixel_counts(list(found)).items()}
+    total = model.scale**config.passes
+    identity = locate(config.weights, "sr").identity
+    engine = make_engine(model.fitted(), device, config.engine, config.precision, model.half)
+    tiling = Tiling(config.tile, config.overlap)
     failed: list[str] = []
-    with progress(len(found), "pictures", "img") as bar:
-        for path in found:
+    skipped = 0
+    with progress(sum(costs.values()) // 1000, "upscale", "kpx") as bar:
+        before = 0
+
+        def show(done: int) -> None:
+            bar.update((before + done) // 1000 - bar.n)
+
+        for number, (path, target) in enumerate(goals.items(), start=1):
+            bar.set_postfix_str(f"{number}/{len(goals)} {path.name}", refresh=False)
             try:
-                picture = read_picture(path)
-                for _ in range(config.passes):
-                    picture = upscale(network, picture, config.tile)
-                target = config.out / f"{path.stem}.png"
-                if target.exists() and target.samefile(path):
-                    raise UserError(f"{path}: the result would overwrite it; choose another --out")
-                with atomic_path(target) as temporary:
-                    Image.fromarray(to_uint8(picture)).save(temporary, format="PNG")
-            except UserError as error:
-                failed.append(str(error))
-            bar.update()
-    print(f"enlarged: {len(found) - len(failed)} of {len(found)}, in {config.out}")
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+                record = f"LA-SR {identity} x{total} of {digest}"
+                if _is_done(target, record, originals, config.overwrite):
+                    skipped += 1
+                else:
+                    picture = read_picture(path)
+                    check_format(picture, total, config.format)
+                    upscale_picture(
+                        engine, model.scale, picture, target, config.passes, tiling, record, show
+                    )
+            except (UserError, OSError) as error:
+                text = str(error)
+                failed.append(text if str(path) in text else f"{path}: {text}")
+            before += costs[path]
+            show(0)
+    enlarged = len(goals) - len(failed) - skipped
+    there = f", {skipped} were there already" if skipped else ""
+    print(f"enlarged: {enlarged} of {len(goals)}{there}, x{total}, in {config.out}")
     if failed:
-        raise UserError("; ".join(failed))
+        raise UserError(f"{len(failed)} failed: " + "; ".join(failed))
+
+
+def _file(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino
+
+
+def _is_done(target: Path, record: str, originals: set[tuple[int, int]], overwrite: bool) -> bool:
+    """Whether `target` holds this result already. Raises UserError: it holds something else."""
+    if not target.exists():
+        return False
+    if _file(target) in originals:
+        raise UserError(f"{target}: the result would overwrite an input; choose another --out")
+    if overwrite:
+        return False
+    if made_by(target) == record:
+        return True
+    raise UserError(
+        f"{target}: stands there already, from other weights, passes or picture; choose another"
+        " --out, or --overwrite it"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from schemas.files import atomic_path
 from schemas.weights import WeightsError
@@ -76,3 +76,19 @@ def write_tensors(
             metadata = {"format": "pt"} | (about or {})
             # Its save_file makes a file that only its owner can read.
             temporary.write_bytes(safetensors.torch.save(state, metadata))
+
+
+def save_network(network: nn.Module, folder: str | Path, name: str = "model") -> list[Path]:
+    """Write a network as `name.safetensors` and as `name.pth`; their paths.
+
+    Key names are the network's own: of an RRDB those of BasicSR, of a network that spandrel made
+    those that spandrel reads.
+    """
+    state = {
+        key: tensor.float() if tensor.is_floating_point() else tensor
+        for key, tensor in network.state_dict().items()
+    }
+    paths = [Path(folder) / f"{name}{suffix}" for suffix in (".safetensors", ".pth")]
+    for path in paths:
+        write_tensors(path, state)
+    return paths
