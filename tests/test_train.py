@@ -519,3 +519,33 @@ def test_the_folder_explains_itself_and_tensorboard_has_scalars_and_pictures(
         assert found == [(x["step"], pytest.approx(x[name])) for x in expected]
     assert [event.step for event in events.Images("samples")] == [0, 2]
     assert (events.Images("samples")[0].width, events.Images("samples")[0].height) == (696, 946)
+
+
+def test_fine_tuning_with_the_encoders_of_another_run(
+    manifest: Path, models: Path, tmp_path: Path
+) -> None:
+    """Appendix E.1 and figure 8: trained encoders, fixed, and the network at intervals."""
+    first = config(manifest, models, tmp_path / "first", lr=1e-3)
+    loop.train(first)
+    trained = torch.load(tmp_path / "first" / "checkpoint.pt", weights_only=True)["encoders"]
+    tuned = config(
+        manifest, models, tmp_path / "tuned", encoders=first.folder, freeze_encoders=True,
+        sr_init=str(tmp_path / "first" / "model.safetensors"), lr=1e-5, weights_every=2, steps=5,
+    )  # fmt: skip
+    loop.train(tuned)
+    after = torch.load(tmp_path / "tuned" / "checkpoint.pt", weights_only=True)["encoders"]
+    untouched = load_encoders(str(models / "clip"), CPU).state_dict()
+    assert all(torch.equal(after[name], trained[name]) for name in trained)
+    assert any(not torch.equal(after[name], untouched[name]) for name in trained)
+
+    kept = sorted((tmp_path / "tuned" / "weights").iterdir())
+    assert [path.name for path in kept] == ["step0000002.safetensors", "step0000004.safetensors"]
+    networks = [read_tensors(path) for path in (*kept, tmp_path / "tuned" / "model.safetensors")]
+    for one, other in zip(networks, networks[1:], strict=False):
+        assert any(not torch.equal(one[name], other[name]) for name in one)
+
+    with pytest.raises(UserError, match="--encoders .*nowhere: no checkpoint there"):
+        loop.train(tuned.model_copy(update={"encoders": tmp_path / "nowhere"}))
+    save_clip(tmp_path / "other", embed_dim=32)
+    with pytest.raises(UserError, match="trained from another CLIP"):
+        loop.train(tuned.model_copy(update={"clip": str(tmp_path / "other")}))

@@ -13,7 +13,8 @@ from trainer.degrade import Degradation
 # A run may be carried on with other values of these: they change no number of it, or stand for
 # something that is compared by content (the manifest, the weights).
 FREE_TO_CHANGE = {
-    "out", "steps", "log_every", "sample_every", "checkpoint_every", "workers", "dry_run",
+    "out", "steps", "log_every", "sample_every", "checkpoint_every", "weights_every", "workers",
+    "dry_run",
     "manifest", "profile", "sr_init", "clip", "vgg",
 }  # fmt: skip
 
@@ -65,6 +66,11 @@ class TrainConfig(BaseModel):
     freeze_encoders: bool = Field(
         False, description="train the SR network alone (appendix E.1, with --lr 1e-7)"
     )
+    encoders: Path | None = Field(
+        None,
+        description="folder of a run whose trained encoders to start from; E.1 fixes those"
+        " (default: the CLIP's own)",
+    )
     degrade: Degradation = Field(
         "none", description="what LR patches go through: Real-ESRGAN's two-stage model (table 5)"
     )
@@ -90,6 +96,12 @@ class TrainConfig(BaseModel):
     log_every: int = Field(100, ge=1, description="steps between lines of stats.jsonl")
     sample_every: int = Field(5000, ge=1, description="steps between sample pictures")
     checkpoint_every: int = Field(5000, ge=1, description="steps between checkpoints")
+    weights_every: int = Field(
+        0,
+        ge=0,
+        description="steps between weights kept as weights/stepNNNNNNN.safetensors, for a curve"
+        " over training (figure 8); 0 = none",
+    )
     workers: int = Field(4, ge=1, description="threads that read and decode patches")
     device: Device = Field("auto", description="where the networks run")
     dry_run: bool = Field(False, description="say what would be done and what it needs, then stop")

@@ -21,7 +21,7 @@ from schemas.errors import UserError
 from schemas.weights import locate
 from trainer import checkpoint
 from trainer.check import check_compiler, open_patches
-from trainer.clip import load_encoders
+from trainer.clip import Encoders, load_encoders
 from trainer.config import TrainConfig
 from trainer.data import Batch, Patches
 from trainer.distributed import OwnError, World, joined
@@ -31,7 +31,7 @@ from trainer.step import Step
 from trainer.stop import asked_to_stop
 from trainer.transfer import Arriving, feed
 from trainer.vgg import load_vgg_named
-from trainer.weightfile import save_network
+from trainer.weightfile import save_network, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
         step = Step(
             config,
             load_sr(config.sr_name).to(device),
-            load_encoders(config.clip_name, device),
+            trained_encoders(config, load_encoders(config.clip_name, device)),
             load_vgg_named(config.vgg_name, config.vgg_layers).to(device),
             world,
         )
@@ -85,6 +85,24 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
         if step.average is not None:
             paths += save_network(step.average, config.folder, "model_ema")
         return paths
+
+
+def trained_encoders(config: TrainConfig, encoders: Encoders) -> Encoders:
+    """The encoders as another run (`--encoders`) left them. Raises UserError: it left none."""
+    if config.encoders is not None:
+        state = checkpoint.load(config.encoders)
+        if state is None:
+            raise UserError(
+                f"--encoders {config.encoders}: no checkpoint there; give a run's folder"
+            )
+        try:
+            encoders.load_state_dict(state["encoders"])
+        except RuntimeError as error:
+            raise UserError(
+                f"--encoders {config.encoders}: trained from another CLIP than {config.clip_name};"
+                " give the same --clip"
+            ) from error
+    return encoders
 
 
 def claim(config: TrainConfig, patches: Patches) -> None:
@@ -174,16 +192,25 @@ def run(
 
             sampling = number % config.sample_every == 0 or number == config.steps
             saving = number % config.checkpoint_every == 0 or number == config.steps
+            keeping = config.weights_every > 0 and number % config.weights_every == 0
             stopping = len(pending) > 1 and look(pending.popleft())
-            while pending and (sampling or saving or stopping):
+            while pending and (sampling or saving or keeping or stopping):
                 stopping |= look(pending.popleft())
             if record and sampling:
                 record.samples(number, step.sr_network, fixed)
+            if record and keeping:
+                save_weights(step, config.folder / "weights" / f"step{number:07}.safetensors")
             if record and (saving or stopping):
                 record.flush()
                 checkpoint.save(config.folder, number, **step.state())
             if stopping and number < config.steps:
                 raise KeyboardInterrupt
+
+
+def save_weights(step: Step, path: Path) -> None:
+    """The SR network as it is now, its moving average where there is one."""
+    network = step.sr_network if step.average is None else step.average
+    write_tensors(path, {name: tensor.float() for name, tensor in network.state_dict().items()})
 
 
 def _next(batches: Iterator[tuple[Batch, Tensor]], world: World) -> tuple[Batch, Tensor]:
