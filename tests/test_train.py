@@ -1,6 +1,7 @@
 """The loop: where gradients go, that it learns what it should, and that it carries on exactly."""
 
 import copy
+import itertools
 import json
 import os
 import re
@@ -541,10 +542,10 @@ def test_fine_tuning_with_the_encoders_of_another_run(
     kept = sorted((tmp_path / "tuned" / "weights").iterdir())
     assert [path.name for path in kept] == ["step0000002.safetensors", "step0000004.safetensors"]
     networks = [read_tensors(path) for path in (*kept, tmp_path / "tuned" / "model.safetensors")]
-    for one, other in zip(networks, networks[1:], strict=False):
+    for one, other in itertools.pairwise(networks):
         assert any(not torch.equal(one[name], other[name]) for name in one)
 
-    with pytest.raises(UserError, match="--encoders .*nowhere: no checkpoint there"):
+    with pytest.raises(UserError, match=r"--encoders .*nowhere: no checkpoint"):
         loop.train(tuned.model_copy(update={"encoders": tmp_path / "nowhere"}))
     save_clip(tmp_path / "other", embed_dim=32)
     with pytest.raises(UserError, match="trained from another CLIP"):

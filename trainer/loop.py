@@ -92,9 +92,7 @@ def trained_encoders(config: TrainConfig, encoders: Encoders) -> Encoders:
     if config.encoders is not None:
         state = checkpoint.load(config.encoders)
         if state is None:
-            raise UserError(
-                f"--encoders {config.encoders}: no checkpoint there; give a run's folder"
-            )
+            raise UserError(f"--encoders {config.encoders}: no checkpoint; give a run's folder")
         try:
             encoders.load_state_dict(state["encoders"])
         except RuntimeError as error:
