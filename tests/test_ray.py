@@ -123,9 +123,7 @@ def test_errors_of_a_worker_and_of_the_cluster_are_one_line(
     photographs: Path, watched: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "patches.parquet"
-    with pytest.raises(
-        UserError, match=r"^/proc/none/.*: cannot be written .*same command"
-    ):
+    with pytest.raises(UserError, match=r"^/proc/none/.*: cannot be written .*same command"):
         flows.build(config(photographs, out, runner="ray", kept="/proc/none"))
     with pytest.raises(UserError, match="no machine of the cluster has 3 CPUs and 0 GPUs"):
         flows.build(config(photographs, out, runner="ray", workers=3))
