@@ -42,10 +42,11 @@ def texture_map(pixels: np.ndarray) -> np.ndarray:
     luma = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
     kernel = np.array([-0.5, 0, 0.5], np.float32)
     one = np.ones(1, np.float32)
-    return cv2.magnitude(
-        cv2.sepFilter2D(luma, cv2.CV_32F, kernel, one, borderType=cv2.BORDER_REPLICATE),
-        cv2.sepFilter2D(luma, cv2.CV_32F, one, kernel, borderType=cv2.BORDER_REPLICATE),
-    )
+    along_x = cv2.sepFilter2D(luma, cv2.CV_32F, kernel, one, borderType=cv2.BORDER_REPLICATE)
+    along_y = cv2.sepFilter2D(luma, cv2.CV_32F, one, kernel, borderType=cv2.BORDER_REPLICATE)
+    # Not cv2.magnitude: its last bits hang on where in memory the result happens to lie.
+    magnitude: np.ndarray = np.sqrt(along_x**2 + along_y**2)
+    return magnitude
 
 
 def select(

@@ -12,8 +12,7 @@ from typing import Any
 import prefect.settings
 import pytest
 import yaml
-
-from tests.servers import BIN, ROOT
+from servers import BIN, ROOT
 
 DOCKERFILE = ROOT / "docker/Dockerfile"
 COMPOSE = [ROOT / "docker/compose.yaml", ROOT / "docker/compose.gpu.yaml"]

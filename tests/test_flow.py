@@ -18,12 +18,7 @@ import duckdb
 import pytest
 from PIL import Image
 from prefect.settings import PREFECT_API_URL, temporary_settings
-
-from pipeline import build as stages
-from pipeline import flows
-from pipeline.config import BuildConfig
-from schemas.errors import UserError
-from tests.servers import (
+from servers import (
     PREFECT,
     ROOT,
     environment,
@@ -33,6 +28,11 @@ from tests.servers import (
     process,
     wait_for,
 )
+
+from pipeline import flows
+from pipeline import shard as stages
+from pipeline.config import BuildConfig
+from schemas.errors import UserError
 
 pytestmark = pytest.mark.xdist_group("prefect")  # one server for all of them
 

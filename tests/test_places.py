@@ -38,5 +38,5 @@ def test_what_is_written_for_object_storage_has_no_name_here() -> None:
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(StorageError, match=r"file/below: cannot be written \(Not a directory\)"):
+    with pytest.raises(StorageError, match=r"/file: cannot be written \(Not a directory\)"):
         Place(str(file / "below")).take(file)

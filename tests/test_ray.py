@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 from conftest import run_stages
-from test_flow import environment  # noqa: F401 (a fixture)
+from servers import environment
 
 from pipeline import cluster, flows
 from pipeline.build import plan_build
@@ -123,7 +123,7 @@ def test_errors_of_a_worker_and_of_the_cluster_are_one_line(
     photographs: Path, watched: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "patches.parquet"
-    with pytest.raises(UserError, match=r"^/proc/none/.*: cannot be written .*same command"):
+    with pytest.raises(UserError, match=r"^/proc/none: cannot be written .*same command"):
         flows.build(config(photographs, out, runner="ray", kept="/proc/none"))
     with pytest.raises(UserError, match="no machine of the cluster has 3 CPUs and 0 GPUs"):
         flows.build(config(photographs, out, runner="ray", workers=3))
@@ -197,18 +197,17 @@ def children(pid: int) -> list[int]:
 
 
 def test_ctrl_c_ends_the_cluster_and_the_same_command_carries_on(
-    photographs: Path, expected: list[dict[str, Any]], tmp_path: Path,
-    environment: dict[str, str],  # noqa: F811
-) -> None:  # fmt: skip
+    photographs: Path, expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
     """As typed: a cluster of its own, Prefect's embedded server, Ctrl-C after the first part."""
     album = tmp_path / "album"
     shutil.copytree(photographs, album)
     command = [sys.executable, "-m", "pipeline.run", "--images", "album", "--profile", "offline"]
     command += ["--k", "2", "--shard-size", "1", "--workers", "1", "--runner", "ray"]
-    environment["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "120"
+    variables = environment(tmp_path) | {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
     log = tmp_path / "log"
     with open(log, "w") as out:
-        build = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=out, stderr=out)
+        build = subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=out, stderr=out)
     work = tmp_path / "data/patches.work"
     while not list(work.glob("*.images.parquet")):
         assert build.poll() is None, log.read_text()

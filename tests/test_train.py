@@ -479,7 +479,7 @@ def test_patches_without_a_caption_are_named_before_the_first_step(
     broken = tmp_path / "broken.parquet"
     sql = f"SELECT * REPLACE (CASE WHEN rank = 1 THEN {caption} ELSE caption END AS caption)"
     duckdb.sql(f"COPY ({sql} FROM '{manifest}/*.parquet') TO '{broken}' (FORMAT parquet)")
-    with pytest.raises(ManifestError, match=r"14 of 5\d rows have no caption; leave them out with"):
+    with pytest.raises(ManifestError, match=r"row \d+ has no caption; leave such rows out"):
         loop.train(config(broken, models, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

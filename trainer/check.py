@@ -2,13 +2,11 @@
 
 import shutil
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
 from schemas.device import pick_device
 from schemas.errors import UserError
-from schemas.manifest import SCALE, Manifest, ManifestError, open_manifest
+from schemas.manifest import SCALE, open_manifest
 from schemas.weights import locate
 from trainer.config import TrainConfig
 from trainer.data import COLUMNS, Patches
@@ -28,21 +26,7 @@ def open_patches(config: TrainConfig, processes: int = 1) -> Patches:
             f"{config.manifest}: {len(patches)} lr patches are fewer than a batch of"
             f" {config.batch_size}; take --batch-size {max(len(patches), 2)} or more photographs"
         )
-    check_captions(patches.manifest)
     return patches
-
-
-def check_captions(manifest: Manifest) -> None:
-    """Raise ManifestError where a patch has no caption: the content losses compare with nothing."""
-    for file in manifest.files:
-        captions = pq.read_table(file, columns=["caption"])["caption"]
-        words = pc.utf8_length(pc.utf8_trim_whitespace(captions))
-        empty = pc.sum(pc.equal(pc.fill_null(words, 0), 0)).as_py()
-        if empty:
-            raise ManifestError(
-                f"{file}: {empty} of {len(captions)} rows have no caption; leave them out with"
-                " WHERE length(caption) > 0, or build the manifest again"
-            )
 
 
 def check_compiler(device: torch.device, mode: str) -> None:

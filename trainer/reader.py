@@ -222,7 +222,7 @@ def _check_rows(path: Path, rows: pa.RecordBatch, first: int) -> None:
             f"is an '{name}' patch of another size than {size} pixels; build the manifest again",
         )
     empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(caption), ""), True)
-    refuse(empty, "has no caption; leave such rows out: WHERE caption <> ''")
+    refuse(empty, "has no caption; leave such rows out: WHERE trim(caption) <> ''")
 
 
 def decode(content: np.ndarray, role: Role, row: int) -> np.ndarray:
