@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 from conftest import run_stages
-from servers import environment
+from servers import environment, prefect_server
 
 from pipeline import cluster, flows
 from pipeline.build import plan_build
@@ -27,7 +27,7 @@ from schemas.errors import UserError
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 ray = pytest.importorskip("ray")
 
-from prefect.testing.utilities import prefect_test_harness  # noqa: E402
+from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,7 +70,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "local", num_cpus=2, object_store_memory=100_000_000, include_dashboard=False,
         log_to_driver=False, runtime_env=hook,
     )  # fmt: skip
-    with prefect_test_harness(server_startup_timeout=120):
+    with (
+        prefect_server(folder, environment(folder)) as api,
+        temporary_settings({PREFECT_API_URL: api}),
+    ):
         yield folder
     ray.shutdown()
 
