@@ -203,6 +203,7 @@ def _memory() -> float:
 def make_manifest(folder: Path, count: int) -> Path:
     """A manifest of `count` crops of sample photographs, by the pipeline's own stages."""
     from pipeline import build as stages
+    from pipeline.shard import build_shard
     from pipeline.config import BuildConfig
     from pipeline.demo import copy_photographs
 
@@ -222,10 +223,8 @@ def make_manifest(folder: Path, count: int) -> Path:
         shard_size=max(count // 4, 1),
     )
     build = stages.plan_build(config)
-    for shard in build.plan.to_do:
-        stages.build_shard(build, shard)
-    stages.publish(build)
-    return config.out
+    stages.finish(build, [build_shard(build.job, shard) for shard in build.plan.to_do])
+    return folder / "patches.parquet"
 
 
 def write_folder(manifest: Manifest, folder: Path) -> None:

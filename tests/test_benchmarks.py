@@ -1,7 +1,11 @@
-"""The benchmark's count of a step's arithmetic, which is also what the step promises not to do."""
+"""What the benchmarks count is counted by hand as well, and they run as they are typed."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
+from servers import ROOT
 
 from benchmarks import train_step
 from trainer.config import TrainConfig
@@ -36,3 +40,17 @@ def test_the_plain_step_trains_alike() -> None:
     assert train_step.check_equal(ours, plain, batches, tokens) < 1e-4
     for a, b in zip(ours.encoders.parameters(), plain.encoders.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "answer"),
+    [
+        ("loader", ["--photographs", "4", "--rounds", "1", "--workers", "1"], "patches/s"),
+        ("build", ["--photographs", "2", "--rounds", "1", "--growth", "2"], "photographs/s"),
+    ],
+)
+def test_benchmarks_run_as_typed(name: str, flags: list[str], answer: str) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{name}", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert answer in done.stdout
