@@ -45,7 +45,7 @@ def test_the_plain_step_trains_alike() -> None:
 @pytest.mark.parametrize(
     ("name", "flags", "answer"),
     [
-        ("loader", ["--photographs", "4", "--rounds", "1", "--workers", "1"], "patches/s"),
+        ("loader", ["--photographs", "7", "--rounds", "1", "--workers", "1"], "patches/s"),
         ("build", ["--photographs", "2", "--rounds", "1", "--growth", "2"], "photographs/s"),
     ],
 )
