@@ -203,9 +203,9 @@ def _memory() -> float:
 def make_manifest(folder: Path, count: int) -> Path:
     """A manifest of `count` crops of sample photographs, by the pipeline's own stages."""
     from pipeline import build as stages
-    from pipeline.shard import build_shard
     from pipeline.config import BuildConfig
     from pipeline.demo import copy_photographs
+    from pipeline.shard import build_shard
 
     samples = [Image.open(path).convert("RGB") for path in copy_photographs(folder / "samples")]
     (folder / "photographs").mkdir()

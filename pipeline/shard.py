@@ -23,6 +23,7 @@ from pipeline.config import BuildConfig
 from pipeline.earlier import EarlierRows
 from pipeline.identity import Identities
 from pipeline.kept import Kept
+from pipeline.memory import share_arenas
 from pipeline.models import load_models
 from pipeline.parts import Shard, part_files, part_metadata, part_name
 from pipeline.places import scratch
@@ -45,6 +46,7 @@ def build_shard(job: Job, shard: Shard, tick: Tick = lambda n: None) -> str:
     A photograph that cannot be used is recorded and never stops the others. Raises UserError:
     weights that cannot be loaded, a place that cannot be written.
     """
+    share_arenas()
     cv2.setNumThreads(1)  # photographs are the unit of parallel work, not rows of pixels
     config, work = job.config, job.config.work
     models = load_models(config)
