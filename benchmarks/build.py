@@ -171,11 +171,11 @@ class PlainModels:
         if self.depth:
             near = self.depth(image)["predicted_depth"].float().cpu().numpy()
             near = cv2.resize(near, image.size, interpolation=cv2.INTER_CUBIC)
-            return (near.max() - near) / (near.max() - near.min())
+            return np.asarray((near.max() - near) / (near.max() - near.min()))
         hsv = cv2.cvtColor(np.asarray(image, np.float32) / 255, cv2.COLOR_RGB2HSV)
         far = 0.121779 + 0.959710 * hsv[..., 2] - 0.780245 * hsv[..., 1]
         far = cv2.erode(far, np.ones((15, 15), np.uint8), borderType=cv2.BORDER_REPLICATE)
-        return (far - far.min()) / (far.max() - far.min())
+        return np.asarray((far - far.min()) / (far.max() - far.min()))
 
     def rank(self, patch: Image.Image) -> list[str]:
         """The 24 best words."""

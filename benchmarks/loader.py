@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from pydantic import BaseModel, Field
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from schemas.commandline import parse, run_command
@@ -84,7 +84,7 @@ def from_manifest_degraded(config: LoaderConfig, folder: Path) -> Iterator[int]:
     return from_manifest(config, folder, "realesrgan")
 
 
-class PngFolder:
+class PngFolder(Dataset[tuple[object, ...]]):
     """The usual Dataset: files by name, captions in a JSON, a transform."""
 
     def __init__(self, folder: Path, seed: int):
@@ -214,7 +214,7 @@ def make_manifest(folder: Path, count: int) -> Path:
         picture = samples[number % len(samples)]
         width, height = min(picture.width, 512), min(picture.height, 384)
         x, y = rng.integers(picture.width - width + 1), rng.integers(picture.height - height + 1)
-        crop = picture.crop((x, y, x + width, y + height))
+        crop = picture.crop((int(x), int(y), int(x) + width, int(y) + height))
         crop.save(folder / "photographs" / f"{number:05}.jpg", quality=95)
     config = BuildConfig(
         images=[str(folder / "photographs")],

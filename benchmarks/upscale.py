@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from skimage import data
 
 from schemas.weights import locate
-from trainer.engines import make_engine
+from trainer.engines import EngineName, Precision, make_engine
 from trainer.ncnn import load_ncnn
 
 PEERS = ("spandrel", "plain", "ncnn")
@@ -47,14 +48,15 @@ def make(name: str, threads: int) -> Contestant:
 
         state = dict(network.state_dict())
         network = spandrel.ModelLoader().load_from_state_dict(state).model.eval()
+    run: Callable[[torch.Tensor], torch.Tensor]
     if name in PEERS:
         network = network.to(DEVICE)
-
-        def run(x: torch.Tensor) -> torch.Tensor:
-            return network(x.to(DEVICE)).cpu()
+        run = lambda x: network(x.to(DEVICE)).cpu()  # noqa: E731
     else:
         engine, _, precision = name.partition(" ")
-        run = make_engine(network, DEVICE, engine, precision or "float32")
+        run = make_engine(
+            network, DEVICE, cast(EngineName, engine), cast(Precision, precision or "float32")
+        )
 
     def contestant(picture: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
