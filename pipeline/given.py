@@ -22,7 +22,7 @@ from pipeline.config import DICTIONARY
 from pipeline.images import Found, Photograph, Unusable
 from pipeline.rows import captioned, catalogue_row, patch_row, unusable_row
 from pipeline.select import Patch, texture_map
-from pipeline.steps import as_png, cut_out
+from pipeline.steps import cut_out
 from schemas.commandline import parse, progress, run_command
 from schemas.device import Device, pick_device
 from schemas.errors import UserError
@@ -122,7 +122,7 @@ def _patches(
     crops = [cut_out(photograph.pixels, patch) for patch in patches]
     rows = [
         captioned(
-            patch_row(photograph, patch, as_png(pixels), "random", "none") | {"distance": None},
+            patch_row(photograph, patch, pixels, "random", "none") | {"distance": None},
             caption,
             captioner.clip.identity,
         )

@@ -18,7 +18,7 @@ from pipeline.parts import RETRIED, part_files, read_table
 from pipeline.places import Place, reported, scratch
 from schemas.errors import UserError
 from schemas.files import replace_folder
-from schemas.manifest import IMAGES, METADATA_KEY, ROW_GROUP, images_name, parquet_writer
+from schemas.manifest import IMAGES, METADATA_KEY, ROW_GROUP, beside, parquet_writer
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def publish(
     publish_parts = _publish_locally if out.is_local else _publish_objects
     with reported(out, "written"):
         publish_parts(out, work, parts, unwanted.combine_chunks())
-    images = out.parent / images_name(out.name)
+    images = out.parent / beside(out.name, "images.parquet")
     encoded = {METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
     with scratch(images.parent, images.name) as temporary:
         pq.write_table(catalogue.replace_schema_metadata(encoded), temporary)
