@@ -254,7 +254,7 @@ def open_manifest(path: Path, columns: Iterable[str] = PATCHES.names) -> Manifes
         raise ManifestError(f"{path}: the folder holds no *.parquet part; build it again")
     first = _read_schema(files[0])
     metadata = _metadata_of(first, files[0])
-    _check_columns(first, columns, files[0])
+    check_columns(first, columns, files[0])
     for file in files[1:]:
         schema = _read_schema(file)
         _metadata_of(schema, file)
@@ -286,7 +286,7 @@ def _metadata_of(schema: pa.Schema, file: Path) -> dict[str, Any]:
     return metadata
 
 
-def _check_columns(schema: pa.Schema, columns: Iterable[str], file: Path) -> None:
+def check_columns(schema: pa.Schema, columns: Iterable[str], file: Path) -> None:
     for name in columns:
         if name not in schema.names:
             if name in OPTIONAL:
