@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.companions import write_companions
+from pipeline.places import Place
 from schemas.errors import UserError
 from schemas.files import atomic_path
 from schemas.manifest import (
@@ -126,3 +128,4 @@ def _write_catalogue(
             row |= {f"n_{role}": number for role, number in left.items()}
     with write_part(images_path(target), IMAGES, metadata) as write:
         write(rows)
+    write_companions(Place(str(target)), metadata)

@@ -18,8 +18,10 @@ from pydantic import BaseModel, Field
 
 from pipeline import images
 from pipeline.captions import Captioner, dictionary_sha256, read_dictionary
+from pipeline.companions import write_companions
 from pipeline.config import DICTIONARY
 from pipeline.images import Found, Photograph, Unusable
+from pipeline.places import Place
 from pipeline.rows import captioned, catalogue_row, patch_row, unusable_row
 from pipeline.select import Patch, texture_map
 from pipeline.steps import cut_out
@@ -78,6 +80,7 @@ def write_manifest(config: GivenConfig) -> dict[Role, int]:
     words = read_dictionary(DICTIONARY)
     captioner = Captioner(config.clip_name, words, pick_device(config.device))
     parameters: dict[str, Any] = config.model_dump(mode="json") | {
+        "clip": config.clip_name,
         "caption_model": captioner.clip.identity,
         "untrained": bool(untrained(config.clip_name)),
     }
@@ -107,6 +110,7 @@ def write_manifest(config: GivenConfig) -> dict[Role, int]:
                 )
     with write_part(images_path(config.out), IMAGES, metadata) as write:
         write(sorted(catalogue.values(), key=lambda entry: entry["path"]))
+    write_companions(Place(str(config.out)), metadata)
     return counts
 
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.parts import RETRIED, part_files, read_table
-from pipeline.places import Place, reported, scratch
+from pipeline.parts import RETRIED, part_files
+from pipeline.places import Place, read_table, reported, scratch
 from schemas.errors import UserError
 from schemas.files import replace_folder
 from schemas.manifest import IMAGES, METADATA_KEY, ROW_GROUP, beside, parquet_writer

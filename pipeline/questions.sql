@@ -7,21 +7,21 @@ SELECT role, count(*) AS patches, count(DISTINCT image_id) AS photographs,
 FROM patches GROUP BY role ORDER BY role;
 
 -- sharp-far: Far patches that look sharp
--- LR patches sharper than three quarters of the HR patches: clear air, a sharp lens, or a distance
+-- LR patches sharper than half of the HR patches: clear air, a sharp lens, or a distance
 -- map that is wrong. They teach the network that good pictures are bad.
 SELECT patch_id, image_path, x, y, round(distance, 3) AS distance, round(sharpness, 1) AS sharpness
 FROM patches
 WHERE role = 'lr'
-    AND sharpness > (SELECT quantile_cont(sharpness, 0.75) FROM patches WHERE role = 'hr')
+    AND sharpness > (SELECT quantile_cont(sharpness, 0.5) FROM patches WHERE role = 'hr')
 ORDER BY patches.sharpness DESC, patch_id LIMIT 100;
 
 -- blurred-near: Near patches that are blurred
--- HR patches less sharp than a quarter of the LR patches: out of focus, or a plain area. They set
--- the goal too low.
+-- HR patches less sharp than half of the LR patches: out of focus, or a plain area. They set the goal
+-- too low.
 SELECT patch_id, image_path, x, y, round(distance, 3) AS distance, round(sharpness, 1) AS sharpness
 FROM patches
 WHERE role = 'hr'
-    AND sharpness < (SELECT quantile_cont(sharpness, 0.25) FROM patches WHERE role = 'lr')
+    AND sharpness < (SELECT quantile_cont(sharpness, 0.5) FROM patches WHERE role = 'lr')
 ORDER BY patches.sharpness, patch_id LIMIT 100;
 
 -- telling-words: Words that separate the roles
@@ -89,8 +89,8 @@ ORDER BY greatest(patches.shadows, patches.highlights) DESC, patch_id LIMIT 100;
 
 -- plain: Patches without anything in them
 -- Sky, walls and water, which the paper's background filter leaves out (table 4): --min-texture.
-SELECT role, count(*) FILTER (texture < 0.005) AS plain, count(*) AS patches,
-    round(100.0 * plain / patches, 1) AS per_cent
+SELECT role, count(*) FILTER (texture < 0.005) AS plain, count(*) AS total,
+    round(100.0 * plain / total, 1) AS per_cent
 FROM patches GROUP BY role ORDER BY role;
 
 -- splits: Balance of the split
