@@ -138,8 +138,8 @@ def query(config: QueryConfig) -> None:
                 stack.enter_context(atomic_path(config.out)) if config.out else spill / "answer"
             )
             if not config.allow_files:
-                check_statement(connection, sql)
                 confine(connection, files_of(manifest), target, spill)
+                check_statement(connection, sql)
             answer = connection.sql(sql)
             if config.save:
                 _save(answer, manifest, sql, config.save)

@@ -55,6 +55,7 @@ def _literal(value: str | bool | list[str]) -> str:
 def check_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     """Refuse what is not one question: SELECT, FROM, PIVOT, DESCRIBE, EXPLAIN of these.
 
+    The connection is confined already: to bind a statement is to look at the files that it names.
     Raises UserError, and duckdb.ParserException where it is no SQL.
     """
     statements = connection.extract_statements(sql)
@@ -62,10 +63,29 @@ def check_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
         raise UserError(f"SQL: one statement at a time; these are {len(statements)}")
     kind = statements[0].type.name
     if kind == "EXPLAIN" and (explained := _EXPLAIN.match(sql)):
-        return check_statement(connection, sql[explained.end() :])  # EXPLAIN ANALYZE executes
-    if kind not in _QUESTIONS:
+        check_statement(connection, sql[explained.end() :])  # EXPLAIN ANALYZE executes
+    elif kind not in _QUESTIONS or _writes(connection, sql):
         raise UserError(
-            f"SQL: {kind} is no question, and only these are answered: --save FILE.parquet writes a"
-            " curated manifest, --out FILE an answer, and --allow-files lifts all limits"
+            f"SQL: {kind if kind not in _QUESTIONS else 'WITH … COPY'} is no question, and only"
+            " these are answered: --save FILE.parquet writes a curated manifest, --out FILE an"
+            " answer, and --allow-files lifts all limits"
         )
-    return None
+
+
+def _writes(connection: duckdb.DuckDBPyConnection, sql: str) -> bool:
+    """Whether a SELECT hides a COPY or an INSERT in its WITH, which DuckDB 2 executes.
+
+    DuckDB binds such a thing at the top level only, so it is asked to bind the SELECT below it.
+    """
+
+    def binds(statement: str) -> bool:
+        try:
+            connection.execute(f"EXPLAIN {statement}")
+        except duckdb.Error:
+            return False
+        return True
+
+    # query() takes semicolons and comments, brackets take PIVOT and DESCRIBE. What does not bind at
+    # all is a mistake of another kind, which running it will name.
+    below = (f"FROM query({_literal(sql)})", f"FROM (\n{sql.rstrip('; ')}\n)")
+    return not any(map(binds, below)) and binds(sql)
