@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from pipeline.card import data_card
 from pipeline.duplicates import find_duplicates
 from pipeline.places import Place, read_table, reported, scratch
-from schemas.manifest import DUPLICATES, beside, encoded_metadata
+from schemas.manifest import BESIDE, DUPLICATES, beside, encoded_metadata
 
 _COLUMNS = ("patch_id", "role", "rank", "phash", "split")  # light ones: no pixel is read
 
@@ -18,19 +18,21 @@ def write_companions(manifest: Place, metadata: dict[str, Any]) -> None:
 
     Both are made from the rows as they stand, and replace what was there. Raises StorageError.
     """
+    folder = manifest.parent
     catalogue_place, duplicates_place, card_place = (
-        manifest.parent / beside(manifest.name, name)
-        for name in ("images.parquet", "duplicates.parquet", "card.md")
+        folder / beside(manifest.name, name) for name in BESIDE
     )
     with reported(manifest, "read"):
         catalogue, patches = read_table(catalogue_place), _read_patches(manifest)
     duplicates = find_duplicates(catalogue, patches)
     encoded = encoded_metadata(DUPLICATES, metadata)
-    with scratch(manifest.parent, duplicates_place.name) as temporary:
+    with scratch(folder, duplicates_place.name) as temporary:
         pq.write_table(duplicates.replace_schema_metadata(encoded), temporary)
         duplicates_place.take(temporary)
     card = data_card(manifest, metadata, catalogue, patches, duplicates)
-    card_place.write_bytes(card.encode())
+    with scratch(folder, card_place.name) as temporary:
+        temporary.write_text(card, encoding="utf-8")
+        card_place.take(temporary)
 
 
 def _read_patches(manifest: Place) -> pa.Table:

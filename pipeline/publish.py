@@ -18,7 +18,7 @@ from pipeline.parts import RETRIED, part_files
 from pipeline.places import Place, read_table, reported, scratch
 from schemas.errors import UserError
 from schemas.files import replace_folder
-from schemas.manifest import IMAGES, METADATA_KEY, ROW_GROUP, beside, parquet_writer
+from schemas.manifest import BESIDE, IMAGES, METADATA_KEY, ROW_GROUP, beside, parquet_writer
 
 
 @dataclass(frozen=True)
@@ -163,11 +163,13 @@ def _copy_without(source: Place, target: Path, unwanted: pa.Array) -> None:
                 writer.write_batch(kept)
 
 
-def sweep(work: Place) -> None:
+def sweep(out: Place, work: Place) -> None:
     """Remove what a killed build was writing; of a part that was finished, nothing."""
-    for name in work.names():
-        if name.endswith(".tmp"):
-            (work / name).remove()
+    unfinished = tuple(f".{beside(out.name, name)}." for name in BESIDE)
+    for folder, beginnings in ((work, ("",)), (out.parent, unfinished)):
+        for name in folder.names():
+            if name.startswith(beginnings) and name.endswith(".tmp"):
+                (folder / name).remove()
 
 
 def tidy(work: Place, parts: Collection[str]) -> None:

@@ -92,7 +92,7 @@ def _with_views(manifest: Manifest) -> duckdb.DuckDBPyConnection:
     # Made at every connection: a stored view would keep a relative path and break elsewhere.
     connection.read_parquet([str(file) for file in manifest.files]).create_view("patches")
     for file in files_of(manifest)[1:]:
-        if file.is_file():
+        if file.suffix == ".parquet" and file.is_file():
             connection.read_parquet(str(file)).create_view(file.name.split(".")[-2])
     columns = manifest.schema.names
     if "words" in columns:

@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 
 from schemas.errors import UserError
-from schemas.manifest import Manifest, beside
+from schemas.manifest import BESIDE, Manifest, beside
 
 # MULTI is PIVOT. DESCRIBE, SUMMARIZE, SHOW and VALUES count as SELECT.
 _QUESTIONS = {"SELECT", "MULTI"}
@@ -20,8 +20,7 @@ _EXPLAIN = re.compile(r"\s*EXPLAIN\s+(\([^)]*\)|ANALYZE\b)?", re.IGNORECASE)
 
 def files_of(manifest: Manifest) -> list[Path]:
     """The manifest and what stands beside it: all that questions may read."""
-    names = ("images.parquet", "duplicates.parquet")
-    others = [manifest.path.with_name(beside(manifest.path.name, name)) for name in names]
+    others = [manifest.path.with_name(beside(manifest.path.name, name)) for name in BESIDE]
     return [manifest.path, *others]
 
 

@@ -25,6 +25,7 @@ ROW_GROUP = 256  # rows: small enough to fetch a few patches without reading the
 
 Role = Literal["lr", "hr"]
 SCALE = 4
+BESIDE = ("images.parquet", "duplicates.parquet", "card.md")  # see `beside`
 PATCH_SIZE: dict[Role, int] = {"lr": 56, "hr": 224}  # pixels, section 4 of the paper
 VALIDATION = 0.05  # of the photographs
 WORDS_PER_PATCH = 24  # appendix F
@@ -125,9 +126,8 @@ def images_path(manifest: Path) -> Path:
 def beside(manifest: str, name: str) -> str:
     """What a file is called that belongs to a manifest of that name and stands beside it.
 
-    name: `images.parquet` (the catalogue), `duplicates.parquet` or `card.md`. `patches.parquet` ->
-    `images.parquet`; a manifest of any other name passes it on, so that two can share a folder:
-    `mine.parquet` -> `mine.images.parquet`.
+    name: one of BESIDE. `patches.parquet` -> `images.parquet`; a manifest of any other name passes
+    it on, so that two can share a folder: `mine.parquet` -> `mine.images.parquet`.
     """
     stem = manifest.removesuffix(".parquet")
     return name if stem == "patches" else f"{stem}.{name}"
