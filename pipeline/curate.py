@@ -75,7 +75,12 @@ def _check_target(manifest: Manifest, target: Path) -> None:
 
 def _rows_of(manifest: Manifest, answer: duckdb.DuckDBPyRelation) -> Iterator[pa.RecordBatch]:
     """Whole rows of the patches that the answer names."""
-    wanted = answer.project("patch_id").distinct().to_arrow_table()["patch_id"].combine_chunks()
+    wanted = (
+        answer.project("patch_id::VARCHAR AS patch_id")
+        .distinct()
+        .to_arrow_table()["patch_id"]
+        .combine_chunks()
+    )
     for file in manifest.files:
         part = pq.ParquetFile(file)
         for group in range(part.num_row_groups):

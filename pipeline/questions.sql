@@ -119,11 +119,12 @@ SELECT path, width, height, n_lr, n_hr FROM images
 WHERE status = 'ok' AND least(n_lr, n_hr) < greatest(n_lr, n_hr)
 ORDER BY least(n_lr, n_hr), path LIMIT 100;
 
--- close-pairs: Photographs whose far and near patches are equally far
--- The pairs of a photograph with little depth differ in nothing that the method uses.
+-- flat-photographs: Photographs with the least depth
+-- How far its far and near patches are apart, and how much sharper the near ones are, the flattest
+-- photograph first: its pairs differ in nothing that the method uses.
 SELECT image_path, count(*) AS pairs, round(avg(lr_distance - hr_distance), 3) AS apart,
-    round(avg(hr_sharpness) / avg(lr_sharpness), 2) AS sharper
-FROM pairs GROUP BY image_path HAVING avg(lr_distance - hr_distance) < 0.2
+    round(avg(hr_sharpness) / nullif(avg(lr_sharpness), 0), 2) AS sharper
+FROM pairs GROUP BY image_path
 ORDER BY avg(lr_distance - hr_distance), image_path LIMIT 100;
 
 -- distances: Distance and texture by role

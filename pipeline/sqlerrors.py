@@ -10,6 +10,7 @@ _UNKNOWN_COLUMN = re.compile(
     r'|does not have a column named "(?P<b>[^"]+)"'
     r'|Could not find key "(?P<c>[^"]+)" in struct'
 )
+_VIEWS = ("images", "words", "pairs", "duplicates")  # that a manifest may lack
 _UNKNOWN_TABLE = re.compile(r"Table with name (?P<a>.+?) does not exist")
 _PLACE = re.compile(r"^LINE (?P<line>\d+): (?P<text>.*)\n(?P<space> *)\^", re.MULTILINE)
 _NO_ACCESS = re.compile(r'Cannot access (?:file|directory) "(?P<a>[^"]*)"')
@@ -21,7 +22,9 @@ def one_line(error: duckdb.Error, connection: duckdb.DuckDBPyConnection) -> str:
     if found := _UNKNOWN_COLUMN.search(text):
         name = found["a"] or found["b"] or found["c"]
         return f"SQL: no column '{name}'; {_nearest(name, _columns(connection))}"
-    if found := _UNKNOWN_TABLE.search(text):
+    if (found := _UNKNOWN_TABLE.search(text)) and found["a"] in _VIEWS:
+        return f"SQL: this manifest lacks what '{found['a']}' is made of; build it again"
+    if found:
         return f"SQL: no table '{found['a']}'; {_nearest(found['a'], _tables(connection))}"
     if found := _NO_ACCESS.search(text):
         return (
@@ -44,8 +47,8 @@ def _place(text: str) -> str:
 
 def _nearest(name: str, known: list[str]) -> str:
     lowered = name.lower().rpartition(".")[2]
-    near = difflib.get_close_matches(lowered, known, n=3, cutoff=0.5)
-    near = near or [word for word in known if lowered in word or word in lowered]
+    near = difflib.get_close_matches(lowered, known, n=3, cutoff=0.6)
+    near = near or [word for word in known if len(lowered) > 2 and lowered in word]
     return f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(known)}"
 
 

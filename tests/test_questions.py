@@ -1,6 +1,7 @@
 """The ready questions, each on a real build; none of them reads a pixel."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +77,7 @@ def read_columns(manifest: Path, sql: str) -> list[str]:
 
 
 def is_pixels(column: str) -> bool:
-    return any(word.strip('"') in ("image", "image.bytes") for word in column.strip("()").split())
+    return bool(re.search(r"\bimage\b", column))
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
@@ -104,7 +105,7 @@ def test_it_would_be_seen_if_pixels_were_read(asked: Path) -> None:
     for sql in (
         "SELECT image FROM patches",
         "SELECT octet_length(image.bytes) FROM patches",
-        "SELECT count(*) FROM patches WHERE image.bytes IS NULL",
+        "SELECT count(*) FROM patches WHERE octet_length(image.bytes) > 3000",
         "FROM patches",
     ):
         assert any(map(is_pixels, read_columns(asked, sql))), sql
@@ -125,11 +126,10 @@ def test_the_answers_are_right(asked: Path) -> None:
     assert {path for patch, path in names if patch in left} == {path for _, path in names} - {
         "resized.jpg"
     }
-    words = {row["word"]: row for row in ask(asked, "word-balance")}
-    (counted,) = duckdb.sql(
-        f"SELECT count(*) FROM '{asked}/*.parquet' WHERE list_contains(words, '{next(iter(words))}')"
-    ).fetchall()
-    assert words[next(iter(words))]["patches"] == counted[0]
+    commonest = ask(asked, "word-balance")[0]
+    holds = f"list_contains(words, '{commonest['word']}')"
+    counted = duckdb.sql(f"SELECT count(*) FROM '{asked}/*.parquet' WHERE {holds}").fetchall()
+    assert counted == [(commonest["patches"],)]
     odds = [row["log_odds"] for row in ask(asked, "telling-words")]
     assert sorted(map(abs, odds), reverse=True) == list(map(abs, odds)) and max(odds) > 0 > min(
         odds
