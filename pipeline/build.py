@@ -99,7 +99,7 @@ def finish(build: Build, made: Sequence[str]) -> Summary:
     """
     config, finished = build.job.config, build.plan.finished
     summary = publish(Place(config.out), config.work, finished, made, build.job.metadata)
-    write_companions(Place(config.out), build.job.metadata)
+    write_companions(Place(config.out), build.job.metadata, config.work)
     tidy(config.work, [*finished, *made])
     if config.kept is None:
         image_ids = read_table(Place(summary.images), ["image_id"])["image_id"]

@@ -13,24 +13,24 @@ from schemas.manifest import BESIDE, DUPLICATES, beside, encoded_metadata
 _COLUMNS = ("patch_id", "role", "rank", "phash", "split")  # light ones: no pixel is read
 
 
-def write_companions(manifest: Place, metadata: dict[str, Any]) -> None:
+def write_companions(manifest: Place, metadata: dict[str, Any], work: Place) -> None:
     """Write `duplicates.parquet` and `card.md` beside a manifest and its catalogue.
 
-    Both are made from the rows as they stand, and replace what was there. Raises StorageError.
+    Both are made from the rows as they stand, and replace what was there. work: a folder on the
+    same disk, for what is not complete yet. Raises StorageError.
     """
-    folder = manifest.parent
     catalogue_place, duplicates_place, card_place = (
-        folder / beside(manifest.name, name) for name in BESIDE
+        manifest.parent / beside(manifest.name, name) for name in BESIDE
     )
     with reported(manifest, "read"):
         catalogue, patches = read_table(catalogue_place), _read_patches(manifest)
     duplicates = find_duplicates(catalogue, patches)
     encoded = encoded_metadata(DUPLICATES, metadata)
-    with scratch(folder, duplicates_place.name) as temporary:
+    with scratch(work, duplicates_place.name) as temporary:
         pq.write_table(duplicates.replace_schema_metadata(encoded), temporary)
         duplicates_place.take(temporary)
     card = data_card(manifest, metadata, catalogue, patches, duplicates)
-    with scratch(folder, card_place.name) as temporary:
+    with scratch(work, card_place.name) as temporary:
         temporary.write_text(card, encoding="utf-8")
         card_place.take(temporary)
 

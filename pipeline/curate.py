@@ -36,9 +36,12 @@ def save(
 
     An answer that holds PATCH_ROWS is written as it is, whatever other columns it has; of one with
     patch ids, the manifest's rows of these patches, in the manifest's order. Raises UserError: the
-    answer has neither, no rows, or one role alone; the target is the manifest itself or a folder.
+    answer has neither, no rows, or one role alone; the target is no name for a manifest in a file.
     """
-    _check_target(manifest, target)
+    if target.suffix != ".parquet":
+        raise UserError(f"--save {target}: give it a name that ends in .parquet")
+    if target.is_dir():
+        raise UserError(f"--save {target}: a folder stands there; choose another name")
     missing = [name for name in PATCH_ROWS if name not in answer.columns]
     if missing and "patch_id" not in answer.columns:
         raise UserError(
@@ -62,15 +65,6 @@ def save(
                 raise UserError(f"--save: the answer holds no '{role}' patch; training needs both")
     _write_catalogue(manifest, target, metadata, counts)
     return roles
-
-
-def _check_target(manifest: Manifest, target: Path) -> None:
-    if target.suffix != ".parquet":
-        raise UserError(f"--save {target}: give it a name that ends in .parquet")
-    if target.is_dir():
-        raise UserError(f"--save {target}: a folder of parts stands there; choose another name")
-    if target.resolve() in {manifest.path.resolve(), *(file.resolve() for file in manifest.files)}:
-        raise UserError(f"--save {target}: that is the manifest asked; choose another name")
 
 
 def _rows_of(manifest: Manifest, answer: duckdb.DuckDBPyRelation) -> Iterator[pa.RecordBatch]:
@@ -133,4 +127,5 @@ def _write_catalogue(
             row |= {f"n_{role}": number for role, number in left.items()}
     with write_part(images_path(target), IMAGES, metadata) as write:
         write(rows)
-    write_companions(Place(str(target)), metadata)
+    out = Place(str(target))
+    write_companions(out, metadata, work=out.parent)

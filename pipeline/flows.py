@@ -59,13 +59,12 @@ def _build_patches(**parameters: Any) -> Any:
     # should not wait for PyTorch.
     from pipeline import build as stages
     from pipeline.lock import sole_build
-    from pipeline.places import Place
     from pipeline.publish import sweep
 
     try:
         config = BuildConfig(**parameters)
         with sole_build(config.work):
-            sweep(Place(config.out), config.work)
+            sweep(config.work)
             build = stages.plan_build(config)
             summary = stages.finish(build, _make_parts(build))
     except (UserError, OSError) as error:

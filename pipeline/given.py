@@ -110,7 +110,8 @@ def write_manifest(config: GivenConfig) -> dict[Role, int]:
                 )
     with write_part(images_path(config.out), IMAGES, metadata) as write:
         write(sorted(catalogue.values(), key=lambda entry: entry["path"]))
-    write_companions(Place(str(config.out)), metadata)
+    out = Place(str(config.out))
+    write_companions(out, metadata, work=out.parent)
     return counts
 
 

@@ -18,7 +18,7 @@ from pipeline.parts import RETRIED, part_files
 from pipeline.places import Place, read_table, reported, scratch
 from schemas.errors import UserError
 from schemas.files import replace_folder
-from schemas.manifest import BESIDE, IMAGES, METADATA_KEY, ROW_GROUP, beside, parquet_writer
+from schemas.manifest import IMAGES, METADATA_KEY, ROW_GROUP, beside, parquet_writer
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def publish(
         publish_parts(out, work, parts, unwanted.combine_chunks())
     images = out.parent / beside(out.name, "images.parquet")
     encoded = {METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
-    with scratch(images.parent, images.name) as temporary:
+    with scratch(work, images.name) as temporary:  # on the same disk, and tidied
         pq.write_table(catalogue.replace_schema_metadata(encoded), temporary)
         images.take(temporary)
     patches = {role: pc.sum(catalogue[f"n_{role}"]).as_py() for role in ("lr", "hr")}
@@ -163,13 +163,11 @@ def _copy_without(source: Place, target: Path, unwanted: pa.Array) -> None:
                 writer.write_batch(kept)
 
 
-def sweep(out: Place, work: Place) -> None:
+def sweep(work: Place) -> None:
     """Remove what a killed build was writing; of a part that was finished, nothing."""
-    unfinished = tuple(f".{beside(out.name, name)}." for name in BESIDE)
-    for folder, beginnings in ((work, ("",)), (out.parent, unfinished)):
-        for name in folder.names():
-            if name.startswith(beginnings) and name.endswith(".tmp"):
-                (folder / name).remove()
+    for name in work.names():
+        if name.endswith(".tmp"):
+            (work / name).remove()
 
 
 def tidy(work: Place, parts: Collection[str]) -> None:

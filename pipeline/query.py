@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from pipeline.curate import save
 from pipeline.questions import QUESTIONS, listing
-from pipeline.sandbox import check_statement, confine, files_of
+from pipeline.sandbox import check_statement, check_target, confine, files_of
 from pipeline.sqlerrors import one_line
 from schemas.commandline import parse, run_command
 from schemas.errors import UserError
@@ -130,6 +130,8 @@ def query(config: QueryConfig) -> None:
         print(listing())
         return
     sql, manifest = config.question, open_manifest(config.manifest, columns=())
+    if given := config.out or config.save:
+        check_target(manifest, given)
     with ExitStack() as stack:
         connection = stack.enter_context(_with_views(manifest))
         spill = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -24,6 +24,13 @@ def files_of(manifest: Manifest) -> list[Path]:
     return [manifest.path, *others]
 
 
+def check_target(manifest: Manifest, target: Path) -> None:
+    """Refuse to write over what is asked. Raises UserError."""
+    for path in files_of(manifest):
+        if path.resolve() in (target.resolve(), *target.resolve().parents):
+            raise UserError(f"{target}: belongs to the manifest asked; choose another name")
+
+
 def confine(
     connection: duckdb.DuckDBPyConnection, readable: Iterable[Path], target: Path, spill: Path
 ) -> None:

@@ -183,8 +183,10 @@ def test_what_is_no_manifest_is_not_saved(project: Path, capfd: pytest.CaptureFi
             "column 'caption' is int32, expected",
         ),
         ("SELECT 1 AS patch_id", "m", "holds no 'lr' patch"),
-        ("SELECT patch_id FROM patches", "patches", "a folder of parts stands there"),
-        ("SELECT patch_id FROM patches", "folder", "a folder of parts stands there"),
+        ("SELECT patch_id FROM patches", "patches", "belongs to the manifest asked; choose anoth"),
+        ("SELECT patch_id FROM patches", "patches.parquet/mine", "belongs to the manifest asked"),
+        ("SELECT patch_id FROM patches", "images", "belongs to the manifest asked"),
+        ("SELECT patch_id FROM patches", "folder", "a folder stands there; choose another name"),
     ]:
         assert main([sql, "--save", f"data/{target}.parquet"]) == 1
         error = capfd.readouterr().err
@@ -194,7 +196,9 @@ def test_what_is_no_manifest_is_not_saved(project: Path, capfd: pytest.CaptureFi
     assert sorted(project.rglob("*")) == before
     one = ["SELECT patch_id FROM patches", "--save", "data/mine.parquet"]
     assert main(one) == 0 and main([*one, "--manifest", "data/mine.parquet"]) == 1
-    assert "that is the manifest asked; choose another name" in capfd.readouterr().err
+    assert "belongs to the manifest asked; choose another name" in capfd.readouterr().err
+    assert main(["SELECT 1", "--format", "csv", "--out", "data/images.parquet"]) == 1
+    assert "belongs to the manifest asked; choose another name" in capfd.readouterr().err
 
 
 def test_a_manifest_from_before_the_newer_columns_can_be_asked_and_curated(
