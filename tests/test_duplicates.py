@@ -49,7 +49,9 @@ def test_a_hundred_thousand_hashes_against_all_with_all() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_who_is_kept_is_decided_in_order(most: int, seed: int) -> None:
     found = hashes(600, seed)
-    found = np.concatenate([found, found[:50], np.repeat(found[3], 9)])
+    # Chains, in which each is near the one before it and not the one before that.
+    chain = found[:40, None] ^ (np.uint64(4) ** np.arange(16, dtype=np.uint64) - np.uint64(1))
+    found = np.concatenate([found, found[:50], np.repeat(found[3], 9), chain.ravel()])
     expected: list[int] = []
     for i, value in enumerate(found):
         kept = [j for j in range(i) if expected[j] == j]
