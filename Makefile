@@ -51,4 +51,4 @@ lint: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv data/demo data/patches.parquet data/patches.work data/images.parquet data/runs data/prefect
+	rm -rf .venv data/demo data/patches.parquet data/patches.work data/images.parquet data/duplicates.parquet data/card.md data/runs data/prefect

@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 
 from pipeline import images, kept, parts
 from pipeline.captions import dictionary_sha256, read_dictionary
+from pipeline.companions import write_companions
 from pipeline.config import DICTIONARY, BuildConfig
 from pipeline.identity import identify
-from pipeline.parts import read_table
-from pipeline.places import Place
+from pipeline.places import Place, read_table
 from pipeline.publish import Summary, publish, tidy
 from pipeline.shard import Job
 from schemas.device import pick_device
@@ -99,6 +99,7 @@ def finish(build: Build, made: Sequence[str]) -> Summary:
     """
     config, finished = build.job.config, build.plan.finished
     summary = publish(Place(config.out), config.work, finished, made, build.job.metadata)
+    write_companions(Place(config.out), build.job.metadata, config.work)
     tidy(config.work, [*finished, *made])
     if config.kept is None:
         image_ids = read_table(Place(summary.images), ["image_id"])["image_id"]

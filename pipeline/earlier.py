@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import pyarrow.parquet as pq
 
-from pipeline.parts import part_files, read_table
-from pipeline.places import Place
+from pipeline.parts import part_files
+from pipeline.places import Place, read_table
 from schemas.manifest import Row
 
 GROUPS = 4  # row groups in memory, about 15 MB each

@@ -18,11 +18,13 @@ from pydantic import BaseModel, Field
 
 from pipeline import images
 from pipeline.captions import Captioner, dictionary_sha256, read_dictionary
+from pipeline.companions import write_companions
 from pipeline.config import DICTIONARY
 from pipeline.images import Found, Photograph, Unusable
+from pipeline.places import Place
 from pipeline.rows import captioned, catalogue_row, patch_row, unusable_row
 from pipeline.select import Patch, texture_map
-from pipeline.steps import as_png, cut_out
+from pipeline.steps import cut_out
 from schemas.commandline import parse, progress, run_command
 from schemas.device import Device, pick_device
 from schemas.errors import UserError
@@ -78,6 +80,7 @@ def write_manifest(config: GivenConfig) -> dict[Role, int]:
     words = read_dictionary(DICTIONARY)
     captioner = Captioner(config.clip_name, words, pick_device(config.device))
     parameters: dict[str, Any] = config.model_dump(mode="json") | {
+        "clip": config.clip_name,
         "caption_model": captioner.clip.identity,
         "untrained": bool(untrained(config.clip_name)),
     }
@@ -107,6 +110,8 @@ def write_manifest(config: GivenConfig) -> dict[Role, int]:
                 )
     with write_part(images_path(config.out), IMAGES, metadata) as write:
         write(sorted(catalogue.values(), key=lambda entry: entry["path"]))
+    out = Place(str(config.out))
+    write_companions(out, metadata, work=out.parent)
     return counts
 
 
@@ -122,7 +127,7 @@ def _patches(
     crops = [cut_out(photograph.pixels, patch) for patch in patches]
     rows = [
         captioned(
-            patch_row(photograph, patch, as_png(pixels), "random", "none") | {"distance": None},
+            patch_row(photograph, patch, pixels, "random", "none") | {"distance": None},
             caption,
             captioner.clip.identity,
         )

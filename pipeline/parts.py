@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.identity import Identities, fingerprint
 from pipeline.images import Found
-from pipeline.places import Place
+from pipeline.places import Place, read_table
 from schemas.manifest import METADATA_KEY, Row
 
 RETRIED = {"failed", "unreadable"}  # what a rerun tries again: the reason may have passed
@@ -148,8 +147,3 @@ def _read_part(work: Place, name: str) -> Part | None:
         return Part(name, about["selection"], about["rows"], about["states"], status)
     except (OSError, pa.ArrowInvalid, KeyError, ValueError):
         return None  # not ours, or damaged: what it held is made again
-
-
-def read_table(place: Place, columns: list[str] | None = None) -> pa.Table:
-    """A whole Parquet file, or some of its columns. Raises OSError, ArrowInvalid."""
-    return pq.read_table(place.key, columns=columns, filesystem=place.fs, partitioning=None)

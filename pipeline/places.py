@@ -20,6 +20,7 @@ from pathlib import Path
 import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 from schemas.errors import UserError
 from schemas.files import fsync_folder, remove
@@ -181,6 +182,11 @@ class Place:
 
 
 _LOCAL = pafs.LocalFileSystem()
+
+
+def read_table(place: Place, columns: list[str] | None = None) -> pa.Table:
+    """A whole Parquet file, or some of its columns. Raises OSError, ArrowInvalid."""
+    return pq.read_table(place.key, columns=columns, filesystem=place.fs, partitioning=None)
 
 
 @contextlib.contextmanager

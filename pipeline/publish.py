@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.parts import RETRIED, part_files, read_table
-from pipeline.places import Place, reported, scratch
+from pipeline.parts import RETRIED, part_files
+from pipeline.places import Place, read_table, reported, scratch
 from schemas.errors import UserError
 from schemas.files import replace_folder
-from schemas.manifest import IMAGES, METADATA_KEY, ROW_GROUP, images_name, parquet_writer
+from schemas.manifest import IMAGES, METADATA_KEY, ROW_GROUP, beside, parquet_writer
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ def publish(
     publish_parts = _publish_locally if out.is_local else _publish_objects
     with reported(out, "written"):
         publish_parts(out, work, parts, unwanted.combine_chunks())
-    images = out.parent / images_name(out.name)
+    images = out.parent / beside(out.name, "images.parquet")
     encoded = {METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
-    with scratch(images.parent, images.name) as temporary:
+    with scratch(work, images.name) as temporary:  # on the same disk, and tidied
         pq.write_table(catalogue.replace_schema_metadata(encoded), temporary)
         images.take(temporary)
     patches = {role: pc.sum(catalogue[f"n_{role}"]).as_py() for role in ("lr", "hr")}

@@ -2,10 +2,15 @@
 
 from collections.abc import Sequence
 
+import cv2
+import numpy as np
+
 from pipeline.captions import Caption
 from pipeline.images import Found, Photograph, Unusable
+from pipeline.measure import measure, perceptual_hash
 from pipeline.select import Patch
-from schemas.manifest import PATCH_SIZE, Row, patch_id
+from schemas.errors import UserError
+from schemas.manifest import PATCH_SIZE, Row, patch_id, split_of
 
 
 def catalogue_row(photograph: Photograph, patches: Sequence[Patch]) -> Row:
@@ -20,6 +25,8 @@ def catalogue_row(photograph: Photograph, patches: Sequence[Patch]) -> Row:
         "status": "ok" if patches else "no_patches",
         "error": None if patches else "no place has enough texture (--min-texture)",
         **counts,
+        "phash": perceptual_hash(photograph.pixels),
+        "split": split_of(photograph.image_id),
     }
 
 
@@ -35,13 +42,14 @@ def unusable_row(found: Found, why: Unusable, photograph: Photograph | None = No
         "error": why.reason,
         "n_lr": 0,
         "n_hr": 0,
+        "split": split_of(why.image_id) if why.image_id else None,
     }
 
 
 def patch_row(
-    photograph: Photograph, patch: Patch, png: bytes, strategy: str, depth_model: str
+    photograph: Photograph, patch: Patch, pixels: np.ndarray, strategy: str, depth_model: str
 ) -> Row:
-    """A patch, with its PNG bytes, as a row of the manifest that still lacks its caption."""
+    """A patch and its pixels, n x n x 3 uint8, as a row of the manifest; its caption follows."""
     height, width = photograph.pixels.shape[:2]
     identity = patch_id(photograph.image_id, patch.role, patch.x, patch.y, patch.size)
     return {
@@ -53,8 +61,17 @@ def patch_row(
         **vars(patch),
         "strategy": strategy,
         "depth_model": depth_model,
-        "image": {"bytes": png, "path": f"{identity}.png"},
+        "image": {"bytes": _as_png(pixels), "path": f"{identity}.png"},
+        **vars(measure(pixels)),
+        "split": split_of(photograph.image_id),
     }
+
+
+def _as_png(pixels: np.ndarray) -> bytes:
+    done, encoded = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise UserError("OpenCV could not write a PNG; check the installation of OpenCV")
+    return encoded.tobytes()
 
 
 def captioned(row: Row, caption: Caption, caption_model: str) -> Row:

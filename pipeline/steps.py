@@ -95,7 +95,7 @@ class Steps:
             crops = [cut_out(pixels, patch) for patch in patches]
             strategy, depth_model = self.config.strategy, self.models.depth_located.identity
             rows = [
-                patch_row(photograph, patch, as_png(crop), strategy, depth_model)
+                patch_row(photograph, patch, crop, strategy, depth_model)
                 for patch, crop in zip(patches, crops, strict=True)
             ]
             return self._with_features(catalogue_row(photograph, patches), rows, crops)
@@ -132,13 +132,6 @@ def failed(found: Found, error: Exception, photograph: Photograph | None = None)
 
 def cut_out(pixels: np.ndarray, patch: Patch) -> np.ndarray:
     return pixels[patch.y : patch.y + patch.size, patch.x : patch.x + patch.size]
-
-
-def as_png(pixels: np.ndarray) -> bytes:
-    done, encoded = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
-    if not done:
-        raise UserError("OpenCV could not write a PNG; check the installation of OpenCV")
-    return encoded.tobytes()
 
 
 def _pixels(png: bytes) -> np.ndarray:

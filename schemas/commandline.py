@@ -50,6 +50,8 @@ def _add_flag(
     options: dict[str, Any] = {"help": _help(field), "default": argparse.SUPPRESS}
     if not positional:
         options["required"] = field.is_required()
+    elif not field.is_required():
+        options["nargs"] = "?"
     if kind is bool:
         options.pop("required")
         options["action"] = "store_true"

@@ -25,7 +25,9 @@ ROW_GROUP = 256  # rows: small enough to fetch a few patches without reading the
 
 Role = Literal["lr", "hr"]
 SCALE = 4
+BESIDE = ("images.parquet", "duplicates.parquet", "card.md")  # see `beside`
 PATCH_SIZE: dict[Role, int] = {"lr": 56, "hr": 224}  # pixels, section 4 of the paper
+VALIDATION = 0.05  # of the photographs
 WORDS_PER_PATCH = 24  # appendix F
 
 
@@ -58,8 +60,18 @@ PATCHES = pa.schema(
             pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
             "the patch as a lossless PNG (the Hugging Face Image convention)",
         ),
+        # Below: columns that version 1 gained later, see OPTIONAL.
+        _column("luma", pa.float32(), "mean luma (Rec. 601), 0 black .. 1 white"),
+        _column("contrast", pa.float32(), "standard deviation of the luma, 0..0.5"),
+        _column("shadows", pa.float32(), "share of pixels that are nearly black, 0..1"),
+        _column("highlights", pa.float32(), "share of pixels that are nearly white, 0..1"),
+        _column("sharpness", pa.float32(), "variance of the Laplacian of the luma, luma in 0..255"),
+        _column("phash", pa.string(), "perceptual hash, 16 hex digits; null: nothing to compare"),
+        _column("split", pa.string(), "train or val: see split_of"),
     ]
 )
+# Manifests from before these columns, and curated ones that left them out, can still be used.
+OPTIONAL = frozenset(["luma", "contrast", "shadows", "highlights", "sharpness", "phash", "split"])
 
 IMAGES = pa.schema(
     [
@@ -71,6 +83,17 @@ IMAGES = pa.schema(
         _column("error", pa.string(), "why it was not used; null for ok"),
         _column("n_lr", pa.int32(), "lr patches in the manifest"),
         _column("n_hr", pa.int32(), "hr patches in the manifest"),
+        _column("phash", pa.string(), "perceptual hash, 16 hex digits; null: nothing to compare"),
+        _column("split", pa.string(), "train or val: see split_of; null if unread"),
+    ]
+)
+
+DUPLICATES = pa.schema(
+    [
+        _column("kind", pa.string(), "photograph, lr or hr: what was compared with its like"),
+        _column("id", pa.string(), "image_id or patch_id of the one that may be left out"),
+        _column("kept", pa.string(), "image_id or patch_id of the one it looks like"),
+        _column("distance", pa.int32(), "bits in which their perceptual hashes differ"),
     ]
 )
 
@@ -96,18 +119,27 @@ class Manifest:
 
 
 def images_path(manifest: Path) -> Path:
-    """Where the image catalogue of a manifest stands: beside it, see `images_name`."""
-    return manifest.with_name(images_name(manifest.name))
+    """Where the image catalogue of a manifest stands: beside it, see `beside`."""
+    return manifest.with_name(beside(manifest.name, "images.parquet"))
 
 
-def images_name(manifest: str) -> str:
-    """The name of the image catalogue of a manifest of that name.
+def beside(manifest: str, name: str) -> str:
+    """What a file is called that belongs to a manifest of that name and stands beside it.
 
-    `patches.parquet` -> `images.parquet`; any other name keeps it, so that two manifests can share
-    a folder: `mine.parquet` -> `mine.images.parquet`.
+    name: one of BESIDE. `patches.parquet` -> `images.parquet`; a manifest of any other name passes
+    it on, so that two can share a folder: `mine.parquet` -> `mine.images.parquet`.
     """
     stem = manifest.removesuffix(".parquet")
-    return "images.parquet" if stem == "patches" else f"{stem}.images.parquet"
+    return name if stem == "patches" else f"{stem}.{name}"
+
+
+def split_of(image_id: str) -> Literal["train", "val"]:
+    """Which split a photograph and its patches belong to, from its bytes alone.
+
+    image_id: sha256, hex. Its first 32 bits are as good as drawn: about VALIDATION of all
+    photographs are `val`, and no photograph ever moves, whatever comes or goes beside it.
+    """
+    return "val" if int(image_id[:8], 16) < VALIDATION * 2**32 else "train"
 
 
 def patch_id(image_id: str, role: Role, x: int, y: int, size: int) -> str:
@@ -122,6 +154,14 @@ def file_metadata(parameters: dict[str, Any], dictionary_sha256: str) -> dict[st
         "parameters": parameters,
         "dictionary_sha256": dictionary_sha256,
     }
+
+
+def encoded_metadata(schema: pa.Schema, metadata: dict[str, Any]) -> dict[bytes, bytes]:
+    """A file's key-value metadata: ours, and what `datasets` needs to decode the pictures."""
+    encoded = {METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
+    if "image" in schema.names:
+        encoded[b"huggingface"] = b'{"info": {"features": {"image": {"_type": "Image"}}}}'
+    return encoded
 
 
 def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
@@ -156,8 +196,7 @@ def rows_to(
 
     Rows go to disk a row group at a time: memory holds one, about 15 MB of patches.
     """
-    encoded = {METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
-    schema = schema.with_metadata(encoded)
+    schema = schema.with_metadata(encoded_metadata(schema, metadata))
     waiting: list[Row] = []
     with parquet_writer(path, schema) as writer:
 
@@ -192,7 +231,8 @@ def _leaves(schema: pa.Schema, prefix: str = "") -> list[str]:
 def open_manifest(path: Path, columns: Iterable[str] = PATCHES.names) -> Manifest:
     """Find a manifest's parts and check version, columns and types; reads footers only.
 
-    path: a folder of parts or one Parquet file. columns: those the caller needs.
+    path: a folder of parts or one Parquet file. columns: those the caller needs; of OPTIONAL ones
+    that are missing nothing is said.
     Raises ManifestError: nothing there, not Parquet, another schema version, a column that is
     missing or of another type, parts that disagree.
     """
@@ -214,7 +254,7 @@ def open_manifest(path: Path, columns: Iterable[str] = PATCHES.names) -> Manifes
         raise ManifestError(f"{path}: the folder holds no *.parquet part; build it again")
     first = _read_schema(files[0])
     metadata = _metadata_of(first, files[0])
-    _check_columns(first, columns, files[0])
+    check_columns(first, columns, files[0])
     for file in files[1:]:
         schema = _read_schema(file)
         _metadata_of(schema, file)
@@ -246,9 +286,11 @@ def _metadata_of(schema: pa.Schema, file: Path) -> dict[str, Any]:
     return metadata
 
 
-def _check_columns(schema: pa.Schema, columns: Iterable[str], file: Path) -> None:
+def check_columns(schema: pa.Schema, columns: Iterable[str], file: Path) -> None:
     for name in columns:
         if name not in schema.names:
+            if name in OPTIONAL:
+                continue
             raise ManifestError(
                 f"{file}: column '{name}' is missing; keep it in the SELECT, or use SELECT *"
             )

@@ -43,7 +43,7 @@ def test_only_the_flow_module_imports_prefect() -> None:
 def test_trainer_runs_without_the_pipelines_libraries() -> None:
     code = """
 import sys
-pipelines = ("prefect", "duckdb", "diffusers", "clip_interrogator", "pipeline")
+pipelines = ("prefect", "duckdb", "diffusers", "clip_interrogator", "imagehash", "pipeline")
 extras = ("matplotlib", "sklearn", "onnx", "onnxruntime", "onnxscript", "ncnn", "pyiqa")
 for name in (*pipelines, *extras):
     sys.modules[name] = None  # an import of it now fails

@@ -1,0 +1,135 @@
+-- far-or-near: Do the far patches look worse than the near ones?
+-- One row per role. If the far ones are not less sharp, the split into LR and HR did not work here.
+-- Sharpness and texture are measured at each patch's own size, 56 and 224 pixels.
+SELECT role, count(*) AS patches, count(DISTINCT image_id) AS photographs,
+    round(avg(distance), 3) AS distance, round(avg(texture), 4) AS texture,
+    round(median(sharpness), 1) AS sharpness, round(avg(contrast), 3) AS contrast
+FROM patches GROUP BY role ORDER BY role;
+
+-- sharp-far: Far patches that look sharp
+-- LR patches sharper than half of the HR patches: clear air, a sharp lens, or a distance
+-- map that is wrong. They teach the network that good pictures are bad.
+SELECT patch_id, image_path, x, y, round(distance, 3) AS distance, round(sharpness, 1) AS sharpness
+FROM patches
+WHERE role = 'lr'
+    AND sharpness > (SELECT quantile_cont(sharpness, 0.5) FROM patches WHERE role = 'hr')
+ORDER BY patches.sharpness DESC, patch_id LIMIT 100;
+
+-- blurred-near: Near patches that are blurred
+-- HR patches less sharp than half of the LR patches: out of focus, or a plain area. They set the goal
+-- too low.
+SELECT patch_id, image_path, x, y, round(distance, 3) AS distance, round(sharpness, 1) AS sharpness
+FROM patches
+WHERE role = 'hr'
+    AND sharpness < (SELECT quantile_cont(sharpness, 0.5) FROM patches WHERE role = 'lr')
+ORDER BY patches.sharpness, patch_id LIMIT 100;
+
+-- telling-words: Words that separate the roles
+-- Log-odds of a word among far and near captions, each count raised by a half so that a word that
+-- one role lacks has a finite value: above 0 far, below 0 near. Only words of at least 5 patches.
+WITH sizes AS (
+    SELECT count(*) FILTER (role = 'lr') AS far, count(*) FILTER (role = 'hr') AS near FROM patches
+), counted AS (
+    SELECT word, count(*) FILTER (role = 'lr') AS far, count(*) FILTER (role = 'hr') AS near
+    FROM words GROUP BY word
+)
+SELECT word, counted.far, counted.near,
+    round(ln((counted.far + 0.5) / (sizes.far - counted.far + 0.5))
+        - ln((counted.near + 0.5) / (sizes.near - counted.near + 0.5)), 2) AS log_odds
+FROM counted, sizes
+WHERE counted.far + counted.near >= 5
+ORDER BY abs(log_odds) DESC, word LIMIT 40;
+
+-- word-balance: Balance by word
+-- How many patches and photographs each word stands for. A word of many patches and few photographs
+-- comes from a series.
+SELECT word, count(*) AS patches, count(DISTINCT image_id) AS photographs,
+    round(count(*) / (SELECT count(*) FROM patches), 4) AS share,
+    round(avg(score), 3) AS score
+FROM words GROUP BY word ORDER BY patches DESC, word LIMIT 50;
+
+-- gave-nothing: Photographs that gave nothing
+-- Every file found that has no patch in the manifest, with the reason.
+SELECT status, path, width, height, error FROM images
+WHERE n_lr + n_hr = 0 ORDER BY status, path;
+
+-- reasons: What became of the photographs
+-- The counts of the question above, those that were used included.
+SELECT status, count(*) AS photographs, sum(n_lr)::BIGINT AS lr, sum(n_hr)::BIGINT AS hr
+FROM images GROUP BY status ORDER BY photographs DESC, status;
+
+-- same-photographs: Near-duplicate photographs
+-- Photographs that look like another, larger one: resized, compressed again, or of one burst.
+SELECT this.path, other.path AS looks_like, duplicates.distance, this.width, this.height
+FROM duplicates
+JOIN images AS this ON this.image_id = duplicates.id AND this.status <> 'duplicate'
+JOIN images AS other ON other.image_id = duplicates.kept AND other.status <> 'duplicate'
+WHERE kind = 'photograph' ORDER BY looks_like, duplicates.distance, this.path;
+
+-- same-patches: Near-duplicate patches
+-- Patches that look like another one of their role, which is kept; those of one photograph lie on a
+-- pattern that repeats.
+SELECT kind AS role, this.image_path, other.image_path AS looks_like, duplicates.distance, id, kept
+FROM duplicates
+JOIN patches AS this ON this.patch_id = duplicates.id
+JOIN patches AS other ON other.patch_id = duplicates.kept
+ORDER BY duplicates.distance, looks_like, id LIMIT 100;
+
+-- without-duplicates: All patches but near-duplicates
+-- With --save: a manifest in which no patch and no photograph looks like another.
+SELECT patch_id FROM patches
+WHERE patch_id NOT IN (SELECT id FROM duplicates) AND image_id NOT IN (SELECT id FROM duplicates);
+
+-- exposure: Over- and underexposed patches
+-- Patches of which a tenth or more is nearly white or nearly black: no detail is left there.
+SELECT patch_id, role, image_path, round(luma, 3) AS luma, round(shadows, 3) AS shadows,
+    round(highlights, 3) AS highlights
+FROM patches WHERE shadows >= 0.1 OR highlights >= 0.1
+ORDER BY greatest(patches.shadows, patches.highlights) DESC, patch_id LIMIT 100;
+
+-- plain: Patches without anything in them
+-- Sky, walls and water, which the paper's background filter leaves out (table 4): --min-texture.
+SELECT role, count(*) FILTER (texture < 0.005) AS plain, count(*) AS total,
+    round(100.0 * plain / total, 1) AS per_cent
+FROM patches GROUP BY role ORDER BY role;
+
+-- splits: Balance of the split
+-- Photographs and patches of each split; about one photograph in twenty is for validation.
+SELECT split, count(DISTINCT image_id) AS photographs, count(*) FILTER (role = 'lr') AS lr,
+    count(*) FILTER (role = 'hr') AS hr, round(avg(distance), 3) AS distance,
+    round(avg(texture), 4) AS texture
+FROM patches GROUP BY split ORDER BY split;
+
+-- leaks: Photographs for validation that look like one for training
+-- The split goes by a photograph's bytes; a copy of it in another size may stand on the other side.
+SELECT this.path, this.split, other.path AS looks_like, other.split AS other_split
+FROM duplicates
+JOIN images AS this ON this.image_id = duplicates.id AND this.status <> 'duplicate'
+JOIN images AS other ON other.image_id = duplicates.kept AND other.status <> 'duplicate'
+WHERE kind = 'photograph' AND this.split <> other.split ORDER BY this.path;
+
+-- training: The patches for training
+-- With --save. The same with 'val' gives those for validation.
+SELECT patch_id FROM patches WHERE split = 'train';
+
+-- lopsided: Photographs with few patches of a role
+-- Far and near patches of a photograph meet in training; where one role is short, the same few come
+-- again and again.
+SELECT path, width, height, n_lr, n_hr FROM images
+WHERE status = 'ok' AND least(n_lr, n_hr) < greatest(n_lr, n_hr)
+ORDER BY least(n_lr, n_hr), path LIMIT 100;
+
+-- flat-photographs: Photographs with the least depth
+-- How far its far and near patches are apart, and how much sharper the near ones are, the flattest
+-- photograph first: its pairs differ in nothing that the method uses.
+SELECT image_path, count(*) AS pairs, round(avg(lr_distance - hr_distance), 3) AS apart,
+    round(avg(hr_sharpness) / nullif(avg(lr_sharpness), 0), 2) AS sharper
+FROM pairs GROUP BY image_path
+ORDER BY avg(lr_distance - hr_distance), image_path LIMIT 100;
+
+-- distances: Distance and texture by role
+-- Ten steps of distance, nearest first: how much of each role lies there, and how rich it is.
+SELECT least(floor(distance * 10), 9) / 10 AS from_distance,
+    count(*) FILTER (role = 'hr') AS near, count(*) FILTER (role = 'lr') AS far,
+    round(avg(texture), 4) AS texture
+FROM patches GROUP BY 1 ORDER BY 1;
