@@ -10,13 +10,20 @@ import duckdb
 import pytest
 from conftest import run_stages
 from PIL import Image
-from upstream import SMALL, save_clip, save_depth_anything, save_depthfm, save_vae, save_vgg19
+from upstream import (
+    SMALL,
+    any_content,
+    save_clip,
+    save_depth_anything,
+    save_depthfm,
+    save_vae,
+    save_vgg19,
+)
 
 import trainer.run
 import trainer.upscale
 from pipeline.config import BuildConfig
-from schemas import weights
-from schemas.weights import PROFILES, Profile
+from schemas.weights import PROFILES, TABLE, Profile
 from trainer.interpolation import interpolation_start
 from trainer.weightfile import save_network
 
@@ -27,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
 
     def place(name: str, number: int = 0) -> Path:
-        path = folder / name / weights._files(weights.TABLE[name])[number]
+        path = folder / name / TABLE[name].files[number].name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -47,6 +54,7 @@ def test_a_profile_runs_from_photographs_to_a_picture(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setenv("LASR_WEIGHTS", str(folder))
+    any_content(monkeypatch, *PROFILES[profile].values(), "sd15-vae")
     monkeypatch.chdir(tmp_path)
     names = ("coffee.png", "chelsea.png")
     small = tmp_path / "photographs"

@@ -20,6 +20,7 @@ from schemas.commandline import parse, progress, run_command
 from schemas.device import Device, pick_device
 from schemas.errors import UserError
 from schemas.manifest import SCALE
+from schemas.weights import locate_all
 from trainer import scores, testset
 from trainer.inputs import find_pictures
 from trainer.ledger import Ledger, sha256
@@ -111,6 +112,7 @@ def run(config: EvaluateConfig) -> None:
     """
     device = pick_device(config.device)
     methods = parse_methods(config.weights, config.outputs)
+    locate_all(*((method.source, "sr") for method in methods if method.is_network))
     if config.images:
         pictures = testset.given(config.images, config.reference, config.scale)
     else:
@@ -251,7 +253,7 @@ def _read_pair(picture: Picture, output: Output) -> tuple[Tensor, Tensor | None]
 
 def main(argv: list[str] | None = None) -> int:
     """The command `python -m trainer.evaluate`."""
-    config = parse(EvaluateConfig, argv, "python -m trainer.evaluate", __doc__ or "")
+    config = parse(EvaluateConfig, argv, "python -m trainer.evaluate", __doc__ or "", weights=True)
     return run_command(lambda: run(config))
 
 

@@ -35,6 +35,11 @@ class Method:
     source: str
     is_folder: bool = False
 
+    @property
+    def is_network(self) -> bool:
+        """Whether it runs here from weights."""
+        return not self.is_folder and self.source != BICUBIC
+
 
 @dataclass(frozen=True)
 class Output:
@@ -104,7 +109,7 @@ class Maker:
         self._source, self._folder, self._device = method.source, folder, device
         self._passes, self._tile = passes, tile
         self._identity = BICUBIC
-        if method.source != BICUBIC:
+        if method.is_network:
             self._identity = locate(method.source, "sr").identity
         self._made = Ledger(folder / "made.jsonl")
         self._run: Callable[[Tensor], Tensor] | None = None
