@@ -22,7 +22,6 @@ Result = TypeVar("Result")
 
 ATTEMPTS = 5  # in a row, without one new byte
 FIRST_PAUSE = 1.0  # seconds before the second attempt; doubled before each further one
-CHUNK = 1 << 20
 LARGE = 10_000_000  # bytes: what is smaller shows no progress
 
 
@@ -126,7 +125,7 @@ def _carry_on(client: httpx.Client, url: str, part: Path) -> None:
                 total, part.name[1:-5], "B", start, quiet=(total or LARGE) < LARGE, scaled=True
             ) as bar,
         ):
-            for chunk in answer.iter_raw(CHUNK):
+            for chunk in answer.iter_raw():
                 file.write(chunk)
                 bar.update(len(chunk))
             file.flush()

@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError
+
 from schemas.digests import add_sum
 from schemas.download import Passing, download, name_it, part_of, seconds_to_wait, with_retries
 from schemas.errors import UserError
@@ -42,8 +45,11 @@ def fetch(entries: list[Weights]) -> None:
         for weights in entries:
             print(f"{weights.name}: here already")
         return
-    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
-        raise WeightsError("HF_HUB_OFFLINE is set: nothing is fetched; unset it, or copy a folder")
+    if constants.HF_HUB_OFFLINE:
+        raise WeightsError(
+            "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: nothing is fetched; unset it, or bring"
+            " a folder that `schemas.weights export` wrote elsewhere"
+        )
     failed = []
     with sole_fetch(weights_folder()) as folder:
         missing = [weights for weights in entries if not found(weights)]
@@ -86,9 +92,6 @@ def _source(weights: Weights, file: File, commit: str) -> Source:
 
 def _on_hub(weights: Weights, file: File, commit: str, endpoint: str | None) -> Source:
     """Asks the hub for commit and digest, with HF_TOKEN or the token in HF_HOME, if any."""
-    from huggingface_hub import get_hf_file_metadata, get_token, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
-
     url = hf_hub_url(weights.repository, file.name, revision=commit, endpoint=endpoint)
 
     def ask() -> Source:
@@ -98,7 +101,8 @@ def _on_hub(weights: Weights, file: File, commit: str, endpoint: str | None) -> 
             status = error.response.status_code
             if status in (408, 429) or status >= 500:
                 raise Passing(f"HTTP {status}") from error
-            raise UserError(f"{url}: {type(error).__name__}, HTTP {status}") from error
+            hint = " (does it want a token in HF_TOKEN?)" if status in (401, 403) else ""
+            raise UserError(f"{url}: {type(error).__name__}, HTTP {status}{hint}") from error
         except Exception as error:  # of whichever HTTP library the hub's client is built on
             raise Passing(str(error) or type(error).__name__) from error
         # A large file's ETag is its sha256, a small one's is git's own digest.

@@ -70,7 +70,8 @@ def test_bad_flags_name_the_flag(
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project folder with nothing in it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LASR_WEIGHTS", raising=False)
+    monkeypatch.setenv("LASR_WEIGHTS", "")  # so that what --weights-dir sets goes at the end
+    monkeypatch.delenv("LASR_WEIGHTS")
     return tmp_path
 
 
