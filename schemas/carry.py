@@ -43,7 +43,7 @@ def verify(entries: list[Weights] | None) -> None:
             f"{defects} of {len(files)} files are defective, named above; remove them, and"
             " `python -m schemas.weights fetch` brings them again"
         )
-    print(f"{len(files)} files in {folder} are as published, or as recorded when they came")
+    print(f"{len(files)} files are as published, or as recorded when they came; folder: {folder}")
 
 
 def _some(folder: Path, weights: Weights) -> list[tuple[File, Path]]:
