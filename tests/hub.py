@@ -14,9 +14,10 @@ RESOLVE = re.compile(r"/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/
 
 @dataclass
 class Fault:
-    """What happens to one GET: another status, a cut or a wait after so many bytes."""
+    """What happens to one GET: another status, a spoilt end, a cut or a wait after so many bytes."""
 
     status: int = 0
+    spoilt: bool = False
     cut: int | None = None
     wait: int | None = None
 
@@ -97,6 +98,8 @@ def serve() -> Iterator[Host]:
             fault = queue.pop(0) if queue else Fault()
             if fault.status:
                 return self.say(seen, fault.status, {})
+            if fault.spoilt:
+                content = content[:-1] + bytes([content[-1] ^ 1])
             start, status = 0, 200
             wanted = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
             same = self.headers["If-Range"] in (None, headers.get("ETag"))

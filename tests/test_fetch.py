@@ -207,6 +207,17 @@ def test_a_wrong_file_takes_no_name_and_leaves_nothing(
     assert visible(folder) == [] and not list(folder.rglob("*.part"))
 
 
+def test_a_large_file_of_the_hub_has_the_hubs_digest(
+    host: Host, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.faults[LARGE] = [Fault(spoilt=True)]
+    digest = hashlib.sha256(host.files[f"{HUB}/{LARGE}"]).hexdigest()
+    assert f"the published one {digest[:12]}; what came was removed" in failure(capsys, DEPTH)
+    assert not (folder / DEPTH / LARGE).exists()
+    assert main(["fetch", DEPTH]) == 0  # what was whole is not asked for again
+    assert len(host.got("/config.json")) == len(host.got("/preprocessor_config.json")) == 1
+
+
 @pytest.mark.parametrize("missing", ["file", "repository"])
 def test_what_the_hub_does_not_have(
     host: Host, capsys: pytest.CaptureFixture[str], missing: str
