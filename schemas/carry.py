@@ -6,7 +6,7 @@ from pathlib import Path
 from schemas.commandline import progress
 from schemas.digests import SUMS, add_sum, read_sums, sha256
 from schemas.download import defect
-from schemas.fetch import check_free, sole_fetch
+from schemas.fetch import check_free, sole_writer
 from schemas.files import atomic_path
 from schemas.weights import WeightsError, check_here, differs, found, weights_folder
 from schemas.weights_table import TABLE, File, Weights
@@ -20,12 +20,8 @@ def verify(entries: list[Weights] | None) -> None:
     Raises WeightsError at the end: how many are defective.
     """
     folder = weights_folder()
-    if entries is not None:
-        check_here(entries)
     files = [
-        each
-        for weights in entries or [weights for weights in TABLE.values() if entries is None]
-        for each in found(weights) or _some(folder, weights)
+        each for weights in _chosen(entries) for each in found(weights) or _some(folder, weights)
     ]
     if entries is None:
         known = {path for _, path in files}
@@ -44,6 +40,14 @@ def verify(entries: list[Weights] | None) -> None:
             " `python -m schemas.weights fetch` brings them again"
         )
     print(f"{len(files)} files are as published, or as recorded when they came; folder: {folder}")
+
+
+def _chosen(entries: list[Weights] | None) -> list[Weights]:
+    """The entries, all of which must be here; or None, for every one of the table."""
+    if entries is None:
+        return list(TABLE.values())
+    check_here(entries)
+    return entries
 
 
 def _some(folder: Path, weights: Weights) -> list[tuple[File, Path]]:
@@ -72,38 +76,40 @@ def export(destination: Path, entries: list[Weights] | None) -> None:
     folder = weights_folder()
     if destination.resolve() == folder.resolve():
         raise WeightsError(f"{destination}: is the folder that weights are taken from")
-    if entries is not None:
-        check_here(entries)
     files = [
         (file, path, f"{weights.name}/{file.name}")
-        for weights in entries or [weights for weights in TABLE.values() if entries is None]
+        for weights in _chosen(entries)
         for file, path in found(weights)
     ]
     if entries is None:
         others = [path for path in sorted((folder / METRICS).rglob("*")) if path.is_file()]
         files += [(File(p.name), p, p.relative_to(folder).as_posix()) for p in others]
-    total = sum(path.stat().st_size for _, path, _ in files)
-    with (
-        sole_fetch(destination),
-        progress(total, "exported", "B", scaled=True) as bar,
-    ):
+    for file, path, _ in files:
+        if problem := problem_of(file, path):
+            raise WeightsError(f"{path}: {problem}; nothing was exported")
+    with sole_writer(destination):
+        left = [(path, name) for _, path, name in files if not _same(path, destination / name)]
+        total = sum(path.stat().st_size for path, _ in left)
         check_free(destination, total // 1_000_000)
-        for file, path, name in files:
-            if problem := problem_of(file, path):
-                raise WeightsError(f"{path}: {problem}; it is not exported")
-            _copy(path, destination / name)
+        with progress(total, "exported", "B", scaled=True) as bar:
+            for path, name in left:
+                _copy(path, destination / name)
+                bar.update(path.stat().st_size)
+        for _, path, name in files:
             add_sum(destination, name, sha256(path))
-            bar.update(path.stat().st_size)
     print(
-        f"{len(files)} files, {total / 1e6:.0f} MB, in {destination}: take it along and use it with"
-        f" --weights-dir or LASR_WEIGHTS; `sha256sum --check {SUMS}` in it finds a bad copy"
+        f"{len(files)} files in {destination}, {len(left)} of them copied now: take it along and"
+        " use it with --weights-dir or LASR_WEIGHTS;"
+        f" `sha256sum --check {SUMS}` in it finds a bad copy"
     )
 
 
+def _same(path: Path, target: Path) -> bool:
+    return target.is_file() and sha256(target) == sha256(path)
+
+
 def _copy(path: Path, target: Path) -> None:
-    if target.is_file() and sha256(target) == sha256(path):
-        return
     with atomic_path(target) as temporary:
         shutil.copyfile(path, temporary)
-        if sha256(temporary) != sha256(path):
+        if not _same(path, temporary):
             raise WeightsError(f"{target}: the copy differs from {path}; the disk may be failing")

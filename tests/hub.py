@@ -14,10 +14,11 @@ RESOLVE = re.compile(r"/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/
 
 @dataclass
 class Fault:
-    """What happens to one GET: another status, a spoilt end, a cut or a wait after so many bytes."""
+    """What happens to one GET: a status, a spoilt end, a cut or a wait after so many bytes."""
 
     status: int = 0
     spoilt: bool = False
+    shifted: bool = False  # another part than the one that was asked for
     cut: int | None = None
     wait: int | None = None
 
@@ -107,6 +108,7 @@ def serve() -> Iterator[Host]:
                 start, status = int(wanted[1]), 206
                 if start >= len(content):
                     return self.say(seen, 416, {"Content-Range": f"bytes */{len(content)}"})
+                start -= fault.shifted
                 headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             return self.say(
                 seen, status, headers, content[start:] if body else None, fault, len(content)

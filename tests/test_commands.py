@@ -37,12 +37,19 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
+TAKE_WEIGHTS = {
+    "pipeline.run", "pipeline.given", "trainer.run", "trainer.upscale", "trainer.evaluate",
+    "trainer.features", "trainer.export",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_explains_every_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         COMMANDS[name](["--help"])
     text = capsys.readouterr().out
     assert ended.value.code == 0 and f"python -m {name}" in text
+    assert ("--weights-dir DIR" in text) == (name in TAKE_WEIGHTS)
     lines = text.splitlines()
     for number, line in enumerate(lines):
         if line.startswith("  --"):  # its help stands on this line or the next

@@ -92,7 +92,7 @@ def test_a_plain_file_comes_whole_is_recorded_and_located(
     assert locate(NAME, "sr").path == folder / PATH
     asked = len(host.seen)
     assert main(["fetch", NAME, NAME]) == 0  # a second time nothing is asked for
-    assert len(host.seen) == asked and "here already" in capsys.readouterr().out
+    assert len(host.seen) == asked and f"here already: {NAME}" in capsys.readouterr().out
 
 
 def test_a_hub_repository_comes_as_one_commit_with_the_hubs_digest(
@@ -246,6 +246,12 @@ def test_passing_faults_are_tried_again_and_others_given_up(
     assert "given up after 5 attempts (HTTP 503" in failure(capsys, DEPTH)
 
 
+def test_another_part_than_the_one_asked_for_is_not_appended(host: Host, folder: Path) -> None:
+    host.faults[FILE] = [Fault(cut=500), Fault(shifted=True)]
+    assert main(["fetch", NAME]) == 0 and (folder / PATH).read_bytes() == host.files[PATH]
+    assert [each.range for each in host.got(FILE)] == [None, "bytes=500-", None]
+
+
 def test_a_slow_server_is_waited_for_as_long_as_was_said(
     host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,6 +272,20 @@ def test_nobody_answers(
     monkeypatch.setenv("HF_ENDPOINT", nobody)
     line = failure(capsys, NAME, DEPTH)
     assert line.count("given up after 5 attempts") == 2 and "run the same command again" in line
+
+
+@pytest.mark.parametrize("address", ["ftp://127.0.0.1", "http://[", "nowhere"])
+def test_a_mirror_that_is_no_address(
+    host: Host, address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LASR_MIRROR", address)
+    assert f"{NAME}: {address}/{PATH}: " in failure(capsys, NAME)
+
+
+def test_an_installed_wheel_does_not_stand_in_for_a_fetch(host: Host, folder: Path) -> None:
+    content = host.files["realesrgan-x4plus/RealESRGAN_x4plus.pth"] = b"\x80\x02 not the real one"
+    assert main(["fetch", "realesrgan-x4plus"]) == 1  # its digest is published
+    assert host.got("RealESRGAN_x4plus.pth")[0].sent == len(content)
 
 
 def test_through_a_proxy(host: Host, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

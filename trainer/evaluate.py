@@ -18,12 +18,13 @@ from torch import Tensor
 
 from schemas.commandline import parse, progress, run_command
 from schemas.device import Device, pick_device
+from schemas.digests import sha256
 from schemas.errors import UserError
 from schemas.manifest import SCALE
 from schemas.weights import locate_all
 from trainer import scores, testset
 from trainer.inputs import find_pictures
-from trainer.ledger import Ledger, sha256
+from trainer.ledger import Ledger
 from trainer.matching import match
 from trainer.methods import Maker, Method, Output, parse_methods
 from trainer.metrics import PAPER, Colour, Metric, MetricMissing, load_metric

@@ -12,11 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from schemas.device import device_name
+from schemas.digests import sha256
 from schemas.errors import UserError
 from schemas.files import atomic_path
 from schemas.manifest import SCALE
 from schemas.weights import locate
-from trainer.ledger import Ledger, sha256
+from trainer.ledger import Ledger
 from trainer.matlab_resize import enlarge
 from trainer.network import load_model
 from trainer.pictures import to_uint8

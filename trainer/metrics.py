@@ -28,9 +28,9 @@ from torch import Tensor
 
 from schemas.commandline import add_weights_dir, run_command
 from schemas.device import device_name
+from schemas.digests import sha256
 from schemas.errors import UserError
 from schemas.weights import weights_folder
-from trainer.ledger import sha256
 from trainer.offline import offline
 
 Colour = Literal["ycbcr", "yiq", "rgb"]
