@@ -46,6 +46,7 @@ class Host:
     ranges: bool = True
     versions: bool = True  # whether answers have an ETag
     locked: bool = False  # whether the hub wants its terms to be agreed to first
+    patience: float = 30.0  # seconds that a Fault.wait lasts
     go_on: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -133,7 +134,7 @@ def serve() -> Iterator[Host]:
                         self.close_connection = True
                         return
                     if until == fault.wait:
-                        host.go_on.wait(30)
+                        host.go_on.wait(host.patience)
 
         def log_message(self, *arguments: object) -> None:
             pass

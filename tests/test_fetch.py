@@ -256,6 +256,7 @@ def test_a_slow_server_is_waited_for_as_long_as_was_said(
     host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "0.2")
+    host.patience = 2.0  # then it would go on
     host.faults[FILE] = [Fault(wait=2000)]
     assert main(["fetch", NAME]) == 0
     assert "no answer for 0.2 s, see HF_HUB_DOWNLOAD_TIMEOUT; trying" in capsys.readouterr().err
