@@ -20,7 +20,7 @@ from pipeline.publish import Summary, publish, tidy
 from pipeline.shard import Job
 from schemas.device import pick_device
 from schemas.manifest import file_metadata
-from schemas.weights import locate, untrained
+from schemas.weights import locate_all, untrained
 
 # What a part does not say of itself: where it stands and how the work was done.
 _HOW = {"device", "workers", "runner", "ray_address", "gpus_per_task"}
@@ -75,7 +75,7 @@ def plan_build(config: BuildConfig) -> Build:
     if config.runner == "local":  # a cluster's machines have GPUs of their own
         pick_device(config.device)
     words = read_dictionary(config.dictionary or DICTIONARY)
-    depth, clip = locate(config.depth_name, "depth"), locate(config.clip_name, "clip")
+    depth, clip = locate_all((config.depth_name, "depth"), (config.clip_name, "clip"))
     found = images.find(config.images)[: config.limit]
     identities = identify(config, depth, clip, dictionary_sha256(words))
     plan = parts.plan(config.work, found, identities, config.shard_size)

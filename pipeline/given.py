@@ -170,7 +170,7 @@ def run(config: GivenConfig) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command `python -m pipeline.given`."""
-    config = parse(GivenConfig, argv, "python -m pipeline.given", __doc__ or "")
+    config = parse(GivenConfig, argv, "python -m pipeline.given", __doc__ or "", weights=True)
     return run_command(lambda: run(config))
 
 

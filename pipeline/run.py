@@ -44,7 +44,7 @@ def run(config: BuildConfig) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command `python -m pipeline.run`."""
-    config = parse(BuildConfig, argv, "python -m pipeline.run", __doc__ or "")
+    config = parse(BuildConfig, argv, "python -m pipeline.run", __doc__ or "", weights=True)
     return run_command(lambda: run(config))
 
 

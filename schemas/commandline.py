@@ -13,17 +13,24 @@ from pydantic.fields import FieldInfo
 from tqdm import tqdm
 
 from schemas.errors import UserError
+from schemas.weights import use_folder
 
 Config = TypeVar("Config", bound=BaseModel)
 
 
 def parse(
-    model: type[Config], argv: list[str] | None, prog: str, about: str, positional: str = ""
+    model: type[Config],
+    argv: list[str] | None,
+    prog: str,
+    about: str,
+    positional: str = "",
+    weights: bool = False,
 ) -> Config:
     """Read `model` from the command line: one flag per field, its description as the help text.
 
     Defaults and checks stay in the model, so that a flag, a Prefect form and a stored
     configuration can never disagree. positional: the field that is given without a flag, if any.
+    weights: whether the command takes weights, and so --weights-dir.
     Raises SystemExit(2) with argparse's one-line error on bad arguments.
     """
     parser = argparse.ArgumentParser(
@@ -31,13 +38,28 @@ def parse(
     )
     for name, field in model.model_fields.items():
         _add_flag(parser, name, field, positional == name)
+    if weights:
+        add_weights_dir(parser)
     given = vars(parser.parse_args(argv))
+    given.pop("weights_dir", None)
     try:
         return model(**given)
     except ValidationError as error:
         first = error.errors()[0]
         flag = "--" + "-".join(str(part) for part in first["loc"][:1]).replace("_", "-")
         parser.error(f"{flag}: {first['msg']}" if first["loc"] else first["msg"])
+
+
+def add_weights_dir(parser: argparse.ArgumentParser) -> None:
+    """The flag --weights-dir. It sets LASR_WEIGHTS, so that processes started later follow."""
+    parser.add_argument(
+        "--weights-dir",
+        type=use_folder,
+        default=argparse.SUPPRESS,
+        metavar="DIR",
+        help="folder of weights, such as `schemas.weights export` writes (default: $LASR_WEIGHTS,"
+        " else data/weights)",
+    )
 
 
 def _add_flag(
@@ -108,11 +130,16 @@ class _Lines:
 
 
 def progress(
-    total: int | None, what: str, unit: str, initial: int = 0, quiet: bool = False
+    total: int | None,
+    what: str,
+    unit: str,
+    initial: int = 0,
+    quiet: bool = False,
+    scaled: bool = False,
 ) -> "tqdm[Any]":
     """A progress bar with rate and ETA on a terminal, a log line every ten seconds elsewhere.
 
-    quiet: show nothing, where another process shows it.
+    quiet: show nothing, where another process shows it. scaled: 12.3M instead of 12300000.
     """
     stream = sys.stderr
     if stream.isatty():
@@ -122,6 +149,7 @@ def progress(
             unit=unit,
             initial=initial,
             disable=quiet,
+            unit_scale=scaled,
             dynamic_ncols=True,
             smoothing=0.1,
         )
@@ -131,6 +159,7 @@ def progress(
         unit=unit,
         initial=initial,
         disable=quiet,
+        unit_scale=scaled,
         file=_Lines(stream),  # type: ignore[arg-type]
         mininterval=10,
         ascii=True,

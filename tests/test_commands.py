@@ -10,7 +10,7 @@ import pipeline.given
 import pipeline.picture
 import pipeline.query
 import pipeline.run
-import schemas.weights
+import schemas.weights_commands
 import trainer.curve
 import trainer.evaluate
 import trainer.export
@@ -33,8 +33,14 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "trainer.metrics": trainer.metrics.main,
     "trainer.sidebyside": trainer.sidebyside.main,
     "trainer.curve": trainer.curve.main,
-    "schemas.weights": schemas.weights.main,
+    "schemas.weights": schemas.weights_commands.main,
 }
+
+
+TAKE_WEIGHTS = {
+    "pipeline.run", "pipeline.given", "trainer.run", "trainer.upscale", "trainer.evaluate",
+    "trainer.features", "trainer.export",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -43,6 +49,7 @@ def test_help_explains_every_flag(name: str, capsys: pytest.CaptureFixture[str])
         COMMANDS[name](["--help"])
     text = capsys.readouterr().out
     assert ended.value.code == 0 and f"python -m {name}" in text
+    assert ("--weights-dir DIR" in text) == (name in TAKE_WEIGHTS)
     lines = text.splitlines()
     for number, line in enumerate(lines):
         if line.startswith("  --"):  # its help stands on this line or the next
@@ -70,7 +77,8 @@ def test_bad_flags_name_the_flag(
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project folder with nothing in it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LASR_WEIGHTS", raising=False)
+    monkeypatch.setenv("LASR_WEIGHTS", "")  # so that what --weights-dir sets goes at the end
+    monkeypatch.delenv("LASR_WEIGHTS")
     return tmp_path
 
 
@@ -84,10 +92,17 @@ def test_missing_weights_are_named_with_the_command_that_fetches_them(
     empty: Path, photographs: Path, manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = one_line(capsys, pipeline.run.main(["--images", str(photographs)]))
-    assert "'depth-anything-v2-small' (99 MB, licence Apache-2.0) are not here" in line
-    assert "`python -m schemas.weights fetch depth-anything-v2-small`" in line
-    line = one_line(capsys, trainer.run.main(["--manifest", str(manifest), "--dry-run"]))
-    assert "fetch rrdb-psnr-x4" in line
+    assert "'depth-anything-v2-small' (99 MB, licence Apache-2.0), " in line
+    assert "'clip-vit-l-14' (1711 MB, licence MIT)" in line  # all that is missing at once
+    assert "`python -m schemas.weights fetch depth-anything-v2-small clip-vit-l-14`" in line
+    for more in ([], ["--dry-run"]):
+        status = trainer.run.main(["--manifest", str(manifest), *more])
+        line = one_line(capsys, status)
+        assert "`python -m schemas.weights fetch rrdb-psnr-x4 clip-vit-l-14 vgg19`" in line
+    argv = ["--images", str(photographs), "--profile", "paper", "--weights-dir", "elsewhere"]
+    line = one_line(capsys, pipeline.run.main(argv))
+    missing = "depthfm-v1 clip-vit-l-14 sd15-vae"
+    assert f"`python -m schemas.weights fetch {missing} --weights-dir elsewhere`" in line
 
 
 def test_mistakes_of_the_pipeline(
@@ -146,10 +161,12 @@ def test_dry_runs_say_what_would_be_done_and_do_nothing(
 
 
 def test_weights_list_and_unknown_names(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert schemas.weights.main(["list"]) == 0
+    command = schemas.weights_commands.main
+    assert command(["list"]) == 0
     text = capsys.readouterr().out
-    assert "CC-BY-NC-4.0: not for commercial use" in text and "3464 MB to fetch" in text
-    assert "no such weights or profile" in one_line(capsys, schemas.weights.main(["fetch", "x"]))
+    assert "CC-BY-NC-4.0 *" in text and "* not for commercial use" in text and "3,464 MB" in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert "no such weights or profile" in one_line(capsys, command(["fetch", "x"]))
 
 
 def test_the_overview_picture(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from upstream import any_content
 
 from schemas.weights import TABLE as WEIGHTS
 from schemas.weights import WeightsError, _in_wheel, locate
@@ -58,6 +59,7 @@ def test_the_name_leads_to_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert located.path == CARRIED and located.identity.startswith("realesrgan-x4plus@")
     network = load_sr("realesrgan-x4plus")
     assert isinstance(network, RRDB) and network.conv_first.weight.requires_grad
+    any_content(monkeypatch, "realesrgan-x4plus")
     fetched = tmp_path / "weights" / "realesrgan-x4plus" / "RealESRGAN_x4plus.pth"
     fetched.parent.mkdir(parents=True)
     fetched.write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""The profiles `default` and `paper` from a weights folder to an enlarged picture.
+"""The profiles `default` and `paper` from an exported folder to a picture, without a network.
 
 The folder holds small networks of the upstream classes in the upstream formats, under the names
 that `fetch` gives them: all that is missing here are the trained numbers.
@@ -10,14 +10,24 @@ import duckdb
 import pytest
 from conftest import run_stages
 from PIL import Image
-from upstream import SMALL, save_clip, save_depth_anything, save_depthfm, save_vae, save_vgg19
+from upstream import (
+    SMALL,
+    any_content,
+    save_clip,
+    save_depth_anything,
+    save_depthfm,
+    save_vae,
+    save_vgg19,
+)
 
+import pipeline.run
+import schemas.weights_commands
 import trainer.run
 import trainer.upscale
 from pipeline.config import BuildConfig
-from schemas import weights
-from schemas.weights import PROFILES, Profile
+from schemas.weights import PROFILES, TABLE, Profile
 from trainer.interpolation import interpolation_start
+from trainer.offline import offline
 from trainer.weightfile import save_network
 
 
@@ -27,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
 
     def place(name: str, number: int = 0) -> Path:
-        path = folder / name / weights._files(weights.TABLE[name])[number]
+        path = folder / name / TABLE[name].files[number].name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -47,13 +57,29 @@ def test_a_profile_runs_from_photographs_to_a_picture(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setenv("LASR_WEIGHTS", str(folder))
+    any_content(monkeypatch, *PROFILES[profile].values(), "sd15-vae")
     monkeypatch.chdir(tmp_path)
+    carried = str(tmp_path / "carried")
+    assert schemas.weights_commands.main(["export", carried, profile]) == 0
+    with offline(tmp_path) as network:
+        build_train_and_enlarge(profile, carried, photographs, tmp_path, monkeypatch, capsys)
+    assert not network.refused
+    assert Image.open("enlarged/coffee.png").size == (1024, 920)
+
+
+def build_train_and_enlarge(
+    profile: Profile, carried: str, photographs: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """All commands, with the weights of one folder that came from elsewhere."""
     names = ("coffee.png", "chelsea.png")
     small = tmp_path / "photographs"
     small.mkdir()
     for name in names:  # DepthFM at full size is slow on a CPU, however small the network
         Image.open(photographs / name).resize((256, 230)).save(small / name)
     build = BuildConfig(images=[str(small)], profile=profile, k=2)
+    dry = ["--images", str(small), "--profile", profile, "--dry-run", "--weights-dir", carried]
+    assert pipeline.run.main(dry) == 0
     run_stages(build)
     models = duckdb.sql(
         "SELECT DISTINCT depth_model, caption_model FROM 'data/patches.parquet/*.parquet'"
@@ -61,9 +87,18 @@ def test_a_profile_runs_from_photographs_to_a_picture(
     assert len(models) == 1
     assert models[0][0].startswith(PROFILES[profile]["depth"] + "@")
     assert models[0][1].startswith("clip-vit-l-14@") and len(models[0][1]) == 14 + 12
-    train = ["--manifest", "data/patches.parquet", "--profile", profile, "--steps", "1"]
+    monkeypatch.delenv("LASR_WEIGHTS")
+    train = [
+        "--weights-dir",
+        carried,
+        "--manifest",
+        "data/patches.parquet",
+        "--profile",
+        profile,
+        "--steps",
+        "1",
+    ]
     assert trainer.run.main([*train, "--batch-size", "2"]) == 0
     assert "UNTRAINED" not in capsys.readouterr().err
     upscale = ["photographs/coffee.png", "--weights", "data/runs/patches/model.safetensors"]
     assert trainer.upscale.main([*upscale, "--out", "enlarged"]) == 0
-    assert Image.open("enlarged/coffee.png").size == (1024, 920)

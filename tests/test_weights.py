@@ -1,36 +1,14 @@
-"""Weights by name: found, fetched over HTTP on loopback, and refused when they are not the ones."""
+"""Weights by name and by path; one table of sources, and a page that agrees with it."""
 
-import functools
-import hashlib
-import http.server
-import threading
-from collections.abc import Iterator
-from dataclasses import replace
+import re
 from pathlib import Path
 
 import pytest
+from upstream import any_content
 
-from schemas import weights
-from schemas.weights import PROFILES, TABLE, WeightsError, fetch, locate
+from schemas.weights import PROFILES, TABLE, WeightsError, locate, locate_all
 
-CONTENT = b"weights" * 1000
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """A real HTTP server with one file."""
-    (tmp_path / "www").mkdir()
-    (tmp_path / "www" / "vgg19.pth").write_bytes(CONTENT)
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    handler = functools.partial(Quiet, directory=str(tmp_path / "www"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}/vgg19.pth"
-        running.shutdown()
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -39,43 +17,116 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "weights"
 
 
-def name_it(monkeypatch: pytest.MonkeyPatch, url: str, prefix: str) -> None:
-    entry = replace(TABLE["vgg19"], url=url, sha256_prefix=prefix)
-    monkeypatch.setitem(weights.TABLE, "vgg19", entry)
-
-
-def test_fetched_weights_are_located(
-    server: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    digest = hashlib.sha256(CONTENT).hexdigest()
-    name_it(monkeypatch, server, digest[:8])
-    with pytest.raises(WeightsError, match="fetch vgg19"):
-        locate("vgg19", "vgg")
-    fetch("vgg19")
-    located = locate("vgg19", "vgg")
-    assert located.path == folder / "vgg19" / "vgg19.pth"
-    assert located.path.read_bytes() == CONTENT and located.identity.startswith("vgg19@")
-
-
-@pytest.mark.parametrize(("path", "prefix"), [("", "00000000"), ("/gone", "")])
-def test_wrong_or_missing_files_are_refused_and_leave_nothing(
-    server: str, folder: Path, monkeypatch: pytest.MonkeyPatch, path: str, prefix: str
-) -> None:
-    name_it(monkeypatch, server + path, prefix)
-    with pytest.raises(WeightsError, match="could not be fetched from http") as caught:
-        fetch("vgg19")
-    assert "\n" not in str(caught.value)
-    assert not [p for p in folder.rglob("*") if p.is_file()]
+def place(folder: Path, name: str, content: bytes = b"weights") -> None:
+    for file in TABLE[name].files:
+        path = folder / name / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def test_every_profile_names_weights_of_the_right_kind() -> None:
     for profile in PROFILES.values():
         for kind, name in profile.items():
-            assert TABLE[name].kind == kind
+            assert TABLE[name].kind == kind and TABLE[name].commercial
     assert all(TABLE[name].built_in for name in PROFILES["offline"].values())
-    for entry in TABLE.values():
-        assert entry.licence and entry.about
-        assert entry.built_in or (entry.megabytes > 0 and bool(entry.repository) != bool(entry.url))
+
+
+def test_every_entry_is_complete() -> None:
+    for name, entry in TABLE.items():
+        assert name == entry.name and entry.licence and entry.about
+        assert entry.built_in != (entry.megabytes > 0 and bool(entry.repository) != bool(entry.url))
+        assert entry.commercial == ("NC" not in entry.licence)
+        assert re.fullmatch("main|[0-9a-f]{40}", entry.revision)
+        assert all(re.fullmatch("[0-9a-f]{0,8}|[0-9a-f]{64}", f.sha256) for f in entry.files)
+        if entry.url:  # it comes under the name that it has there, digests in names and paths hold
+            assert entry.url.endswith("/" + entry.files[0].name) and len(entry.files) == 1
+            for digits in re.findall(r"(?<=[-/])(?:[0-9a-f]{64}|[0-9a-f]{8})(?=[./])", entry.url):
+                assert entry.files[0].sha256 == digits
+
+
+def test_open_clips_table_agrees() -> None:
+    import open_clip
+
+    for name, model in [
+        ("vit-l-14", "ViT-L-14"),
+        ("vit-b-16", "ViT-B-16"),
+        ("vit-b-32", "ViT-B-32"),
+    ]:
+        known = open_clip.get_pretrained_cfg(model, "openai")
+        assert known["quick_gelu"] and known["hf_hub"] == TABLE[f"clip-{name}"].repository + "/"
+    assert open_clip.get_pretrained_cfg("ViT-L-14", "openai")["url"] == (
+        TABLE["clip-vit-l-14-archive"].url
+    )
+
+
+def test_torchvisions_table_agrees() -> None:
+    import torchvision
+
+    assert torchvision.models.VGG19_Weights.IMAGENET1K_V1.url == TABLE["vgg19"].url
+
+
+def test_no_source_stands_anywhere_else() -> None:
+    download = re.compile(r"https?://\S+\.(pth|pt|ckpt|safetensors|bin|onnx)\b")
+    by_name = re.compile(
+        r"snapshot_download|hf_hub_download|load_state_dict_from_url|download_url_to_file|hf-hub:"
+        r"|pretrained=[\"']openai|from_pretrained\(\s*[\"']"
+    )
+    repositories = [weights.repository for weights in TABLE.values() if weights.repository]
+    for package in ("schemas", "pipeline", "trainer", "benchmarks", "docker"):
+        for file in (ROOT / package).rglob("*"):
+            if file.suffix in (".pyc", ".txt") or file.is_dir() or file.name == "weights_table.py":
+                continue
+            text = file.read_text("utf-8")
+            for pattern in (download, by_name):
+                assert not pattern.search(text), file
+            assert not any(repository in text for repository in repositories), file
+
+
+def test_all_that_is_missing_is_named_together(folder: Path) -> None:
+    wanted = [("depthfm-v1", "depth"), ("clip-vit-l-14", "clip"), ("tiny-vgg", "vgg")]
+    with pytest.raises(WeightsError) as missing:
+        locate_all(*wanted)
+    line = str(missing.value)
+    command = "python -m schemas.weights fetch depthfm-v1 clip-vit-l-14 sd15-vae --weights-dir"
+    for part in (
+        "'depthfm-v1' (3464 MB, licence MIT), 'clip-vit-l-14' (1711 MB, licence MIT),"
+        " 'sd15-vae' (335 MB, licence CreativeML OpenRAIL-M) are not here",
+        f"`{command} {folder}`",
+        "--profile offline",
+    ):
+        assert part in line
+    assert "tiny-vgg" not in line and "\n" not in line
+
+
+def test_what_weights_need_may_stand_beside_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    any_content(monkeypatch, "sd15-vae")
+    place(folder, "depthfm-v1")
+    with pytest.raises(WeightsError, match="fetch sd15-vae --weights"):
+        locate("depthfm-v1", "depth")
+    place(folder, "sd15-vae")
+    (folder / "sd15-vae" / "vae").rename(folder / "depthfm-v1" / "vae")
+    assert locate("depthfm-v1", "depth").path == folder / "depthfm-v1" / "depthfm-v1.ckpt"
+
+
+def test_terms_are_told_when_such_weights_are_chosen(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place(folder, "depth-anything-v2-large")
+    locate("depth-anything-v2-large", "depth")
+    locate("depth-anything-v2-large", "depth")
+    text = "depth-anything-v2-large: licence CC-BY-NC-4.0: not for commercial use"
+    assert [record.getMessage() for record in caplog.records] == [text]
+
+
+def test_other_files_in_the_folder_change_no_identity(folder: Path) -> None:
+    place(folder, "depth-anything-v2-base")
+    identity = locate("depth-anything-v2-base", "depth").identity
+    (folder / "depth-anything-v2-base" / "README.md").write_text("mine")
+    assert locate("depth-anything-v2-base", "depth").identity == identity
+    (folder / "depth-anything-v2-base" / "config.json").write_text("{}")
+    assert locate("depth-anything-v2-base", "depth").identity != identity
 
 
 def test_own_files_are_known_by_their_content(tmp_path: Path) -> None:
@@ -83,3 +134,17 @@ def test_own_files_are_known_by_their_content(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
     first, second = (locate(str(tmp_path / n), "sr").identity for n in ("a.pth", "b.pth"))
     assert first.startswith("a@") and first[2:] != second[2:]
+
+
+def test_the_page_agrees_with_the_table() -> None:
+    page = (ROOT / "docs" / "weights.md").read_text("utf-8")
+    rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
+    for name, weights in TABLE.items():
+        row = rows[name]
+        assert weights.licence in row
+        assert weights.commercial == ("not for commercial use" not in row)
+        if not weights.built_in:
+            assert f"{weights.megabytes:,} MB" in row
+            assert weights.url in row and weights.repository in row
+            assert weights.revision == "main" or weights.revision[:7] in row
+            assert weights.files[-1].sha256[:8] in row

@@ -2,10 +2,12 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import open_clip
+import pytest
 import safetensors.torch
 import torch
 import torchvision
@@ -17,6 +19,15 @@ from transformers import (
     Dinov2Config,
     DPTImageProcessor,
 )
+
+from schemas.weights_table import TABLE, File
+
+
+def any_content(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let small networks stand in for the published ones, whose digests are known."""
+    for name in names:
+        files = tuple(File(file.name) for file in TABLE[name].files)
+        monkeypatch.setitem(TABLE, name, replace(TABLE[name], files=files))
 
 
 def save_clip(folder: Path, seed: int = 1, resnet: bool = False, **changes: Any) -> dict[str, Any]:

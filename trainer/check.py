@@ -7,9 +7,17 @@ import torch
 from schemas.device import pick_device
 from schemas.errors import UserError
 from schemas.manifest import SCALE, open_manifest
-from schemas.weights import locate
+from schemas.weights import Located, locate_all
 from trainer.config import TrainConfig
 from trainer.data import COLUMNS, Patches
+
+
+def find_weights(config: TrainConfig) -> dict[str, Located]:
+    """The run's weights by field of its config. Raises WeightsError that names all missing."""
+    sr, clip, vgg = locate_all(
+        (config.sr_name, "sr"), (config.clip_name, "clip"), (config.vgg_name, "vgg")
+    )
+    return {"sr_init": sr, "clip": clip, "vgg": vgg}
 
 
 def open_patches(config: TrainConfig, processes: int = 1) -> Patches:
@@ -45,11 +53,6 @@ def check_compiler(device: torch.device, mode: str) -> None:
 def describe(config: TrainConfig, processes: int = 1) -> str:
     """What a run would do and what it needs, for --dry-run. Loads no network."""
     patches = open_patches(config, processes)
-    needs = [
-        locate(config.sr_name, "sr"),
-        locate(config.clip_name, "clip"),
-        locate(config.vgg_name, "vgg"),
-    ]
     epochs = config.steps * config.batch_size / len(patches)
     return "\n".join(
         [
@@ -59,7 +62,7 @@ def describe(config: TrainConfig, processes: int = 1) -> str:
             f" x{SCALE} on {pick_device(config.device)}, {config.precision}",
             f"batch:    {config.batch_size} LR and as many HR patches,"
             f" {config.batch_size // processes} on each of {processes} processes",
-            f"weights:  {', '.join(found.identity for found in needs)}",
+            f"weights:  {', '.join(found.identity for found in find_weights(config).values())}",
             f"folder:   {config.folder}",
         ]
     )

@@ -18,11 +18,13 @@ from torch import Tensor
 
 from schemas.commandline import parse, progress, run_command
 from schemas.device import Device, pick_device
+from schemas.digests import sha256
 from schemas.errors import UserError
 from schemas.manifest import SCALE
+from schemas.weights import locate_all
 from trainer import scores, testset
 from trainer.inputs import find_pictures
-from trainer.ledger import Ledger, sha256
+from trainer.ledger import Ledger
 from trainer.matching import match
 from trainer.methods import Maker, Method, Output, parse_methods
 from trainer.metrics import PAPER, Colour, Metric, MetricMissing, load_metric
@@ -111,6 +113,7 @@ def run(config: EvaluateConfig) -> None:
     """
     device = pick_device(config.device)
     methods = parse_methods(config.weights, config.outputs)
+    locate_all(*((method.source, "sr") for method in methods if method.is_network))
     if config.images:
         pictures = testset.given(config.images, config.reference, config.scale)
     else:
@@ -251,7 +254,7 @@ def _read_pair(picture: Picture, output: Output) -> tuple[Tensor, Tensor | None]
 
 def main(argv: list[str] | None = None) -> int:
     """The command `python -m trainer.evaluate`."""
-    config = parse(EvaluateConfig, argv, "python -m trainer.evaluate", __doc__ or "")
+    config = parse(EvaluateConfig, argv, "python -m trainer.evaluate", __doc__ or "", weights=True)
     return run_command(lambda: run(config))
 
 

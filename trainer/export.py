@@ -210,7 +210,7 @@ def run(config: ExportConfig) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command `python -m trainer.export`."""
-    config = parse(ExportConfig, argv, "python -m trainer.export", __doc__ or "")
+    config = parse(ExportConfig, argv, "python -m trainer.export", __doc__ or "", weights=True)
     return run_command(lambda: run(config))
 
 

@@ -194,7 +194,7 @@ def word_labels(table: pa.Table, words: Sequence[str] | None) -> np.ndarray:
 
 def main(argv: list[str] | None = None) -> int:
     """The command `python -m trainer.features`."""
-    config = parse(FeaturesConfig, argv, "python -m trainer.features", __doc__ or "")
+    config = parse(FeaturesConfig, argv, "python -m trainer.features", __doc__ or "", weights=True)
     return run_command(lambda: run(config))
 
 

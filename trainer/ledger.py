@@ -1,6 +1,5 @@
 """Answers kept from one run to the next: a file of JSON lines, appended to, found by key."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -45,9 +44,3 @@ class Ledger:
             file.flush()
             os.fsync(file.fileno())
         self._known[key] = record
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes, hex: keys are made of it, so that no answer outlives its question."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from schemas.commandline import progress
 from schemas.errors import UserError
-from schemas.weights import locate
 from trainer import checkpoint
-from trainer.check import check_compiler, open_patches
+from trainer.check import check_compiler, find_weights, open_patches
 from trainer.clip import Encoders, load_encoders
 from trainer.config import TrainConfig
 from trainer.data import Batch, Patches
@@ -56,6 +55,7 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
     """
     with joined(config.device) as (world, device):
         patches = open_patches(config, world.size)
+        find_weights(config)  # all that is missing at once, before any is read
         if config.compile != "off":
             check_compiler(device, config.compile)
         torch.backends.cudnn.benchmark = True  # shapes never change
@@ -105,11 +105,7 @@ def trained_encoders(config: TrainConfig, encoders: Encoders) -> Encoders:
 
 def claim(config: TrainConfig, patches: Patches) -> None:
     """Make the run's folder, or refuse one that holds another run."""
-    identities = {
-        "sr_init": locate(config.sr_name, "sr").identity,
-        "clip": locate(config.clip_name, "clip").identity,
-        "vgg": locate(config.vgg_name, "vgg").identity,
-    }
+    identities = {field: found.identity for field, found in find_weights(config).items()}
     checkpoint.claim_folder(config, patches.manifest.identity, identities)
 
 

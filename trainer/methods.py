@@ -12,11 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from schemas.device import device_name
+from schemas.digests import sha256
 from schemas.errors import UserError
 from schemas.files import atomic_path
 from schemas.manifest import SCALE
 from schemas.weights import locate
-from trainer.ledger import Ledger, sha256
+from trainer.ledger import Ledger
 from trainer.matlab_resize import enlarge
 from trainer.network import load_model
 from trainer.pictures import to_uint8
@@ -34,6 +35,11 @@ class Method:
     name: str
     source: str
     is_folder: bool = False
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it runs here from weights."""
+        return not self.is_folder and self.source != BICUBIC
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ class Maker:
         self._source, self._folder, self._device = method.source, folder, device
         self._passes, self._tile = passes, tile
         self._identity = BICUBIC
-        if method.source != BICUBIC:
+        if method.is_network:
             self._identity = locate(method.source, "sr").identity
         self._made = Ledger(folder / "made.jsonl")
         self._run: Callable[[Tensor], Tensor] | None = None

@@ -26,11 +26,11 @@ import packaging.version
 import torch
 from torch import Tensor
 
-from schemas.commandline import run_command
+from schemas.commandline import add_weights_dir, run_command
 from schemas.device import device_name
+from schemas.digests import sha256
 from schemas.errors import UserError
 from schemas.weights import weights_folder
-from trainer.ledger import sha256
 from trainer.offline import offline
 
 Colour = Literal["ycbcr", "yiq", "rgb"]
@@ -266,9 +266,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.metrics", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="the paper's metrics, and whose weights are here")
+    add_weights_dir(
+        commands.add_parser("list", help="the paper's metrics, and whose weights are here")
+    )
     add = commands.add_parser("fetch", help="download the weights of metrics")
     add.add_argument("names", nargs="*", help="as in `list`, or pyiqa's (default: all of `list`)")
+    add_weights_dir(add)
     arguments = parser.parse_args(argv)
     if arguments.command == "list":
         return run_command(_list)

@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         if not SPEAKS:
             silence.enter_context(contextlib.redirect_stdout(nowhere))
             silence.enter_context(contextlib.redirect_stderr(nowhere))
-        config = parse(TrainConfig, said, "python -m trainer.run", __doc__ or "")
+        config = parse(TrainConfig, said, "python -m trainer.run", __doc__ or "", weights=True)
     if not SPEAKS:
         return run_command(lambda: run_silently(config))
     return run_command(lambda: run(config, shlex.join(["python", "-m", "trainer.run", *said])))

@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from schemas.commandline import progress
+from schemas.digests import sha256
 from schemas.errors import UserError
 from schemas.files import atomic_path
 from trainer.inputs import find_pictures
-from trainer.ledger import sha256
 from trainer.matching import match
 from trainer.matlab_resize import cut_to_multiple, reduce
 from trainer.picture_io import read_rgb

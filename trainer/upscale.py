@@ -156,7 +156,12 @@ def _is_done(target: Path, record: str, originals: set[tuple[int, int]], overwri
 def main(argv: list[str] | None = None) -> int:
     """The command `python -m trainer.upscale`."""
     config = parse(
-        UpscaleConfig, argv, "python -m trainer.upscale", __doc__ or "", positional="inputs"
+        UpscaleConfig,
+        argv,
+        "python -m trainer.upscale",
+        __doc__ or "",
+        positional="inputs",
+        weights=True,
     )
     return run_command(lambda: run(config))
 
