@@ -118,7 +118,7 @@ def load_depthfm(checkpoint: Path, vae: Path, device: torch.device) -> DepthFM:
         if text.shape[-1] != unet.config["cross_attention_dim"]:
             raise ValueError(f"empty_text_embedding {tuple(text.shape)} does not fit context_dim")
     except ValueError as error:
-        raise ValueError(f"{checkpoint}: {error}") from error
+        raise ValueError(f"{checkpoint}: {error}; give upstream's depthfm-v1.ckpt") from error
     return DepthFM(
         unet=_frozen(unet, device),
         vae=_frozen(_read_vae(vae), device),
@@ -228,16 +228,26 @@ def _build_unet(hparams: Mapping[str, Any], weights: Mapping[str, Tensor]) -> UN
     return unet
 
 
+_WANTED = (
+    "the autoencoder of Stable Diffusion 1.5; `python -m schemas.weights fetch sd15-vae` brings it"
+)
+
+
 def _read_vae(folder: Path) -> AutoencoderKL:
     for name in ("config.json", "diffusion_pytorch_model.safetensors"):
         if not (folder / name).is_file():  # diffusers would take the folder for a repository
-            raise ValueError(f"{folder}: no {name}: not the folder of an AutoencoderKL")
-    vae, report = AutoencoderKL.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-    )
+            raise ValueError(f"{folder}: no {name}: not {_WANTED}")
+    try:
+        vae, report = AutoencoderKL.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # diffusers, its configs and safetensors raise many kinds
+        why = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder}: not a whole AutoencoderKL: {why}; fetch it again") from error
     for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if report[problem]:  # diffusers warns only, and leaves random numbers in their place
-            raise ValueError(f"{folder}: {problem.replace('_', ' ')}: {min(report[problem])}")
+            what = f"{problem.replace('_', ' ')}: {min(map(str, report[problem]))}"
+            raise ValueError(f"{folder}: {what}: not {_WANTED}")
     if (scale := vae.config["scaling_factor"]) != LATENT_SCALE:
-        raise ValueError(f"{folder}: scaling_factor {scale}: not Stable Diffusion 1.5's VAE")
+        raise ValueError(f"{folder}: scaling_factor {scale}: not {_WANTED}")
     return vae

@@ -101,6 +101,8 @@ def _from_folder(located: Located) -> tuple[open_clip.CLIP, Preprocess]:
     folder = located.path if located.path.is_dir() else located.path.parent
     told = folder / "open_clip_config.json"
     if not told.is_file():
+        if located.path.is_file():
+            read_tensors(located.path)  # says it first where the file is damaged
         raise WeightsError(
             f"{located.path}: no open_clip_config.json beside the weights; a CLIP is a folder in"
             " open_clip's format, as `open_clip.push_to_hf_hub.save_for_hf` writes it, or an"
@@ -114,18 +116,22 @@ def _from_folder(located: Located) -> tuple[open_clip.CLIP, Preprocess]:
         vision, text = wanted["vision_cfg"], wanted["text_cfg"]
         foreign = [key for key in _FOREIGN if key in {*wanted, *vision, *text}]
         if foreign:
-            raise ValueError(f"it asks for {foreign[0]}; take an OpenAI-style model")
+            raise ValueError(f"it asks for {foreign[0]}, this takes OpenAI-style models")
         check_variant(located, {**vision, "quick_gelu": wanted.get("quick_gelu", False)})
         with torch.random.fork_rng(devices=[]):
             model = open_clip.CLIP(**wanted)
         transform = _preprocess(model, preprocess)
     except (OSError, ValueError, KeyError, TypeError, AssertionError, RuntimeError) as error:
-        raise WeightsError(f"{told}: no config of a plain CLIP: {_line(error)}") from error
+        raise WeightsError(
+            f"{told}: no config of a plain CLIP: {_line(error)}; fetch it again"
+        ) from error
     file = located.path if located.path.is_file() else _weights_in(folder)
     try:
         model.load_state_dict(read_tensors(file))
     except RuntimeError as error:
-        raise WeightsError(f"{file}: does not fit {told.name} beside it: {_line(error)}") from error
+        raise WeightsError(
+            f"{file}: does not fit {told.name} beside it: {_line(error)}; fetch both again"
+        ) from error
     return model, transform
 
 
@@ -158,7 +164,9 @@ def _from_archive(located: Located) -> tuple[open_clip.CLIP, Preprocess]:
             archive.tensors, quick_gelu=activations == ["sigmoid"], cast_dtype=torch.float32
         ).float()
     except (KeyError, RuntimeError, ValueError, AssertionError) as error:
-        raise WeightsError(f"{located.path}: is not OpenAI's CLIP: {_line(error)}") from error
+        raise WeightsError(
+            f"{located.path}: is not OpenAI's CLIP: {_line(error)}; give the archive it published"
+        ) from error
     return model, _preprocess(model, {})
 
 
