@@ -10,6 +10,7 @@ import pipeline.given
 import pipeline.picture
 import pipeline.query
 import pipeline.run
+import schemas.doctor
 import schemas.weights
 import trainer.curve
 import trainer.evaluate
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "trainer.sidebyside": trainer.sidebyside.main,
     "trainer.curve": trainer.curve.main,
     "schemas.weights": schemas.weights.main,
+    "schemas.doctor": schemas.doctor.main,
 }
 
 
