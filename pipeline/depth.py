@@ -4,6 +4,7 @@ Estimators disagree about the sign. Each adapter turns its own into distance her
 sign would swap LR and HR without any other sign of trouble.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from pipeline.depthfm import DepthFMDistance, load_depthfm
+from schemas.variants import check_variant
 from schemas.weights import Located, WeightsError, locate
 
 BATCH = {"cpu": 1, "cuda": 8}  # photographs of one size per call of Depth Anything
@@ -80,7 +82,7 @@ def load_depth(name_or_path: str, device: torch.device, seed: int = 0) -> DepthM
         return DepthModel(located.identity, attenuation, list, batch=1, is_network=False)
     if draws_noise(located):
         return _depthfm(located, device, seed)
-    return _depth_anything(located.identity, located.path, device)
+    return _depth_anything(located, located.path, device)
 
 
 def normalise(values: np.ndarray) -> np.ndarray:
@@ -121,22 +123,33 @@ def draws_noise(located: Located) -> bool:
     return located.path is not None and located.path.is_file()
 
 
-def _depth_anything(identity: str, folder: Path, device: torch.device) -> DepthModel:
+def _depth_anything(located: Located, folder: Path, device: torch.device) -> DepthModel:
     """Depth Anything V2 (Yang et al. 2024) predicts *inverse* depth, larger = nearer: inverted."""
-    from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+    from transformers import DepthAnythingForDepthEstimation, DPTImageProcessor
     from transformers.utils import logging
 
+    _check_configs(located, folder)
     logging.disable_progress_bar()
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it reports is checked here
     try:
-        processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForDepthEstimation.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True
+        processor: Any = DPTImageProcessor.from_pretrained(folder, local_files_only=True)
+        model, report = DepthAnythingForDepthEstimation.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # transformers, its configs and safetensors raise many kinds
         raise WeightsError(
-            f"{folder}: not a Depth Anything V2 folder (config.json, preprocessor_config.json,"
-            f" model.safetensors): {error}"
+            f"{folder}: not a whole Depth Anything V2 folder: {' '.join(str(error).split())[:300]};"
+            " fetch it again"
         ) from error
+    finally:
+        logging.set_verbosity(before)
+    for problem in ("mismatched_keys", "missing_keys", "unexpected_keys"):
+        if report[problem]:  # transformers warns only, and leaves random numbers in their place
+            raise WeightsError(
+                f"{folder}: config.json and model.safetensors do not belong together:"
+                f" {problem.replace('_', ' ')}: {min(map(str, report[problem]))}; fetch both again"
+            )
     model = model.to(device).eval()
 
     def prepare(photograph: np.ndarray) -> np.ndarray:
@@ -150,7 +163,42 @@ def _depth_anything(identity: str, folder: Path, device: torch.device) -> DepthM
         nearness = model(batch).predicted_depth.float().cpu().numpy()
         return [normalise(-one) for one in nearness]
 
-    return DepthModel(identity, prepare, predict, BATCH[device.type], is_network=True)
+    return DepthModel(located.identity, prepare, predict, BATCH[device.type], is_network=True)
+
+
+def _check_configs(located: Located, folder: Path) -> None:
+    """Refuse what transformers would load just as well: another network, sign or program.
+
+    Raises WeightsError.
+    """
+    configs: dict[str, dict[str, Any]] = {}
+    for name in ("config.json", "preprocessor_config.json"):
+        try:
+            configs[name] = dict(json.loads((folder / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise WeightsError(
+                f"{folder}: not a Depth Anything V2 folder (config.json, preprocessor_config.json,"
+                f" model.safetensors): {name}: {error}"
+            ) from error
+        if "auto_map" in configs[name]:
+            raise WeightsError(
+                f"{folder / name}: names code of its own (auto_map), which is never run here;"
+                " take the publisher's folder"
+            )
+    config, kind = configs["config.json"], configs["config.json"].get("model_type")
+    backbone = config.get("backbone_config") or {}
+    if (kind, backbone.get("model_type")) != ("depth_anything", "dinov2"):
+        raise WeightsError(
+            f"{folder}: is {kind} over {backbone.get('model_type')}, not Depth Anything V2; its"
+            " depth may have the other sign; take a depth-anything-v2-… of"
+            " `python -m schemas.weights list`"
+        )
+    if config.get("depth_estimation_type", "relative") != "relative":
+        raise WeightsError(
+            f"{folder}: estimates metres, which grow with distance: LR and HR would change places;"
+            " take Depth Anything V2 without Metric in its name"
+        )
+    check_variant(located, {"hidden_size": backbone.get("hidden_size")})
 
 
 def _depthfm(located: Located, device: torch.device, seed: int) -> DepthModel:

@@ -7,8 +7,6 @@ of xformers; this is the one with xformers, which upstream's requirements instal
 """
 
 import math
-import pickle
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,8 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
+
+from schemas.tensors import read_content
 
 LATENT_SCALE = 0.18215  # Stable Diffusion 1.5's
 
@@ -105,15 +105,20 @@ class DepthFMDistance:
 
 
 def load_depthfm(checkpoint: Path, vae: Path, device: torch.device) -> DepthFM:
-    """From upstream's `depthfm-v1.ckpt` and the `vae` folder of Stable Diffusion 1.5."""
+    """From upstream's `depthfm-v1.ckpt` and the `vae` folder of Stable Diffusion 1.5.
+
+    Raises WeightsError: the checkpoint cannot be read. ValueError: it, or the autoencoder, has not
+    the layout of the published one.
+    """
+    content = read_content(checkpoint, _arrays())
     try:
-        content = _read(checkpoint)
+        _check_layout(content)
         unet = _build_unet(content["ldm_hparams"], content["state_dict"])
         text = torch.as_tensor(content["empty_text_embedding"], dtype=torch.float32)
         if text.shape[-1] != unet.config["cross_attention_dim"]:
             raise ValueError(f"empty_text_embedding {tuple(text.shape)} does not fit context_dim")
     except ValueError as error:
-        raise ValueError(f"{checkpoint}: {error}") from error
+        raise ValueError(f"{checkpoint}: {error}; give upstream's depthfm-v1.ckpt") from error
     return DepthFM(
         unet=_frozen(unet, device),
         vae=_frozen(_read_vae(vae), device),
@@ -150,7 +155,8 @@ def min_max(values: Tensor) -> Tensor:
     return ((flat - low) / torch.where(high > low, high - low, 1)).reshape(values.shape)
 
 
-def _read(checkpoint: Path) -> dict[str, Any]:
+def _arrays() -> list[Any]:
+    """What the pickle may call besides PyTorch's: what makes an array of floats."""
     # Arrays of floats are data as tensors are, and the published file has its text embedding as
     # one. NumPy 1 and 2 write different names for the function that rebuilds them.
     rebuild: Any = np.empty(0).__reduce__()[0]
@@ -160,21 +166,13 @@ def _read(checkpoint: Path) -> dict[str, Any]:
         np.dtype,
         *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8")),
     ]
-    allowed = [*arrays, *((rebuild, f"{module}._reconstruct") for module in modules)]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        why = (
-            f"it holds {foreign[1]}, not only weights" if foreign else "damaged or no PyTorch file"
-        )
-        raise ValueError(f"refused as a checkpoint: {why}") from error
+    return [*arrays, *((rebuild, f"{module}._reconstruct") for module in modules)]
+
+
+def _check_layout(content: Any) -> None:
     for key in ("noising_step", "ldm_hparams", "empty_text_embedding", "state_dict"):
         if not isinstance(content, dict) or key not in content:
             raise ValueError(f"no {key}: not laid out as depthfm-v1.ckpt")
-    found: dict[str, Any] = content
-    return found
 
 
 def _unet_config(hparams: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,16 +228,26 @@ def _build_unet(hparams: Mapping[str, Any], weights: Mapping[str, Tensor]) -> UN
     return unet
 
 
+_WANTED = (
+    "the autoencoder of Stable Diffusion 1.5; `python -m schemas.weights fetch sd15-vae` brings it"
+)
+
+
 def _read_vae(folder: Path) -> AutoencoderKL:
     for name in ("config.json", "diffusion_pytorch_model.safetensors"):
         if not (folder / name).is_file():  # diffusers would take the folder for a repository
-            raise ValueError(f"{folder}: no {name}: not the folder of an AutoencoderKL")
-    vae, report = AutoencoderKL.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-    )
+            raise ValueError(f"{folder}: no {name}: not {_WANTED}")
+    try:
+        vae, report = AutoencoderKL.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # diffusers, its configs and safetensors raise many kinds
+        why = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder}: not a whole AutoencoderKL: {why}; fetch it again") from error
     for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if report[problem]:  # diffusers warns only, and leaves random numbers in their place
-            raise ValueError(f"{folder}: {problem.replace('_', ' ')}: {min(report[problem])}")
+            what = f"{problem.replace('_', ' ')}: {min(map(str, report[problem]))}"
+            raise ValueError(f"{folder}: {what}: not {_WANTED}")
     if (scale := vae.config["scaling_factor"]) != LATENT_SCALE:
-        raise ValueError(f"{folder}: scaling_factor {scale}: not Stable Diffusion 1.5's VAE")
+        raise ValueError(f"{folder}: scaling_factor {scale}: not {_WANTED}")
     return vae

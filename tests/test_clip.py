@@ -2,15 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
+from open_clip import get_model_config
 from PIL import Image
 from torch import Tensor
-from upstream import save_clip
+from upstream import save_clip, save_openai_archive
 
 from schemas.clip import load_clip
+from schemas.torchscript import is_torchscript, read_torchscript
+from schemas.variants import VARIANTS
 from schemas.weights import WeightsError
 from trainer.clip import Encoders, load_encoders
 
@@ -104,10 +109,10 @@ def test_folders_that_are_no_clip_are_refused(tmp_path: Path) -> None:
     save_clip(tmp_path)
     weights = tmp_path / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(WeightsError, match="open_clip cannot load"):
+    with pytest.raises(WeightsError, match="damaged, incomplete"):
         load_clip(str(tmp_path), CPU)
     weights.unlink()  # open_clip alone would only warn, and go on with random weights
-    with pytest.raises(WeightsError, match="open_clip cannot load"):
+    with pytest.raises(WeightsError, match="no weights beside open_clip_config"):
         load_clip(str(tmp_path), CPU)
 
 
@@ -132,3 +137,155 @@ def test_preprocessing_is_what_the_folder_says(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
     pixel = load_encoders(str(tmp_path), CPU)
     assert pixel.mean.flatten().tolist() == [0.5] * 3 and pixel.std.flatten().tolist() == [0.25] * 3
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A TorchScript archive of OpenAI's class, and the network in it."""
+    path = tmp_path_factory.mktemp("openai") / "ViT.pt"
+    return path, save_openai_archive(path)
+
+
+def test_openais_archive_answers_as_openais_class(archive: tuple[Path, Any]) -> None:
+    path, theirs = archive
+    ours = load_clip(str(path), CPU)
+    pictures = torch.randn(2, 3, 28, 28)
+    tokens = ours.tokenize(["a dog", "old brick, moss"])
+    with torch.no_grad():
+        expected = theirs.encode_image(pictures, True), theirs.encode_text(tokens)
+        found = ours.model.encode_image(pictures), ours.model.encode_text(tokens)
+    for one, other in zip(found, expected, strict=True):
+        assert other.std() > 1e-3
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+    assert {p.dtype for p in ours.model.parameters()} == {torch.float32}
+
+
+def test_openais_archive_is_read_as_pytorch_reads_it(archive: tuple[Path, Any]) -> None:
+    """`torch.jit.load` would run what is in it; ours does not, and finds the same tensors."""
+    theirs = torch.jit.load(archive[0]).state_dict()
+    ours = read_torchscript(archive[0])
+    assert ours.tensors.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(ours.tensors[name], tensor) and ours.tensors[name].dtype == tensor.dtype
+    assert not is_torchscript(archive[0].parent)
+
+
+def test_an_archive_that_was_trained_with_gelu_gets_gelu(tmp_path: Path) -> None:
+    theirs = save_openai_archive(tmp_path / "gelu.pt", gelu=True)
+    ours = load_clip(str(tmp_path / "gelu.pt"), CPU)
+    pictures = torch.randn(2, 3, 28, 28)
+    with torch.no_grad():
+        expected = theirs.encode_image(pictures, True)
+        torch.testing.assert_close(
+            ours.model.encode_image(pictures), expected, atol=1e-6, rtol=1e-5
+        )
+
+
+class Writes(torch.nn.Module):
+    """A module whose archive writes a file when `torch.jit.load` reads it."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.path = path
+        self.weight = torch.nn.Parameter(torch.zeros(3))
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, Tensor, bool]:
+        return self.path, self.weight, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, Tensor, bool]) -> None:
+        self.path = state[0]
+        self.weight = state[1]
+        self.training = state[2]
+        torch.save(state[1], state[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight
+
+
+def test_an_archive_is_never_run(tmp_path: Path) -> None:
+    trace, path = tmp_path / "it ran", tmp_path / "crafted.pt"
+    torch.jit.script(Writes(str(trace))).save(path)
+    with pytest.raises(WeightsError, match=f"{path}: ") as refusal:
+        load_clip(str(path), CPU)
+    assert "\n" not in str(refusal.value) and not trace.exists()
+    torch.jit.load(path)
+    assert trace.exists()  # the trap works
+
+
+def test_other_archives_are_refused_in_one_line(tmp_path: Path, archive: tuple[Path, Any]) -> None:
+    path = tmp_path / "other.pt"
+    torch.jit.script(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sigmoid())).save(path)
+    with pytest.raises(WeightsError, match=r"other\.pt: is not OpenAI's CLIP"):
+        load_clip(str(path), CPU)
+    torch.jit.script(torch.nn.Linear(2, 2)).save(path)
+    with pytest.raises(WeightsError, match="neither GELU nor QuickGELU"):
+        load_clip(str(path), CPU)
+
+
+def test_gelu_where_quickgelu_is_due_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No tensor tells. By name it must be what was published; by path the config is believed."""
+    monkeypatch.setenv("LASR_WEIGHTS", str(tmp_path))
+    sizes = {"patch_size": 14, "width": 32, "layers": 2, "quick_gelu": True}
+    monkeypatch.setitem(VARIANTS, "clip-vit-l-14", sizes)
+    folder = tmp_path / "clip-vit-l-14"
+    save_clip(folder)
+    load_clip("clip-vit-l-14", CPU)
+    save_clip(folder, quick_gelu=False)
+    with pytest.raises(WeightsError, match="is not clip-vit-l-14: its quick_gelu is False"):
+        load_clip("clip-vit-l-14", CPU)
+    load_clip(str(folder), CPU)
+
+
+def test_a_vit_b_is_no_vit_l(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LASR_WEIGHTS", str(tmp_path))
+    folder = tmp_path / "clip-vit-l-14"
+    save_clip(folder)
+    told = {"model_cfg": get_model_config("ViT-B-32-quickgelu")}
+    (folder / "open_clip_config.json").write_text(json.dumps(told))
+    with pytest.raises(WeightsError, match="its patch_size is 32, not 14"):
+        load_clip("clip-vit-l-14", CPU)
+    for name, variant in VARIANTS.items():  # the published ones, as open_clip knows them
+        if name.startswith("clip-"):
+            known = {model.lower(): model for model in open_clip.list_models()}
+            model = get_model_config(known[f"{name.removeprefix('clip-')}-quickgelu"])
+            published = {**model["vision_cfg"], "quick_gelu": model["quick_gelu"]}
+            assert variant.items() <= published.items()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 48}, r"does not fit open_clip_config\.json"),
+        ({"layers": 3}, r"does not fit open_clip_config\.json"),
+        ({"image_size": 70}, r"does not fit .*positional_embedding"),  # open_clip would stretch it
+        ({"timm_model_name": "vit_tiny_patch16_224"}, "asks for timm_model_name"),
+        ({"no_such_option": 1}, r"no config of a plain CLIP: .*no_such_option"),
+    ],
+)
+def test_weights_that_do_not_fit_their_config_are_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    save_clip(tmp_path)
+    config = tmp_path / "open_clip_config.json"
+    told = json.loads(config.read_text())
+    told["model_cfg"]["vision_cfg"] |= change
+    config.write_text(json.dumps(told))
+    with pytest.raises(WeightsError, match=message) as refusal:
+        load_clip(str(tmp_path), CPU)
+    assert "\n" not in str(refusal.value)
+
+
+def test_folders_answer_as_through_open_clip(folder: Path) -> None:
+    theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    ours = load_clip(str(folder), CPU)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 70, 3), np.uint8))
+    assert torch.equal(ours.preprocess(picture), preprocess(picture))
+    pixels, tokens = preprocess(picture)[None], ours.tokenize(["a dog"])
+    with torch.no_grad():
+        theirs.eval()
+        assert torch.equal(ours.model.encode_image(pixels), theirs.encode_image(pixels))
+        assert torch.equal(ours.model.encode_text(tokens), theirs.encode_text(tokens))

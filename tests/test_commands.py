@@ -10,6 +10,7 @@ import pipeline.given
 import pipeline.picture
 import pipeline.query
 import pipeline.run
+import schemas.doctor
 import schemas.weights_commands
 import trainer.curve
 import trainer.evaluate
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "trainer.sidebyside": trainer.sidebyside.main,
     "trainer.curve": trainer.curve.main,
     "schemas.weights": schemas.weights_commands.main,
+    "schemas.doctor": schemas.doctor.main,
 }
 
 

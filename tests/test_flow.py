@@ -120,6 +120,12 @@ def last_run(server: Project) -> dict[str, Any]:
     return run
 
 
+def test_the_doctor_finds_the_server_well(server: Project) -> None:
+    done = server.run(sys.executable, "-m", "schemas.doctor", "--profile", "offline")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"at {server.environment['PREFECT_API_URL']}, healthy" in done.stdout
+
+
 def test_pipeline_run_builds_through_the_flow(photographs: Path, project: Project) -> None:
     flags = ["--images", str(photographs), "--k", "2", "--limit", "3", "--shard-size", "2"]
     done = project.pipeline_run(*flags)

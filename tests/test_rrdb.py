@@ -1,7 +1,6 @@
 """The SR network against spandrel's, its weight files in every layout, and the untrained start."""
 
 import os
-import pickle
 import re
 from pathlib import Path
 
@@ -226,45 +225,15 @@ def test_refuses_truncated_files(tmp_path: Path, index: int, part: float) -> Non
     path = save_network(random_rrdb(), tmp_path)[index]
     whole = path.read_bytes()
     path.write_bytes(whole[: int(part * len(whole))])
-    with pytest.raises(WeightsError, match="cannot be read as weights; it is damaged"):
+    with pytest.raises(WeightsError, match=r"cannot be read as weights: it is (damaged|empty)"):
         load_rrdb(path)
 
 
-@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com", b"<html>", b"PK\3\4"])
-def test_refuses_files_of_another_kind(tmp_path: Path, content: bytes) -> None:
-    (path := tmp_path / "RealESRGAN_x4plus.pth").write_bytes(content)
-    with pytest.raises(WeightsError, match="cannot be read as weights"):
-        load_rrdb(path)
+def test_refuses_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no such file"):
         load_rrdb(tmp_path / "absent.pth")
     with pytest.raises(WeightsError, match="no such file"):
         load_rrdb(tmp_path)
-
-
-class Malicious:
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.target),)
-
-
-@pytest.mark.parametrize("kind", ["torch", "old torch", "plain"])
-def test_never_runs_code_from_a_file(tmp_path: Path, kind: str) -> None:
-    path, trace = tmp_path / "evil.pth", tmp_path / "it ran"
-    payload = {**random_rrdb().state_dict(), "x": Malicious(trace)}
-    if kind == "plain":
-        path.write_bytes(pickle.dumps(payload, protocol=2))
-    else:
-        torch.save(payload, path, _use_new_zipfile_serialization=kind == "torch")
-    with pytest.raises(WeightsError, match="could run code, and was refused without running it"):
-        load_rrdb(path)
-    assert not trace.exists()
-    if kind == "plain":
-        pickle.loads(path.read_bytes())
-    else:
-        torch.load(path, weights_only=False)
-    assert trace.exists()  # the trap works
 
 
 def test_impossible_sizes_are_refused() -> None:

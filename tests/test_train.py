@@ -22,6 +22,7 @@ from upstream import save_clip
 
 from schemas.errors import UserError
 from schemas.manifest import ManifestError, open_manifest
+from schemas.tensors import read_tensors
 from trainer import checkpoint, loop, losses
 from trainer import step as step_module
 from trainer.check import check_compiler
@@ -33,7 +34,7 @@ from trainer.interpolation import interpolation_start
 from trainer.rrdb import load_rrdb
 from trainer.step import Step
 from trainer.vgg import small_vgg, vgg_term
-from trainer.weightfile import read_tensors, save_network
+from trainer.weightfile import save_network
 
 CPU = torch.device("cpu")
 

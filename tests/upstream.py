@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import torchvision
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from ldm_unet import LdmUNet
+from pyiqa.archs import clip_model as openai
 from transformers import (
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
@@ -60,6 +62,25 @@ def save_clip(folder: Path, seed: int = 1, resnet: bool = False, **changes: Any)
         json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
     )
     return config
+
+
+def save_openai_archive(path: Path, gelu: bool = False) -> Any:
+    """OpenAI's own class as they published it: TorchScript, mostly float16; returns the network."""
+    torch.manual_seed(1)
+    # Heads are 64 wide and the vocabulary is the tokenizer's: what its loaders take for granted.
+    network = openai.CLIP(24, 28, 2, 64, 14, 77, 49408, 64, 1, 2).eval()
+    if gelu:
+        for block in (*network.visual.transformer.resblocks, *network.transformer.resblocks):
+            block.mlp.gelu = torch.nn.GELU()
+    openai.convert_weights(network)
+    for name, number in {"input_resolution": 28, "context_length": 77, "vocab_size": 49408}.items():
+        network.__dict__.pop(name, None)
+        network.register_buffer(name, torch.tensor(number))
+    inputs = torch.zeros(1, 3, 28, 28), torch.zeros(1, 77, dtype=torch.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of checks that a trace takes for constants
+        torch.jit.trace(network, inputs, check_trace=False).save(path)
+    return network.float()
 
 
 def save_depth_anything(folder: Path) -> None:
@@ -139,8 +160,11 @@ def save_vae(folder: Path) -> None:
     randomised(vae, seed=3).save_pretrained(folder)
 
 
-def save_vgg19(path: Path) -> None:
-    """torchvision's VGG19 at full width, as its .pth holds it, but for the classifier."""
+def save_vgg19(path: Path, width: int = 64) -> None:
+    """torchvision's VGG19, its first layer so wide, as its .pth holds it but for the classifier."""
     torch.manual_seed(0)
-    layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["E"])
+    config = torchvision.models.vgg.cfgs["E"]
+    layers = torchvision.models.vgg.make_layers(
+        [layer if layer == "M" else int(layer) * width // 64 for layer in config]
+    )
     torch.save({f"features.{name}": w for name, w in layers.state_dict().items()}, path)

@@ -12,6 +12,14 @@ from trainer.rrdb import RRDB
 _HALF = 0x01306B47  # ncnn's tag before weights in float16
 
 
+def is_ncnn(path: Path) -> bool:
+    """Whether a file begins as an ncnn network of float16 weights does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(4), "little") == _HALF
+
+
 def load_ncnn(path: Path) -> RRDB:
     """The x4 RRDB (64 features, growth 32) out of an ncnn `.bin` file: float32, on the CPU.
 

@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from schemas.manifest import SCALE
+from schemas.tensors import read_tensors
+from schemas.variants import VARIANTS, check_variant
 from schemas.weights import WeightsError, locate
 from trainer.interpolation import interpolation_start
-from trainer.ncnn import load_ncnn
+from trainer.ncnn import is_ncnn, load_ncnn
 from trainer.rrdb import rrdb_from
-from trainer.weightfile import read_tensors
 
 TINY = {"features": 32, "blocks": 3, "growth": 32}  # the offline profile's
 _MISSING = "other networks than RRDB need `pip install 'la-sr[spandrel]'`"
@@ -70,16 +71,23 @@ def load_model(name_or_path: str) -> SRModel:
 
     Raises WeightsError: not there, not readable, or no network that spandrel knows.
     """
-    path = locate(name_or_path, "sr").path
+    located = locate(name_or_path, "sr")
+    path = located.path
     if path is None:
         return SRModel(interpolation_start(**TINY))
-    if path.suffix == ".bin":
-        return SRModel(load_ncnn(path))
-    tensors = read_tensors(path)
-    try:
-        return SRModel(rrdb_from(tensors, path))
-    except WeightsError as error:
-        return _from_spandrel(tensors, path, error)
+    if is_ncnn(path):
+        network = load_ncnn(path)
+    else:
+        tensors = read_tensors(path)
+        try:
+            network = rrdb_from(tensors, path)
+        except WeightsError as error:
+            if located.name in VARIANTS:
+                raise
+            return _from_spandrel(tensors, path, error)
+    sizes = {name: getattr(network, name) for name in ("features", "blocks", "growth")}
+    check_variant(located, sizes)
+    return SRModel(network)
 
 
 def _from_spandrel(tensors: dict[str, Tensor], path: Path, no_rrdb: WeightsError) -> SRModel:

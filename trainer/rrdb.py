@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from schemas.tensors import read_tensors
 from schemas.weights import WeightsError
-from trainer.weightfile import read_tensors
 
 RESIDUAL = 0.2  # residuals are scaled down, which keeps a network this deep stable without norms
 REACH = 2  # pixels of features on each side that `RRDB.reconstruct` looks at: 1/2 + 3/4

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torchvision.models.vgg import make_layers  # type: ignore[import-untyped]
 
 from schemas.errors import UserError
+from schemas.tensors import read_tensors
 from schemas.weights import WeightsError, locate
 from trainer.losses import full_precision
-from trainer.weightfile import read_tensors
 
 BLOCKS = (2, 2, 4, 4, 4)  # convolutions of VGG19 between its max poolings
 WIDTHS = tuple(w for w, n in zip((64, 128, 256, 512, 512), BLOCKS, strict=True) for _ in range(n))
