@@ -48,7 +48,7 @@ def describe(manifest: Path) -> Artifacts:
 
 def counts(connection: duckdb.DuckDBPyConnection) -> list[Row]:
     """Photographs, lr patches and hr patches by status, the commonest status first."""
-    return _rows(
+    return rows_of(
         connection.sql(
             "SELECT status, count(*) AS photographs, sum(n_lr)::BIGINT AS lr,"
             " sum(n_hr)::BIGINT AS hr FROM images GROUP BY status ORDER BY photographs DESC, status"
@@ -58,7 +58,7 @@ def counts(connection: duckdb.DuckDBPyConnection) -> list[Row]:
 
 def top_words(connection: duckdb.DuckDBPyConnection) -> list[Row]:
     """The commonest caption words of lr and of hr patches side by side, with their counts."""
-    return _rows(
+    return rows_of(
         connection.sql(f"""
             WITH counted AS (
                 SELECT role, word, count(*) AS patches
@@ -100,7 +100,8 @@ def contact_sheet(connection: duckdb.DuckDBPyConnection) -> Image.Image:
     return sheet
 
 
-def _rows(answer: duckdb.DuckDBPyRelation) -> list[Row]:
+def rows_of(answer: duckdb.DuckDBPyRelation) -> list[Row]:
+    """An answer as one dictionary a row."""
     return [dict(zip(answer.columns, row, strict=True)) for row in answer.fetchall()]
 
 

@@ -18,6 +18,11 @@ Address = Annotated[str, BeforeValidator(os.fspath)]  # a path, or s3://bucket/n
 Runner = Literal["local", "ray"]
 
 
+def work_folder(manifest: Place) -> Place:
+    """The folder of finished parts, beside a manifest."""
+    return manifest.parent / f"{manifest.name.removesuffix('.parquet')}.work"
+
+
 class BuildConfig(BaseModel):
     """What `pipeline.run` and the deployment `build-patches` take."""
 
@@ -103,8 +108,7 @@ class BuildConfig(BaseModel):
     @property
     def work(self) -> Place:
         """The folder of finished parts, beside the manifest."""
-        out = Place(self.out)
-        return out.parent / f"{out.name.removesuffix('.parquet')}.work"
+        return work_folder(Place(self.out))
 
     @property
     def kept_folder(self) -> Place:

@@ -15,14 +15,12 @@ import pyarrow.dataset as ds
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from pipeline import images
-from pipeline.depth import load_depth
-from pipeline.select import box_mean
+from pipeline.originals import Missing, Originals
 from schemas.commandline import parse, run_command
-from schemas.device import Device, pick_device
+from schemas.device import Device
 from schemas.errors import UserError
 from schemas.files import atomic_path
-from schemas.manifest import PATCH_SIZE, open_manifest
+from schemas.manifest import open_manifest
 
 matplotlib.use("Agg")  # draws into files; needs no screen
 from matplotlib import pyplot as plt
@@ -31,6 +29,7 @@ from matplotlib.patches import Rectangle
 
 COLOURS: dict[str, str] = {"lr": "#ffb000", "hr": "#2f6fff"}  # the paper's yellow and blue
 TITLES: dict[str, str] = {"lr": "far: LR patches, enlarged", "hr": "near: HR patches"}
+DISTANCE_COLOURS = "magma"  # matplotlib's: dark is near, and in grey it still grows with distance
 SHOWN = 4  # patches of each role, best first
 CAPTION_WORDS = 5
 
@@ -59,19 +58,16 @@ def draw(config: PictureConfig) -> str:
         raise UserError(f"{config.manifest}: no photograph '{config.photograph}'; see image_path")
     names = [row["image_path"] for row in rows]
     name = config.photograph or max(sorted(set(names)), key=names.count)
-    found = {photo.name: photo for photo in images.find(config.images)}
-    if name not in found:
-        raise UserError(f"--images: '{name}' is not below these paths; give those of the build")
-    pixels = images.load(found[name], PATCH_SIZE["hr"]).pixels
-    parameters = manifest.metadata.get("parameters", {})
-    depth = load_depth(
-        parameters.get("depth", "colour-attenuation"),
-        pick_device(config.device),
-        parameters.get("seed", 0),
-    )
-    distance = box_mean(depth.distance(pixels))
     own = [row for row in rows if row["image_path"] == name]
-    _draw(config.out, pixels, distance, own, parameters)
+    originals = Originals(manifest, config.images, config.device)
+    if name not in originals.found:
+        raise UserError(f"--images: '{name}' is not below these paths; give those of the build")
+    try:
+        pixels = originals.pixels(name, own[0]["image_id"])
+        distance = originals.distance(own[0]["image_id"], own[0]["depth_model"], pixels)
+    except Missing as why:
+        raise UserError(f"{name}: {why}") from why
+    _draw(config.out, pixels, distance, own, originals.parameters)
     return name
 
 
@@ -87,7 +83,7 @@ def _draw(
     photo, far_map = top.subplots(1, 2)
     photo.imshow(pixels)
     photo.set_title(f"{rows[0]['image_path']}: chosen patches (yellow far, blue near)")
-    shown = far_map.imshow(distance, cmap="magma", vmin=0, vmax=1)
+    shown = far_map.imshow(distance, cmap=DISTANCE_COLOURS, vmin=0, vmax=1)
     far_map.set_title(f"distance, {rows[0]['depth_model']}")
     bar = top.colorbar(shown, ax=far_map, shrink=0.8, ticks=[0, 1])
     bar.ax.set_yticklabels(["near", "far"])
