@@ -8,7 +8,16 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from schemas.finding import Finding, good, warning, wrong
-from schemas.weights import PROFILES, TABLE, Kind, Profile, WeightsError, locate, weights_folder
+from schemas.weights import (
+    PROFILES,
+    TABLE,
+    Kind,
+    Profile,
+    WeightsError,
+    locate,
+    weights_folder,
+    with_needs,
+)
 
 # Megabytes that a photograph leaves: 8 + 8 patches, 0.4 MB, stand in a part and in the manifest;
 # the rest is its kept distance map and features.
@@ -24,10 +33,8 @@ SHARED_MEMORY = 1_000  # /dev/shm, below which Ray and NCCL complain
 
 def needed(profile: Profile, kinds: tuple[Kind, ...]) -> list[tuple[str, Kind]]:
     """Names of the weights of a profile's programs, and what kind each is."""
-    names = [(PROFILES[profile][kind], kind) for kind in kinds]
-    if ("depthfm-v1", "depth") in names:
-        names.append(("sd15-vae", "depth"))
-    return names
+    chosen = with_needs([TABLE[PROFILES[profile][kind]] for kind in kinds], built_in=True)
+    return [(weights.name, weights.kind) for weights in chosen]
 
 
 def weights(profile: Profile, kinds: tuple[Kind, ...]) -> Iterator[Finding]:

@@ -157,10 +157,10 @@ def differs(file: File, path: Path) -> str:
     return ""
 
 
-def with_needs(entries: list[Weights]) -> list[Weights]:
-    """The entries that need files, each once, and what they need in turn."""
+def with_needs(entries: list[Weights], built_in: bool = False) -> list[Weights]:
+    """The entries, each once, and what they need in turn; built_in: also those without files."""
     every = [*entries, *(TABLE[name] for entry in entries for name in entry.needs)]
-    return list(dict.fromkeys(entry for entry in every if not entry.built_in))
+    return list(dict.fromkeys(entry for entry in every if built_in or not entry.built_in))
 
 
 def check_here(entries: list[Weights]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from servers import free_port
-from upstream import save_vgg19
+from upstream import any_content, save_vgg19
 
 from schemas import doctor, installed, room
 from schemas.finding import Finding
@@ -61,6 +61,7 @@ def test_missing_weights_are_named_with_their_command(
     monkeypatch.setenv("LASR_WEIGHTS", str(empty))
     (empty / "vgg19").mkdir()
     save_vgg19(empty / "vgg19" / "vgg19-dcbb9e9d.pth", width=8)
+    any_content(monkeypatch, "vgg19")
     status, findings = examine(capsys, "--profile", "paper")
     missing = {about for about in faults(findings) if about.startswith("weights")}
     names = ("depthfm-v1", "sd15-vae", "clip-vit-l-14", "rrdb-psnr-x4")
@@ -212,7 +213,7 @@ def test_it_runs_where_only_the_trainer_is_installed(tmp_path: Path) -> None:
     """Seen from a Python that finds none of the pipeline's packages, nor their metadata."""
     code = f"""
 import importlib.metadata, sys
-pipelines = ("prefect", "duckdb", "diffusers", "clip_interrogator", "transformers", "httpx")
+pipelines = ("prefect", "duckdb", "diffusers", "clip_interrogator", "transformers")
 for name in pipelines:
     sys.modules[name] = None  # an import of it now fails
 real = importlib.metadata.version
