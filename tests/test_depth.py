@@ -1,15 +1,19 @@
 """Depth adapters: the direction of each, and Depth Anything V2 against transformers itself."""
 
+import json
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 from upstream import save_depth_anything
 
 from pipeline.depth import DepthModel, at_size, attenuation, load_depth, normalise, pack, unpack
+from schemas.variants import VARIANTS
 from schemas.weights import WeightsError
 
 CPU = torch.device("cpu")
@@ -84,6 +88,76 @@ def test_identity_tells_weights_apart(depth_anything: Path, tmp_path: Path) -> N
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="not a Depth Anything V2 folder"):
         load_depth(str(tmp_path), CPU)
+
+
+# In proportion as Small, Base and Large (Yang et al. 2024): about a twelfth of their width.
+SIZES = {
+    "small": {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 4},
+    "base": {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 4},
+    "large": {"hidden_size": 96, "num_attention_heads": 6, "num_hidden_layers": 8},
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_answers_as_in_transformers(tmp_path: Path, size: str) -> None:
+    save_depth_anything(tmp_path, **SIZES[size])
+    ours = load_depth(str(tmp_path), CPU)
+    model = AutoModelForDepthEstimation.from_pretrained(tmp_path).eval()
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    photo = photos()[0]
+    with torch.no_grad():
+        native = model(**processor(images=photo, return_tensors="pt")).predicted_depth[0].numpy()
+    (distance,) = ours.predict_some([ours.prepare(photo)])
+    np.testing.assert_allclose(distance, 1 - (native - native.min()) / np.ptp(native), atol=1e-6)
+
+
+def edited(folder: Path, **changes: object) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def test_folders_that_would_swap_near_and_far_are_refused(tmp_path: Path) -> None:
+    """Metric variants and other estimators load as well, and their depth grows with distance."""
+    save_depth_anything(tmp_path)
+    with pytest.raises(WeightsError, match="without Metric in its name"):
+        load_depth(str(edited(tmp_path, depth_estimation_type="metric", max_depth=20)), CPU)
+    with pytest.raises(WeightsError, match="is zoedepth over dinov2, not Depth Anything V2"):
+        load_depth(str(edited(tmp_path, model_type="zoedepth")), CPU)
+
+
+def test_weights_of_another_size_than_their_config_are_refused(tmp_path: Path) -> None:
+    """Large's weights with Small's config, and the other way about; transformers may only warn."""
+    for size in SIZES:
+        save_depth_anything(tmp_path / size, **SIZES[size])
+    for one, other in (("small", "large"), ("large", "small"), ("base", "small")):
+        folder = tmp_path / f"{one} of {other}"
+        shutil.copytree(tmp_path / one, folder)
+        shutil.copy(tmp_path / other / "model.safetensors", folder)
+        with pytest.raises(WeightsError, match=f"^{folder}: ") as refusal:
+            load_depth(str(folder), CPU)
+        assert "\n" not in str(refusal.value) and ";" in str(refusal.value)
+
+
+def test_tensors_that_are_missing_are_not_made_up(depth_anything: Path, tmp_path: Path) -> None:
+    """transformers warns, and goes on with random numbers in their place."""
+    folder = tmp_path / "partial"
+    shutil.copytree(depth_anything, folder)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["head.conv3.bias"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(WeightsError, match=r"missing keys: head\.conv3\.bias"):
+        load_depth(str(folder), CPU)
+
+
+def test_a_name_is_kept_to_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large is not free for commercial use: under Small's name it is refused."""
+    monkeypatch.setenv("LASR_WEIGHTS", str(tmp_path))
+    save_depth_anything(tmp_path / "depth-anything-v2-small", **SIZES["large"])
+    with pytest.raises(WeightsError, match="its hidden_size is 96, not 384"):
+        load_depth("depth-anything-v2-small", CPU)
+    monkeypatch.setitem(VARIANTS, "depth-anything-v2-small", {"hidden_size": 96})
+    load_depth("depth-anything-v2-small", CPU)
 
 
 def test_colour_attenuation_sees_haze_as_far(photographs: Path) -> None:

@@ -26,6 +26,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "convolutions around attention": {**SMALL, "use_linear_in_transformer": False},
     "heads of fixed width": {**SMALL, "num_heads": -1, "num_head_channels": 16},
     "attention at some levels": {**SMALL, "channel_mult": [1, 2, 3], "attention_resolutions": [2]},
+    "one level": {**SMALL, "channel_mult": [1], "attention_resolutions": [1], "num_heads": 1},
+    "wider and deeper": {**SMALL, "model_channels": 64, "num_res_blocks": 3, "num_heads": 4},
 }
 
 
@@ -221,6 +223,12 @@ def without(mapping: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in mapping.items() if name != key}
 
 
+def recast(content: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A checkpoint of another UNet, whole in itself."""
+    hparams = {**SMALL, **changes}
+    return {**content, "ldm_hparams": hparams, "state_dict": LdmUNet(**hparams).state_dict()}
+
+
 FIRST, BIAS = "input_blocks.0.0.weight", "input_blocks.2.0.op.bias"
 BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no hparams": (lambda c: without(c, "ldm_hparams"), "no ldm_hparams"),
@@ -236,6 +244,10 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "another depth": (
         lambda c: {**c, "ldm_hparams": {**SMALL, "channel_mult": [1, 2, 2]}},
         "state_dict",
+    ),
+    "a first level of its own width": (  # which diffusers' UNet cannot be
+        lambda c: recast(c, channel_mult=[2, 1]),
+        r"state_dict: time_embed\.0\.weight is \(128, 32\), not \(256, 64\)",
     ),
     "another context": (
         lambda c: {**c, "empty_text_embedding": torch.zeros(1, 7, 25)},
@@ -291,8 +303,15 @@ def test_the_vae_is_whole_and_the_right_one(tmp_path: Path, vae_folder: Path) ->
                 renamed[name.replace(new, old)] = renamed.pop(name)
     assert renamed.keys() != weights.keys()
     save_file(renamed, file)
-    loaded = load_depthfm(checkpoint, folder, CPU).vae.state_dict()
+    older_vae = load_depthfm(checkpoint, folder, CPU).vae
+    loaded = older_vae.state_dict()
     assert all(torch.equal(loaded[name], weight) for name, weight in weights.items())
+    newer_vae = load_depthfm(checkpoint, vae_folder, CPU).vae
+    picture = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        latent = older_vae.encode(picture).latent_dist.mean
+        assert torch.equal(latent, newer_vae.encode(picture).latent_dist.mean)
+        assert torch.equal(older_vae.decode(latent).sample, newer_vae.decode(latent).sample)
 
     config = folder / "config.json"
     config.write_text(config.read_text().replace("0.18215", "0.13025"))

@@ -68,7 +68,7 @@ def test_missing_weights_are_named_with_their_command(
     assert status == 1 and missing == {f"weights {name}" for name in names}
     for name in names:
         fault = faults(findings)[f"weights {name}"]
-        assert f"`python -m schemas.weights fetch {name}`" in fault.fix
+        assert f"`python -m schemas.weights fetch {name}" in fault.fix
         assert f"{TABLE[name].megabytes} MB" in fault.found
     (vgg,) = (f for f in findings if f.about == "weights vgg19")
     assert vgg.level == "ok" and vgg.found.startswith("1 MB at ")

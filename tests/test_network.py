@@ -11,6 +11,7 @@ from spandrel.architectures.ESRGAN import ESRGAN
 from spandrel.architectures.SwinIR import SwinIR
 from torch import nn
 
+from schemas.variants import VARIANTS
 from schemas.weights import WeightsError
 from trainer.network import load_model, load_sr
 from trainer.rrdb import RRDB
@@ -79,6 +80,23 @@ def test_an_rrdb_of_another_scale_enlarges_and_does_not_train(tmp_path: Path) ->
     assert load_model(str(path)).scale == 2
     with pytest.raises(WeightsError, match="enlarges x2; training takes x4"):
         load_sr(str(path))
+
+
+def test_a_name_is_kept_to_its_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The anime network of six blocks, or one of x2, copied to where x4plus belongs."""
+    monkeypatch.setenv("LASR_WEIGHTS", str(tmp_path))
+    (folder := tmp_path / "realesrgan-x4plus").mkdir()
+    file = folder / "RealESRGAN_x4plus.pth"
+    network = RRDB(64, 6, 32)
+    torch.save({"params_ema": network.state_dict()}, file)
+    with pytest.raises(WeightsError, match="is not realesrgan-x4plus: its blocks is 6, not 23"):
+        load_model("realesrgan-x4plus")
+    assert load_model(str(file)).network.blocks == 6  # by path it is what it is
+    monkeypatch.setitem(VARIANTS["realesrgan-x4plus"], "blocks", 6)
+    load_model("realesrgan-x4plus")
+    saved(ESRGAN(in_nc=12, out_nc=3, num_filters=8, num_blocks=1, scale=4, shuffle_factor=2), file)
+    with pytest.raises(WeightsError, match="is an RRDB x2, not x4"):
+        load_model("realesrgan-x4plus")
 
 
 def test_unknown_networks_and_a_missing_spandrel(

@@ -83,16 +83,20 @@ def save_openai_archive(path: Path, gelu: bool = False) -> Any:
     return network.float()
 
 
-def save_depth_anything(folder: Path) -> None:
-    """Depth Anything V2 as transformers saves it: model and image processor."""
+def save_depth_anything(folder: Path, **changes: Any) -> None:
+    """Depth Anything V2 as transformers saves it: model and image processor.
+
+    changes: of the ViT's configuration.
+    """
     torch.manual_seed(0)
     stages = ["stage1", "stage2", "stage3", "stage4"]
     backbone = Dinov2Config(
-        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, patch_size=14, image_size=70,
-        out_features=stages, reshape_hidden_states=False, apply_layernorm=True,
+        patch_size=14, image_size=70, out_features=stages, reshape_hidden_states=False,
+        apply_layernorm=True,
+        **{"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2} | changes,
     )  # fmt: skip
     config = DepthAnythingConfig(
-        backbone_config=backbone, reassemble_hidden_size=32, patch_size=14,
+        backbone_config=backbone, reassemble_hidden_size=backbone.hidden_size, patch_size=14,
         neck_hidden_sizes=[8, 16, 32, 32], fusion_hidden_size=16, head_hidden_size=8,
     )  # fmt: skip
     DepthAnythingForDepthEstimation(config).save_pretrained(folder)
