@@ -107,7 +107,7 @@ def _facts(config: ReportConfig, manifest: Manifest, questions: Questions) -> di
     charts = []
     for column, (label, logarithmic) in DISTRIBUTIONS.items():
         if histogram := questions.histogram(column, logarithmic):
-            svg = report_charts.distribution(histogram, label, logarithmic)
+            svg = report_charts.distribution(histogram, logarithmic)
             table = histogram.table(TABLE_ROWS)
             charts.append({"column": column, "label": label, "svg": svg, "table": table})
     models = questions.models()
