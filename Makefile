@@ -30,8 +30,10 @@ demo: .venv/installed
 		--log-every 5 --sample-every 20 --checkpoint-every 20
 	$(BIN)/python -m trainer.upscale --weights $(RUN)/model.safetensors $(PHOTOGRAPHS)/chelsea.png --out $(DEMO)/upscaled
 	$(BIN)/python -m pipeline.picture --images $(PHOTOGRAPHS) --photograph china.jpg --out $(DEMO)/overview.png
+	$(BIN)/python -m pipeline.report --out $(DEMO)/report.html
 	@echo
 	@echo "Look at:"
+	@echo "  $(DEMO)/report.html              the whole training set on one page"
 	@echo "  $(DEMO)/overview.png             a photograph, its distance map, its patches and captions"
 	@echo "  $(RUN)/samples/step0000040.png   LR | bicubic | SR"
 	@echo "  $(DEMO)/upscaled/chelsea.png     a photograph, enlarged x4"

@@ -26,7 +26,14 @@ from pipeline.originals import Originals
 from pipeline.picture import COLOURS
 from pipeline.query import connect
 from pipeline.report_data import Questions
-from pipeline.report_pictures import DETAILS, Detail, Sheet, data_uri, middle, patch_picture
+from pipeline.report_pictures import (
+    DETAILS,
+    Detail,
+    Sheet,
+    patch_picture,
+    photograph_uri,
+    pixels_uri,
+)
 from schemas.commandline import parse, progress, run_command
 from schemas.device import Device
 from schemas.errors import UserError
@@ -107,7 +114,7 @@ def _facts(config: ReportConfig, manifest: Manifest, questions: Questions) -> di
     charts = []
     for column, (label, logarithmic) in DISTRIBUTIONS.items():
         if histogram := questions.histogram(column, logarithmic):
-            svg = report_charts.distribution(histogram, label, logarithmic)
+            svg = report_charts.distribution(histogram, logarithmic)
             table = histogram.table(TABLE_ROWS)
             charts.append({"column": column, "label": label, "svg": svg, "table": table})
     models = questions.models()
@@ -194,9 +201,9 @@ def _page(facts: dict[str, Any], drawn: Drawn, detail: Detail) -> str:
         pairs=drawn.pairs[: math.ceil(len(drawn.pairs) * detail.share)],
         hero=drawn.pairs[:HERO],
         detail=detail,
-        data_uri=data_uri,
+        pixels_uri=pixels_uri,
+        photograph_uri=photograph_uri,
         patch_picture=patch_picture,
-        middle=middle,
     )
 
 

@@ -28,7 +28,7 @@ _STYLE = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "la-sr",  # the same page for the same data
     "text.parse_math": False,  # words come from users
-    "font.size": 11,
+    "font.size": 12,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.spines.left": False,
@@ -43,7 +43,7 @@ _STYLE = {
 WIDTH = 4.6  # inches, 331 units of the SVG: letters keep their size on a telephone
 
 
-def distribution(histogram: Histogram, label: str, logarithmic: bool) -> Markup:
+def distribution(histogram: Histogram, logarithmic: bool) -> Markup:
     """Shares of far and near patches over one column."""
 
     def draw(axes: Axes) -> None:
@@ -60,10 +60,10 @@ def distribution(histogram: Histogram, label: str, logarithmic: bool) -> Markup:
             ticks = _round_ticks(edges[0], edges[-1])
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.minorticks_off()
-        axes.set(xlim=(edges[0], edges[-1]), xlabel=label, yticks=[])
+        axes.set(xlim=(edges[0], edges[-1]), yticks=[])
         axes.set_ylim(bottom=0)
 
-    return _svg(draw, 2.1)
+    return _svg(draw, 1.9)
 
 
 def ratio(comparison: Comparison) -> Markup:
@@ -79,11 +79,10 @@ def ratio(comparison: Comparison) -> Markup:
         ticks = [-4, -2, -1, 0, 1, 2, 4]
         axes.set_xticks(ticks, ["1/16", "1/4", "1/2", "1", "2", "4", "16"])
         axes.set(xlim=(edges[0], edges[-1]), yticks=[])
-        axes.set_xlabel(f"{comparison.measure}, far / near, of each photograph")
         axes.text(-0.12, 1.02, "far has less", ha="right", transform=axes.get_xaxis_transform())
         axes.text(0.12, 1.02, "far has more", ha="left", transform=axes.get_xaxis_transform())
 
-    return _svg(draw, 2.1)
+    return _svg(draw, 1.9)
 
 
 def words(rows: list[Row]) -> Markup:
@@ -136,7 +135,7 @@ def _adopted(svg: str) -> Markup:
             root.remove(element)  # the second holds a style that would reach the whole page
     for parent in root.iter():
         for element in [*parent]:
-            if element.tag == f"{{{_SVG}}}g" and element.get("id", "").startswith("patch_1"):
+            if element.tag == f"{{{_SVG}}}g" and element.get("id") == "patch_1":
                 parent.remove(element)  # the transparent ground
         for name in ("id", "clip-path"):
             parent.attrib.pop(name, None)

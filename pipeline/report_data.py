@@ -264,8 +264,8 @@ class Questions:
         """Patches by their id, with their pixels (`png`, bytes); lr first, by rank."""
         rows = self._ask(
             "SELECT patch_id, image_id, image_path, role, x, y, size, distance, texture,"
-            " depth_model, words, image.bytes AS png FROM patches WHERE patch_id IN (SELECT unnest($ids))"
-            " ORDER BY role DESC, rank, patch_id",
+            " depth_model, words, image.bytes AS png FROM patches"
+            " WHERE patch_id IN (SELECT unnest($ids)) ORDER BY role DESC, rank, patch_id",
             ids=list(patch_ids),
         )
         return {row["patch_id"]: row for row in rows}

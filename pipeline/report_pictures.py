@@ -1,10 +1,11 @@
 """The pictures of a report: photographs with their distance maps, and patches, as `data:` URIs."""
 
 import base64
+import functools
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -33,7 +34,7 @@ DETAILS = (
     Detail(800, 78),
     Detail(640, 70),
     Detail(480, 60),
-    *(Detail(480, 60, 0.75**i) for i in range(1, 16)),
+    *(Detail(480, 60, 0.5**i) for i in range(1, 8)),
 )
 
 
@@ -92,23 +93,30 @@ def patch_picture(patch: Row) -> Image.Image:
         return image.convert("RGB")
 
 
-def middle(picture: Image.Image) -> Image.Image:
-    """As many pixels from the middle of a near patch as a far one has: the same enlargement."""
+@functools.lru_cache(maxsize=1024)  # the same whatever the detail, and slow to write
+def pixels_uri(png: bytes) -> str:
+    """As many pixels from the middle of a patch as a far one has, for enlarging: none is lost.
+
+    A near patch beside a far one is thus seen at the same enlargement.
+    """
+    picture = patch_picture({"png": png})
     side = PATCH_SIZE["lr"]
     left, top = ((length - side) // 2 for length in picture.size)
-    return picture.crop((left, top, left + side, top + side))
+    middle = picture.crop((left, top, left + side, top + side))
+    return _uri(middle, lossless=True, quality=60)
+
+
+def photograph_uri(picture: Image.Image, detail: Detail) -> str:
+    """A photograph, a map or a near patch, as finely as `detail` says."""
+    return _uri(_smaller(picture.copy(), detail.side), quality=detail.quality)
+
+
+def _uri(picture: Image.Image, **options: Any) -> str:
+    with io.BytesIO() as buffer:
+        picture.save(buffer, "WEBP", **options)
+        return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _smaller(picture: Image.Image, side: int) -> Image.Image:
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     return picture
-
-
-def data_uri(picture: Image.Image, detail: Detail, kind: Literal["photograph", "pixels"]) -> str:
-    """A picture as WebP; kind: `pixels` loses none of them, as they are looked at enlarged."""
-    with io.BytesIO() as buffer:
-        if kind == "pixels":
-            picture.save(buffer, "WEBP", lossless=True, quality=60)
-        else:
-            _smaller(picture.copy(), detail.side).save(buffer, "WEBP", quality=detail.quality)
-        return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
