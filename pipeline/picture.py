@@ -32,6 +32,7 @@ TITLES: dict[str, str] = {"lr": "far: LR patches, enlarged", "hr": "near: HR pat
 DISTANCE_COLOURS = "magma"  # matplotlib's: dark is near, and in grey it still grows with distance
 SHOWN = 4  # patches of each role, best first
 CAPTION_WORDS = 5
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WebP"}
 
 
 class PictureConfig(BaseModel):
@@ -39,7 +40,9 @@ class PictureConfig(BaseModel):
 
     images: list[str] = Field(min_length=1, description="the photographs of the build")
     manifest: Path = Field(Path("data/patches.parquet"), description="the manifest to draw from")
-    out: Path = Field(Path("data/overview.png"), description="the picture to write")
+    out: Path = Field(
+        Path("data/overview.png"), description="the picture to write: .png, .jpg or .webp"
+    )
     photograph: str | None = Field(
         None, description="image_path of the photograph (default: the one with the most patches)"
     )
@@ -48,6 +51,8 @@ class PictureConfig(BaseModel):
 
 def draw(config: PictureConfig) -> str:
     """Write the picture and return the photograph's name. Raises UserError."""
+    if config.out.suffix.lower() not in FORMATS:
+        raise UserError(f"--out {config.out}: give it a name that ends in {', '.join(FORMATS)}")
     manifest = open_manifest(config.manifest)
     table = ds.dataset([str(file) for file in manifest.files]).to_table(
         filter=pc.field("image_path") == config.photograph if config.photograph else None,
@@ -78,8 +83,8 @@ def _draw(
     rows: list[dict[str, Any]],
     parameters: dict[str, Any],
 ) -> None:
-    figure = plt.figure(figsize=(16, 10), dpi=100, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1.4, 1])
+    figure = plt.figure(figsize=(16, 8.8), dpi=100, layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.55, 1])
     photo, far_map = top.subplots(1, 2)
     photo.imshow(pixels)
     photo.set_title(f"{rows[0]['image_path']}: chosen patches (yellow far, blue near)")
@@ -110,7 +115,7 @@ def _draw(
         figure.savefig(buffer, format="png")
         plt.close(figure)
         with Image.open(buffer) as drawn, atomic_path(out) as temporary:
-            drawn.convert("RGB").save(temporary, format="PNG")
+            drawn.convert("RGB").save(temporary, format=FORMATS[out.suffix.lower()], quality=85)
 
 
 def _outline(axes: Axes, row: dict[str, Any]) -> None:

@@ -179,7 +179,12 @@ def test_the_overview_picture(
     out = tmp_path / "overview.png"
     argv = ["--manifest", str(manifest), "--images", str(photographs), "--out", str(out)]
     assert pipeline.picture.main([*argv, "--photograph", "china.jpg"]) == 0
-    assert Image.open(out).size == (1600, 1000)
+    assert Image.open(out).size == (1600, 880)
+    jpeg = tmp_path / "overview.jpg"
+    assert pipeline.picture.main([*argv, "--out", str(jpeg)]) == 0
+    assert Image.open(jpeg).format == "JPEG"
+    bad = [*argv, "--out", str(tmp_path / "overview.txt")]
+    assert "give it a name that ends in" in one_line(capsys, pipeline.picture.main(bad))
     assert "no photograph 'x.jpg'" in one_line(
         capsys, pipeline.picture.main([*argv, "--photograph", "x.jpg"])
     )
