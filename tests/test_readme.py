@@ -20,7 +20,7 @@ ADDED = {
     "trainer.run": ["--profile", "offline", "--steps", "2", "--batch-size", "2"],
 }
 ELSEWHERE = {  # lines that another test runs
-    "python -m schemas.weights fetch default": "test_weights.py, against a hub on this machine",
+    "python -m schemas.weights fetch default": "test_fetch.py, against a hub on this machine",
     "prefect server start": "test_flow.py",
     "python -m pipeline.flows": "test_flow.py",
     "prefect deployment run": "test_flow.py",
