@@ -176,7 +176,8 @@ def test_names_and_words_are_text_whatever_they_hold(
     hostile = derived(
         manifest,
         tmp_path / "patches.parquet",
-        f"'{quoted}' AS image_path, {words} AS words, '{quoted}' AS depth_model",
+        f"'{quoted}' AS image_path, '{quoted}' AS depth_model,"
+        f" CASE role WHEN 'lr' THEN {words} ELSE words END AS words",
     )
     out = tmp_path / "page.html"
     assert main(["--manifest", str(hostile), "--out", str(out), "--photographs", "2"]) == 0
@@ -186,6 +187,8 @@ def test_names_and_words_are_text_whatever_they_hold(
     assert page.evaluate("document.querySelectorAll('b:not(.reasons b)').length") == 0
     assert page.locator("h3.name").first.inner_text() == HOSTILE
     assert "<b>bold</b>" in page.locator("#pairs .caption").first.inner_text()
+    drawn = page.locator("#words svg text").all_text_contents()
+    assert {"<b>bold</b>", '$x$ & "y"', "</script>"} <= {text.strip() for text in drawn}
     page.locator("input[name=name]").fill(HOSTILE)
     assert page.locator(".card:visible").count() == 24 + 2
 
