@@ -11,7 +11,7 @@ import torch
 from open_clip import get_model_config
 from PIL import Image
 from torch import Tensor
-from upstream import save_clip, save_openai_archive
+from upstream import any_content, save_clip, save_openai_archive
 
 from schemas.clip import load_clip
 from schemas.torchscript import is_torchscript, read_torchscript
@@ -229,6 +229,7 @@ def test_gelu_where_quickgelu_is_due_is_refused(
 ) -> None:
     """No tensor tells. By name it must be what was published; by path the config is believed."""
     monkeypatch.setenv("LASR_WEIGHTS", str(tmp_path))
+    any_content(monkeypatch, "clip-vit-l-14")
     sizes = {"patch_size": 14, "width": 32, "layers": 2, "quick_gelu": True}
     monkeypatch.setitem(VARIANTS, "clip-vit-l-14", sizes)
     folder = tmp_path / "clip-vit-l-14"
@@ -242,6 +243,7 @@ def test_gelu_where_quickgelu_is_due_is_refused(
 
 def test_a_vit_b_is_no_vit_l(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LASR_WEIGHTS", str(tmp_path))
+    any_content(monkeypatch, "clip-vit-l-14")
     folder = tmp_path / "clip-vit-l-14"
     save_clip(folder)
     told = {"model_cfg": get_model_config("ViT-B-32-quickgelu")}

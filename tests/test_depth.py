@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
-from upstream import save_depth_anything
+from upstream import any_content, save_depth_anything
 
 from pipeline.depth import DepthModel, at_size, attenuation, load_depth, normalise, pack, unpack
 from schemas.variants import VARIANTS
@@ -153,6 +153,7 @@ def test_tensors_that_are_missing_are_not_made_up(depth_anything: Path, tmp_path
 def test_a_name_is_kept_to_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large is not free for commercial use: under Small's name it is refused."""
     monkeypatch.setenv("LASR_WEIGHTS", str(tmp_path))
+    any_content(monkeypatch, "depth-anything-v2-small")
     save_depth_anything(tmp_path / "depth-anything-v2-small", **SIZES["large"])
     with pytest.raises(WeightsError, match="its hidden_size is 96, not 384"):
         load_depth("depth-anything-v2-small", CPU)

@@ -10,6 +10,7 @@ from spandrel.architectures.Compact import Compact
 from spandrel.architectures.ESRGAN import ESRGAN
 from spandrel.architectures.SwinIR import SwinIR
 from torch import nn
+from upstream import any_content
 
 from schemas.variants import VARIANTS
 from schemas.weights import WeightsError
@@ -85,6 +86,7 @@ def test_an_rrdb_of_another_scale_enlarges_and_does_not_train(tmp_path: Path) ->
 def test_a_name_is_kept_to_its_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The anime network of six blocks, or one of x2, copied to where x4plus belongs."""
     monkeypatch.setenv("LASR_WEIGHTS", str(tmp_path))
+    any_content(monkeypatch, "realesrgan-x4plus")
     (folder := tmp_path / "realesrgan-x4plus").mkdir()
     file = folder / "RealESRGAN_x4plus.pth"
     network = RRDB(64, 6, 32)
