@@ -7,6 +7,7 @@ is never in memory, and pixels are read for sampled patches alone (`pixels`).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 import duckdb
@@ -23,7 +24,7 @@ MEASURES = {
     "texture": "mean gradient",
     "sharpness": "variance of the Laplacian, high-frequency energy",
 }
-_Z = 1.96  # of a 95 % interval
+_Z = NormalDist().inv_cdf(0.975)  # of a 95 % interval
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import scipy.stats
 from PIL import Image
 
 from pipeline import report_pictures
@@ -257,10 +258,10 @@ def test_no_is_said_where_far_is_not_worse(manifest: Path, tmp_path: Path) -> No
 
 
 def test_wilsons_interval() -> None:
-    # Wilson's interval of 14 of 18 and of 0 of 10, from R's prop.test(correct = FALSE).
-    for lower, n, low, high in [(14, 18, 0.5479, 0.9100), (0, 10, 0.0, 0.2775)]:
+    for lower, n in [(14, 18), (0, 10), (7, 7), (400, 1000)]:
         found = Comparison("texture", 0, 0, n, lower, Histogram([], {})).interval
-        assert found == pytest.approx((low, high), abs=1e-4)
+        upstream = scipy.stats.binomtest(lower, n).proportion_ci(0.95, method="wilson")
+        assert found == pytest.approx((upstream.low, upstream.high), abs=1e-12)
 
 
 def test_words_against_plain_python(manifest: Path) -> None:
