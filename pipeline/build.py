@@ -15,6 +15,7 @@ from pipeline.captions import dictionary_sha256, read_dictionary
 from pipeline.companions import write_companions
 from pipeline.config import DICTIONARY, BuildConfig
 from pipeline.identity import identify
+from pipeline.ownership import check_outputs
 from pipeline.places import Place, read_table
 from pipeline.publish import Summary, publish, tidy
 from pipeline.shard import Job
@@ -72,6 +73,7 @@ def plan_build(config: BuildConfig) -> Build:
 
     Raises UserError: no photographs, missing weights, an unreadable dictionary, no GPU.
     """
+    check_outputs(Place(config.out), config.work, config.images)
     if config.runner == "local":  # a cluster's machines have GPUs of their own
         pick_device(config.device)
     words = read_dictionary(config.dictionary or DICTIONARY)

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.companions import write_companions
+from pipeline.ownership import check_file
 from pipeline.places import Place
 from schemas.errors import UserError
 from schemas.files import atomic_path
@@ -42,6 +43,7 @@ def save(
         raise UserError(f"--save {target}: give it a name that ends in .parquet")
     if target.is_dir():
         raise UserError(f"--save {target}: a folder stands there; choose another name")
+    check_file(target)
     missing = [name for name in PATCH_ROWS if name not in answer.columns]
     if missing and "patch_id" not in answer.columns:
         raise UserError(

@@ -21,6 +21,7 @@ from pipeline.captions import Captioner, dictionary_sha256, read_dictionary
 from pipeline.companions import write_companions
 from pipeline.config import DICTIONARY
 from pipeline.images import Found, Photograph, Unusable
+from pipeline.ownership import check_file
 from pipeline.places import Place
 from pipeline.rows import captioned, catalogue_row, patch_row, unusable_row
 from pipeline.select import Patch, texture_map
@@ -74,6 +75,7 @@ def write_manifest(config: GivenConfig) -> dict[Role, int]:
     """
     if config.out.is_dir():
         raise UserError(f"--out {config.out}: a folder of parts stands there; choose another name")
+    check_file(config.out)
     found = images.find([*config.lr_images, *(config.hr_images or [])])
     far = {picture.place for picture in images.find(config.lr_images)}
     near = {picture.place for picture in images.find(config.hr_images or config.lr_images)}

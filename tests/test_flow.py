@@ -137,8 +137,9 @@ def test_pipeline_run_builds_through_the_flow(photographs: Path, project: Projec
 
 
 def test_errors_inside_the_flow_are_one_line(project: Project) -> None:
-    Image.new("RGB", (100, 80)).save(project.folder / "small.png")
-    done = project.pipeline_run("--images", ".")
+    (project.folder / "photos").mkdir()
+    Image.new("RGB", (100, 80)).save(project.folder / "photos" / "small.png")
+    done = project.pipeline_run("--images", "photos")
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: none of 1 photographs gave a patch (1 too_small); most often")

@@ -136,10 +136,12 @@ def test_nothing_is_computed_for_the_encoders_weights_in_the_sr_terms(
     assert not any(p.requires_grad for p in step.frozen_images.parameters())
     pictures = torch.rand(2, 3, 56, 56, requires_grad=True)
     before = step.frozen_images(pictures)
-    assert torch.equal(before, step.encoders.images(pictures))
+    # Which kernels run depends on what needs a gradient, and their last bits on the processor.
+    torch.testing.assert_close(before, step.encoders.images(pictures), rtol=0, atol=1e-5)
     step(first_batch(manifest), step.texts_of(first_batch(manifest)))
-    assert not torch.equal(before, step.frozen_images(pictures))
-    assert torch.equal(step.frozen_images(pictures), step.encoders.images(pictures))
+    after = step.frozen_images(pictures)
+    assert (before - after).abs().max() > 1e-4
+    torch.testing.assert_close(after, step.encoders.images(pictures), rtol=0, atol=1e-5)
 
 
 def test_bfloat16_reaches_the_networks_and_not_the_losses(

@@ -8,6 +8,7 @@ from schemas.device import pick_device
 from schemas.errors import UserError
 from schemas.manifest import SCALE, open_manifest
 from schemas.weights import Located, locate_all
+from trainer.checkpoint import check_folder
 from trainer.config import TrainConfig
 from trainer.data import COLUMNS, Patches
 
@@ -27,6 +28,7 @@ def open_patches(config: TrainConfig, processes: int = 1) -> Patches:
             f"--batch-size {config.batch_size}: is the batch of all processes together, and"
             f" {processes} cannot share it evenly; take a multiple of {processes}"
         )
+    check_folder(config.folder, config.manifest)
     manifest = open_manifest(config.manifest, COLUMNS)
     patches = Patches(manifest, config.seed, config.degrade, config.pairing)
     if len(patches) < config.batch_size:

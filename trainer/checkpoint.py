@@ -52,6 +52,41 @@ def load(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def check_folder(folder: Path, manifest: Path) -> dict[str, Any]:
+    """Refuse a folder that is no run's; returns the config.json of the run in it, {} for none.
+
+    A run is known by its config.json. Writes nothing. Raises UserError.
+    """
+    if folder.resolve() in (Path.cwd(), Path("/")):
+        raise UserError(f"--out '{folder}': names no run; give it a name, such as data/runs/mine")
+    if manifest.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise UserError(f"{folder}: lies inside the manifest {manifest}; choose another --out")
+    path = folder / "config.json"
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); choose another --out") from error
+        if not isinstance(before, dict) or not {"manifest_identity", "weights"} <= before.keys():
+            raise UserError(
+                f"{path}: is not the config.json of a run; nothing was changed: choose another"
+                " --out"
+            )
+        return before
+    if folder.exists():
+        others = (
+            [p.name for p in folder.iterdir() if p.name != ".config.json.tmp"]
+            if (folder.is_dir())
+            else [folder.name]
+        )
+        if others:
+            raise UserError(
+                f"{folder}: holds {min(others)} and no run; nothing was changed: choose another"
+                " --out"
+            )
+    return {}
+
+
 def claim_folder(config: TrainConfig, manifest: str, weights: dict[str, str]) -> None:
     """Make the run's folder and its config.json; refuse a folder that holds another run.
 
@@ -63,13 +98,7 @@ def claim_folder(config: TrainConfig, manifest: str, weights: dict[str, str]) ->
         "manifest_identity": manifest,
         "weights": weights,
     }
-    if path.exists():
-        try:
-            before = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}: not readable as JSON ({error}); choose another --out"
-            ) from error
+    if before := check_folder(config.folder, config.manifest):
         # What a run of an older version did not know yet, it did as the default does now.
         defaults = {name: field.default for name, field in TrainConfig.model_fields.items()}
         for name, value in settings.items():
@@ -77,7 +106,7 @@ def claim_folder(config: TrainConfig, manifest: str, weights: dict[str, str]) ->
             if name not in FREE_TO_CHANGE and was != value:
                 raise UserError(
                     f"{config.folder}: holds a run with {name} = {was}, now it is"
-                    f" {value}; choose another --out, or remove that folder"
+                    f" {value}; choose another --out"
                 )
     write_bytes(path, (json.dumps(settings, indent=2) + "\n").encode())
 
