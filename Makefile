@@ -29,7 +29,7 @@ demo: .venv/installed
 		--steps 40 --batch-size 4 --lr 1e-5 --vgg-layers conv1_2 conv2_2 conv3_4 conv5_4 \
 		--log-every 5 --sample-every 20 --checkpoint-every 20
 	$(BIN)/python -m trainer.upscale --weights $(RUN)/model.safetensors $(PHOTOGRAPHS)/chelsea.png --out $(DEMO)/upscaled
-	$(BIN)/python -m pipeline.picture --images $(PHOTOGRAPHS) --photograph china.jpg --out $(DEMO)/overview.png
+	$(BIN)/python -m pipeline.report.picture --images $(PHOTOGRAPHS) --photograph china.jpg --out $(DEMO)/overview.png
 	$(BIN)/python -m pipeline.report --out $(DEMO)/report.html
 	@echo
 	@echo "Look at:"

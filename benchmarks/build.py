@@ -29,10 +29,10 @@ import torch
 from PIL import Image, ImageEnhance
 from pydantic import BaseModel, Field
 
-from pipeline.captions import read_dictionary
+from lasr.cli import parse, run_command
+from lasr.device import Device, pick_device
 from pipeline.config import DICTIONARY, BuildConfig
-from schemas.commandline import parse, run_command
-from schemas.device import Device, pick_device
+from pipeline.stages.captions import read_dictionary
 from schemas.manifest import PATCH_SIZE, patch_id
 
 Way = Literal["ours", "flow", "loop"]
@@ -83,8 +83,8 @@ def make_photographs(folder: Path, number: int, width: int) -> None:
 
 def run_stages(config: BuildConfig) -> None:
     """Ours, without Prefect."""
-    from pipeline import build as stages
-    from pipeline.shard import build_shard
+    from pipeline.build import plan as stages
+    from pipeline.build.shard import build_shard
 
     build = stages.plan_build(config)
     stages.finish(build, [build_shard(build.job, shard) for shard in build.plan.to_do])
@@ -92,7 +92,7 @@ def run_stages(config: BuildConfig) -> None:
 
 def run_flow(config: BuildConfig) -> None:
     """Ours, through the Prefect flow."""
-    from pipeline import flows
+    from pipeline.flows import flow as flows
 
     flows.build(config)
 
@@ -147,7 +147,7 @@ class PlainModels:
 
         from clip_interrogator import Config, LabelTable
 
-        from schemas.clip import load_clip
+        from lasr.weights.clip import load_clip
 
         self.device = pick_device(config.device)
         self.clip = load_clip(config.clip_name, self.device)
@@ -205,7 +205,7 @@ def child(options: BuildBenchmark) -> None:
         started = time.perf_counter()
         run_loop(config, models)
     else:
-        from pipeline.models import load_models
+        from pipeline.stages.models import load_models
 
         loaded = load_models(config)
         assert loaded.depth and loaded.captioner

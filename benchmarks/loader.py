@@ -32,10 +32,10 @@ from pydantic import BaseModel, Field
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from schemas.commandline import parse, run_command
+from lasr.cli import parse, run_command
 from schemas.manifest import Manifest, open_manifest
-from trainer.data import COLUMNS, Patches
-from trainer.degrade import Degradation
+from trainer.data.dataset import COLUMNS, Patches
+from trainer.data.degradation import Degradation
 
 try:
     import datasets
@@ -202,10 +202,10 @@ def _memory() -> float:
 
 def make_manifest(folder: Path, count: int) -> Path:
     """A manifest of `count` crops of sample photographs, by the pipeline's own stages."""
-    from pipeline import build as stages
+    from pipeline.build import plan as stages
+    from pipeline.build.shard import build_shard
     from pipeline.config import BuildConfig
     from pipeline.demo import copy_photographs
-    from pipeline.shard import build_shard
 
     samples = [Image.open(path).convert("RGB") for path in copy_photographs(folder / "samples")]
     (folder / "photographs").mkdir()

@@ -23,19 +23,19 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from schemas.clip import Clip
-from schemas.commandline import parse, run_command
-from schemas.device import Device, pick_device
-from schemas.errors import UserError
+from lasr.cli import parse, run_command
+from lasr.device import Device, pick_device
+from lasr.errors import UserError
+from lasr.weights.clip import Clip
 from schemas.manifest import PATCH_SIZE
-from trainer.check import check_compiler
-from trainer.clip import Encoders
 from trainer.config import TrainConfig
-from trainer.data import Batch
+from trainer.data.dataset import Batch
 from trainer.losses import content_encoders, content_sr, quality_encoders, quality_sr
-from trainer.rrdb import RRDB
+from trainer.models.encoders import Encoders
+from trainer.models.rrdb import RRDB
+from trainer.models.vgg import VGG, WIDTHS, vgg_term
+from trainer.plan import check_compiler
 from trainer.step import Step
-from trainer.vgg import VGG, WIDTHS, vgg_term
 
 WORDS = ["sky", "water", "wood", "stone", "leaf", "metal", "cloud", "grass", "sand", "brick"]
 
@@ -228,7 +228,7 @@ def run(config: BenchmarkConfig) -> None:
     stopwatch = Stopwatch(device)
     ours = Step(settings, *networks(config.setting, device))
     plain = PlainStep(settings, *networks(config.setting, device))
-    tokens = [ours.texts_of(batch) for batch in batches]  # trainer.transfer does this ahead
+    tokens = [ours.texts_of(batch) for batch in batches]  # trainer.data.prefetch does this ahead
     difference = check_equal(ours, plain, batches, tokens)
 
     times: dict[str, list[float]] = {"this project": [], "written plainly": []}

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from skimage import data
 
-from schemas.weights import locate
-from trainer.engines import EngineName, Precision, make_engine
-from trainer.ncnn import load_ncnn
+from lasr.weights.locate import locate
+from trainer.models.ncnn import load_ncnn
+from trainer.upscale.engines import EngineName, Precision, make_engine
 
 PEERS = ("spandrel", "plain", "ncnn")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from pipeline.places import Place
-from schemas.device import Device
+from lasr.device import Device
+from lasr.weights.locate import PROFILES, Profile
+from pipeline.storage import Place
 from schemas.manifest import PATCH_SIZE, Role
-from schemas.weights import PROFILES, Profile
 
 Strategy = Literal["depth", "random", "overlap", "inclusion"]
-DICTIONARY = Path(__file__).with_name("dictionary.txt")
+DICTIONARY = Path(__file__).with_name("stages") / "dictionary.txt"
 
 Address = Annotated[str, BeforeValidator(os.fspath)]  # a path, or s3://bucket/name
 Runner = Literal["local", "ray"]

@@ -8,7 +8,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from schemas.errors import UserError
+from lasr.errors import UserError
 
 PHOTOGRAPHS = {
     "sklearn": ("datasets/images", ("china.jpg", "flower.jpg")),

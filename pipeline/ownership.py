@@ -1,4 +1,4 @@
-"""Only what a build wrote itself is ever replaced; it is known by a mark inside, not by its name."""
+"""Only what a build wrote itself is ever replaced; known by a mark inside, not by its name."""
 
 import os
 import re
@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.places import Place, reported
-from schemas.errors import UserError
+from lasr.errors import UserError
+from pipeline.storage import Place, reported
 from schemas.manifest import METADATA_KEY, beside
 
 _CARD_MARK = "\n# LA-SR patches: "  # the title of every data card
@@ -68,7 +68,7 @@ def check_beside(out: Place) -> None:
 
 
 def is_marked(place: Place) -> bool:
-    """Whether a file says inside that this project wrote it: Parquet metadata, or a card's title."""
+    """Whether a file says that this project wrote it: Parquet metadata, or the title of a card."""
     if place.is_local and (place.path.is_symlink() or not place.path.is_file()):
         return False
     try:

@@ -10,15 +10,15 @@ Stopped or killed, the same command carries on where it was.
 import sys
 import time
 
+from lasr.cli import parse, run_command
+from lasr.weights.locate import untrained
 from pipeline.config import BuildConfig
-from schemas.commandline import parse, run_command
-from schemas.weights import untrained
 
 
 def run(config: BuildConfig) -> None:
     """Build through the Prefect flow and print a summary."""
-    from pipeline import build as stages  # heavy imports after --help and flag errors
-    from pipeline.lock import check_free
+    from pipeline.build import plan as stages  # heavy imports after --help and flag errors
+    from pipeline.build.lock import check_free
 
     started = time.monotonic()
     # Errors come before Prefect's server starts.
@@ -29,7 +29,7 @@ def run(config: BuildConfig) -> None:
     if config.dry_run:
         print(planned.summary())
         return
-    from pipeline import flows
+    from pipeline.flows import flow as flows
 
     summary = flows.build(config)
     status = ", ".join(f"{count} {name}" for name, count in sorted(summary["status"].items()))

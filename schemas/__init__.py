@@ -1,1 +1,1 @@
-"""What the two programs share: the data contract, named weights, the CLIP and the command line."""
+"""The data contract between the two programs, and nothing else."""

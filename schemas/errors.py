@@ -1,8 +1,15 @@
-"""The error that a user can act on."""
+"""The error that a user can act on; here, because the data contract imports nothing."""
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that says what is wrong, where, and what to do.
+    """Something the user can fix: what is wrong and where, and what to do about it.
 
-    Every command prints its text and exits with status 1; a traceback is left for our own bugs.
+    Every command prints it as one line and exits with status 1; a traceback is left for bugs.
     """
+
+    def __init__(self, problem: str, fix: str = ""):
+        super().__init__(problem, fix)
+        self.problem, self.fix = problem, fix
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.fix}" if self.fix else self.problem

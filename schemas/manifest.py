@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import UserError
-from schemas.files import atomic_path
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"la-sr"
@@ -165,7 +164,7 @@ def encoded_metadata(schema: pa.Schema, metadata: dict[str, Any]) -> dict[bytes,
 
 
 def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """pyarrow's writer with the manifest's encodings; `write_part` adds atomicity and rows."""
+    """pyarrow's writer with the manifest's encodings; `rows_to` writes rows of Python."""
     # PNGs are compressed already: packing them again costs time and gains nothing.
     plain = {"image.bytes"}
     return pq.ParquetWriter(
@@ -177,15 +176,6 @@ def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 Row = dict[str, Any]
-
-
-@contextlib.contextmanager
-def write_part(
-    path: Path, schema: pa.Schema, metadata: dict[str, Any]
-) -> Iterator[Callable[[Iterable[Row]], None]]:
-    """One Parquet file that appears only when it is complete; yields what appends rows to it."""
-    with atomic_path(path) as temporary, rows_to(temporary, schema, metadata) as write:
-        yield write
 
 
 @contextlib.contextmanager

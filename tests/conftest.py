@@ -12,10 +12,10 @@ os.environ |= {
 import pytest
 import torch
 
-from pipeline import build as stages
+from pipeline.build import plan as stages
+from pipeline.build.shard import build_shard
 from pipeline.config import BuildConfig
 from pipeline.demo import copy_photographs
-from pipeline.shard import build_shard
 
 torch.set_num_threads(1)  # the tests run two at a time on two cores
 

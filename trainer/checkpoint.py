@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from schemas.errors import UserError
-from schemas.files import atomic_path, write_bytes
+from lasr.errors import UserError
+from lasr.files import atomic_path, write_bytes
 from trainer.config import FREE_TO_CHANGE, TrainConfig
 
 log = logging.getLogger(__name__)

@@ -5,10 +5,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.device import Device
-from schemas.weights import PROFILES, Profile
-from trainer.data import Pairing
-from trainer.degrade import Degradation
+from lasr.device import Device
+from lasr.weights.locate import PROFILES, Profile
+from trainer.data.dataset import Pairing
+from trainer.data.degradation import Degradation
 
 # A run may be carried on with other values of these: they change no number of it, or stand for
 # something that is compared by content (the manifest, the weights).

@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from schemas.device import Device, pick_device
-from schemas.errors import UserError
+from lasr.device import Device, pick_device
+from lasr.errors import UserError
 
 MESSAGE = 64 * 2**20  # bytes of gradients that travel together
 

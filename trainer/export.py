@@ -25,17 +25,16 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from schemas.commandline import parse, run_command
-from schemas.errors import UserError
-from schemas.files import atomic_path
+from lasr.cli import parse, run_command
+from lasr.errors import UserError, load_extra
+from lasr.files import atomic_path
+from lasr.weights.locate import TABLE, locate
 from schemas.manifest import SCALE
-from schemas.weights import TABLE, locate
 from trainer import checkpoint
-from trainer.extras import load_extra
-from trainer.ncnn_export import write_ncnn
-from trainer.network import load_sr
-from trainer.rrdb import RRDB
-from trainer.weightfile import write_tensors
+from trainer.models.load import load_sr
+from trainer.models.ncnn_export import write_ncnn
+from trainer.models.rrdb import RRDB
+from trainer.models.save import write_tensors
 
 FORMATS = (".onnx", ".param", ".pth", ".safetensors")
 SHAPES = ((1, 3, 64, 64), (1, 3, 33, 50), (2, 3, 48, 27))  # sizes at which a file is compared
@@ -48,7 +47,9 @@ Run = Callable[[Tensor], Tensor]  # (n, 3, h, w) to (n, 3, 4h, 4w), float32
 class ExportConfig(BaseModel):
     """What `trainer.export` takes."""
 
-    weights: str = Field(description="a run's folder, a weights file, or a name of schemas.weights")
+    weights: str = Field(
+        description="a run's folder, a weights file, or a name of lasr.weights.locate"
+    )
     out: Path = Field(description=f"the file to write; its suffix is one of {', '.join(FORMATS)}")
     half: bool = Field(
         False,

@@ -7,30 +7,31 @@ another step builds on, it looks at all of them.
 
 import logging
 import math
+import signal
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from schemas.commandline import progress
-from schemas.errors import UserError
+from lasr.cli import progress
+from lasr.errors import UserError
 from trainer import checkpoint
-from trainer.check import check_compiler, find_weights, open_patches
-from trainer.clip import Encoders, load_encoders
 from trainer.config import TrainConfig
-from trainer.data import Batch, Patches
+from trainer.data.dataset import Batch, Patches
+from trainer.data.prefetch import Arriving, feed
 from trainer.distributed import OwnError, World, joined
-from trainer.network import load_sr
-from trainer.record import Record
+from trainer.models.encoders import Encoders, load_encoders
+from trainer.models.load import load_sr
+from trainer.models.save import save_network, write_tensors
+from trainer.models.vgg import load_vgg_named
+from trainer.plan import check_compiler, find_weights, open_patches
+from trainer.run_log import Record
 from trainer.step import Step
-from trainer.stop import asked_to_stop
-from trainer.transfer import Arriving, feed
-from trainer.vgg import load_vgg_named
-from trainer.weightfile import save_network, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -233,3 +234,30 @@ def _not_finite(
         " changed by it and the last checkpoint is kept: lower --lr or leave these patches out,"
         " with another --out"
     )
+
+
+class Stop:
+    """Whether somebody asked the run to stop."""
+
+    asked = False
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Stop]:
+    """Ctrl-C and SIGTERM let the step under way finish, so that a checkpoint can be written."""
+    stop = Stop()
+
+    def note(number: int, frame: object) -> None:
+        if stop.asked:  # asked twice: at once
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's
+        before = {}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

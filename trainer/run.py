@@ -16,8 +16,8 @@ import shlex
 import sys
 import time
 
-from schemas.commandline import parse, run_command
-from schemas.weights import untrained
+from lasr.cli import parse, run_command
+from lasr.weights.locate import untrained
 from trainer.config import TrainConfig
 
 SPEAKS = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun, one talks
@@ -25,7 +25,8 @@ SPEAKS = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun, one
 
 def run(config: TrainConfig, command: str) -> None:
     """Train and print a summary."""
-    from trainer import check, loop  # heavy imports after --help and flag errors
+    from trainer import loop  # heavy imports after --help and flag errors
+    from trainer import plan as check
     from trainer.distributed import launched
 
     started = time.monotonic()
@@ -44,7 +45,7 @@ def run(config: TrainConfig, command: str) -> None:
 
 def run_silently(config: TrainConfig) -> None:
     """The part of a process that does not speak. Raises OwnError, which nobody else can tell."""
-    from schemas.errors import UserError
+    from lasr.errors import UserError
     from trainer import loop
     from trainer.distributed import OwnError
 

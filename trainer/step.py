@@ -23,12 +23,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.profiler import record_function
 
 from trainer import losses
-from trainer.clip import Encoders
 from trainer.config import TrainConfig
-from trainer.data import Batch
+from trainer.data.dataset import Batch
 from trainer.distributed import World
-from trainer.pictures import colour_shift
-from trainer.vgg import VGG, vgg_term
+from trainer.models.encoders import Encoders
+from trainer.models.vgg import VGG, vgg_term
+from trainer.sheets import colour_shift
 
 Region = Callable[[str], AbstractContextManager[object]]
 

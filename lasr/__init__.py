@@ -1,0 +1,1 @@
+"""The front door and the common ground: command line, errors, files, pictures, weights."""

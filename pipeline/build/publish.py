@@ -1,0 +1,178 @@
+"""How finished parts become the manifest: readers see the old one or the new one."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lasr.errors import UserError
+from lasr.files import replace_folder
+from pipeline.build.parts import RETRIED, part_files
+from pipeline.storage import Place, read_table, reported, scratch
+from schemas.manifest import IMAGES, METADATA_KEY, ROW_GROUP, beside, parquet_writer
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished build holds."""
+
+    manifest: str
+    images: str
+    parts: int
+    status: dict[str, int]  # photographs
+    patches: dict[str, int]  # by role
+
+
+def publish(
+    out: Place, work: Place, finished: Sequence[str], made: Sequence[str], metadata: dict[str, Any]
+) -> Summary:
+    """Turn parts into the manifest and its catalogue.
+
+    finished: parts from before, whose failed photographs were tried again. made: those of this
+    build. Photographs with the same bytes are used once, the first by name.
+    Raises UserError where no photograph gave a patch.
+    """
+    with reported(work, "read"):
+        catalogue = _mark_duplicates(_read_catalogue(work, finished, made))
+    status = {
+        entry["values"]: entry["counts"] for entry in catalogue["status"].value_counts().to_pylist()
+    }
+    if not status.get("ok"):
+        raise UserError(_nothing(catalogue, status))
+    unwanted = catalogue.filter(pc.equal(catalogue["status"], "duplicate"))["path"]
+    parts = sorted({*finished, *made})
+    publish_parts = _publish_locally if out.is_local else _publish_objects
+    with reported(out, "written"):
+        publish_parts(out, work, parts, unwanted.combine_chunks())
+    images = out.parent / beside(out.name, "images.parquet")
+    encoded = {METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
+    with scratch(work, images.name) as temporary:  # on the same disk, and tidied
+        pq.write_table(catalogue.replace_schema_metadata(encoded), temporary)
+        images.take(temporary)
+    patches = {role: pc.sum(catalogue[f"n_{role}"]).as_py() for role in ("lr", "hr")}
+    return Summary(str(out), str(images), len(parts), status, patches)
+
+
+def _read_catalogue(work: Place, finished: Sequence[str], made: Sequence[str]) -> pa.Table:
+    def read(name: str) -> pa.Table:
+        table = read_table(part_files(work, name)[1]).cast(IMAGES)
+        if name in made:
+            return table
+        return table.filter(pc.invert(pc.is_in(table["status"], pa.array(sorted(RETRIED)))))
+
+    with ThreadPoolExecutor(8) as executor:
+        return pa.concat_tables(executor.map(read, sorted({*finished, *made}))).sort_by("path")
+
+
+def _mark_duplicates(catalogue: pa.Table) -> pa.Table:
+    """Of photographs with the same bytes the first by name is used; catalogue: sorted by path."""
+    used = catalogue.filter(pc.is_in(catalogue["status"], pa.array(["ok", "no_patches"])))
+    groups = used.group_by("image_id").aggregate([("path", "min"), ("path", "count")])
+    twice = groups.filter(pc.greater(groups["path_count"], 1))
+    first = dict(zip(twice["image_id"].to_pylist(), twice["path_min"].to_pylist(), strict=True))
+    if not first:
+        return catalogue
+    is_member = pc.is_in(catalogue["image_id"], pa.array(list(first)))
+    rows = catalogue.filter(is_member).to_pylist()
+    for row in rows:
+        if (original := first[row["image_id"]]) != row["path"]:
+            reason = f"same bytes as {original}"
+            row |= {"status": "duplicate", "error": reason, "n_lr": 0, "n_hr": 0}
+    others = catalogue.filter(pc.invert(pc.fill_null(is_member, False)))
+    return pa.concat_tables([others, pa.Table.from_pylist(rows, schema=IMAGES)]).sort_by("path")
+
+
+def _nothing(catalogue: pa.Table, status: dict[str, int]) -> str:
+    reasons = Counter(reason for reason in catalogue["error"].to_pylist() if reason)
+    common = f"; most often: {reasons.most_common(1)[0][0]}" if reasons else ""
+    counts = ", ".join(f"{count} {name}" for name, count in status.items())
+    return f"none of {len(catalogue)} photographs gave a patch ({counts}){common}"
+
+
+def _publish_locally(out: Place, work: Place, parts: Sequence[str], unwanted: pa.Array) -> None:
+    """Link the parts into a new folder that takes the manifest's place in one step."""
+    new = work / "publishing"
+    new.remove()  # a build that was killed here left its own
+    new.path.mkdir(parents=True)
+    for name in parts:
+        source, _ = part_files(work, name)
+        rows = _wanted(source, unwanted)
+        if rows == "some":
+            _copy_without(source, new.path / source.name, unwanted)
+        elif rows == "all":
+            _link(source.path, new.path / source.name)
+    out.path.parent.mkdir(parents=True, exist_ok=True)
+    replace_folder(new.path, out.path)
+
+
+def _publish_objects(out: Place, work: Place, parts: Sequence[str], unwanted: pa.Array) -> None:
+    """Copy the parts that are not there yet, then remove those that no longer belong.
+
+    Object storage cannot exchange folders: for that moment a reader may see rows of both.
+    """
+    there, wanted = set(out.names()), set[str]()
+    for name in parts:
+        source, _ = part_files(work, name)
+        rows = _wanted(source, unwanted)
+        if rows == "none":
+            continue
+        # Another name for other rows: a part without its duplicates is not the part.
+        target = out / (source.name if rows == "all" else f"{name}-without.parquet")
+        wanted.add(target.name)
+        if rows == "some":
+            with scratch(out, target.name) as temporary:
+                _copy_without(source, temporary, unwanted)
+                target.take(temporary)
+        elif target.name not in there:
+            source.fs.copy_file(source.key, target.key)
+    for name in there - wanted:
+        (out / name).remove()
+
+
+def _wanted(part: Place, unwanted: pa.Array) -> str:
+    """Which rows of a part belong to the manifest: all, some or none."""
+    paths = read_table(part, ["image_path"])["image_path"]
+    dropped = pc.is_in(paths, unwanted)
+    if not len(paths) or pc.all(dropped).as_py():
+        return "none"
+    return "some" if pc.any(dropped).as_py() else "all"
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)  # finished parts never change, so both names can share the bytes
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _copy_without(source: Place, target: Path, unwanted: pa.Array) -> None:
+    with source.fs.open_input_file(source.key) as file:
+        part = pq.ParquetFile(file)
+        with parquet_writer(target, part.schema_arrow) as writer:
+            for batch in part.iter_batches(ROW_GROUP):
+                kept = batch.filter(pc.invert(pc.is_in(batch["image_path"], unwanted)))
+                writer.write_batch(kept)
+
+
+def sweep(work: Place) -> None:
+    """Remove what a killed build was writing; of a part that was finished, nothing."""
+    for name in work.names():
+        if name.endswith(".tmp"):
+            (work / name).remove()
+
+
+def tidy(work: Place, parts: Collection[str]) -> None:
+    """Remove from the work folder what no longer belongs to the manifest."""
+    keep = {"kept", "lock", *(file.name for name in parts for file in part_files(work, name))}
+    for name in work.names():
+        if name not in keep:
+            (work / name).remove()

@@ -1,0 +1,60 @@
+"""Ready questions to a manifest: questions.sql, and the page docs/questions.md made of it.
+
+python -m pipeline.query.questions > docs/questions.md
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+_FILE = Path(__file__).with_name("questions.sql")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with a name; `why` says how to read the answer."""
+
+    name: str
+    title: str
+    why: str
+    sql: str
+
+
+def _read(text: str) -> dict[str, Question]:
+    """Questions by name. Between empty lines: `-- name: title`, more comment, one statement."""
+    questions = {}
+    for block in text.strip().split("\n\n"):
+        lines = block.splitlines()
+        comment = [line.removeprefix("-- ") for line in lines if line.startswith("-- ")]
+        sql = [line for line in lines if not line.startswith("-- ")]
+        name, title = comment[0].split(": ", 1)
+        questions[name] = Question(name, title, " ".join(comment[1:]), "\n".join(sql).rstrip(";"))
+    return questions
+
+
+QUESTIONS = _read(_FILE.read_text(encoding="utf-8"))
+
+
+def listing() -> str:
+    """Names and titles, one a line."""
+    width = max(map(len, QUESTIONS))
+    return "\n".join(f"{name:{width}}  {question.title}" for name, question in QUESTIONS.items())
+
+
+def page() -> str:
+    """docs/questions.md."""
+    lines = [
+        "# Ready questions",
+        "",
+        "Each has a name: `python -m pipeline.query --ask sharp-far`, and `--list` shows them all.",
+        "`--format csv|json`, `--out FILE` and `--save FILE.parquet` go with it. This page is made",
+        "of [questions.sql](../pipeline/query/questions.sql); every question is run by a test, and",
+        "none of them reads a pixel.",
+    ]
+    for question in QUESTIONS.values():
+        lines += ["", f"## {question.title}", "", f"`{question.name}`. {question.why}", ""]
+        lines += ["```sql", question.sql + ";", "```"]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

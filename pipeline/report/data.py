@@ -1,0 +1,282 @@
+"""The questions that a report asks of a manifest, in SQL: sums over all rows, and seeded samples.
+
+DuckDB answers from the columns that a question names, in a stream: a manifest of millions of rows
+is never in memory, and pixels are read for sampled patches alone (`pixels`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from pipeline.report.overview import Row, counts, rows_of
+from schemas.manifest import Role
+
+BINS = 36
+WORDS = 12  # of each role
+EXAMPLES = 3  # photographs named for each reason
+# What is compared between far and near, of the columns that a manifest has.
+MEASURES = {
+    "texture": "mean gradient",
+    "sharpness": "variance of the Laplacian, high-frequency energy",
+}
+_Z = NormalDist().inv_cdf(0.975)  # of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How many values lie between neighbouring edges, for each name."""
+
+    edges: list[float]  # n + 1, ascending
+    counts: dict[str, list[int]]  # n each
+
+    def table(self, rows: int) -> list[Row]:
+        """Coarser, for reading: low, high and the share of each name. rows: divides the bins."""
+        step = len(self.edges[1:]) // rows
+        return [
+            {
+                "low": self.edges[i],
+                "high": self.edges[i + step],
+                "shares": {
+                    name: sum(counts[i : i + step]) / max(sum(counts), 1)
+                    for name, counts in self.counts.items()
+                },
+            }
+            for i in range(0, len(self.edges) - 1, step)
+        ]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Far against near in one measure, over the photographs that have both."""
+
+    measure: str
+    far: float  # medians over photographs of a photograph's mean
+    near: float
+    photographs: int
+    lower: int  # photographs in which the far patches have less than the near ones
+    ratios: Histogram = field(repr=False)  # far / near of each photograph, log2
+
+    @property
+    def share(self) -> float:
+        """Of photographs in which far < near."""
+        return self.lower / self.photographs
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of `share` (Wilson 1927), as if photographs were drawn at random."""
+        n, p = self.photographs, self.share
+        centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+        reach = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+        return centre - reach, centre + reach
+
+    @property
+    def verdict(self) -> str:
+        """`yes`, `no`, or `open` where the photographs are too few or too much alike to tell."""
+        low, high = self.interval
+        return "yes" if low > 0.5 else "no" if high < 0.5 else "open"
+
+
+class Questions:
+    """A connection to a manifest (`pipeline.query.connect`) and what a report asks of it."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, seed: int):
+        self.connection, self.seed = connection, str(seed)
+        views = self._ask("SELECT view_name AS name FROM duckdb_views() WHERE NOT internal")
+        self.has_catalogue = "images" in {view["name"] for view in views}
+        self.columns = {row["column_name"] for row in self._ask("DESCRIBE patches")}
+
+    def _ask(self, sql: str, **parameters: Any) -> list[Row]:
+        return rows_of(self.connection.sql(sql, params=parameters))
+
+    def statuses(self) -> list[Row]:
+        """Photographs and patches by status; without a catalogue only what the patches say."""
+        if self.has_catalogue:
+            return counts(self.connection)
+        return self._ask(
+            "SELECT 'ok' AS status, count(DISTINCT image_id) AS photographs,"
+            " count(*) FILTER (role = 'lr') AS lr, count(*) FILTER (role = 'hr') AS hr FROM patches"
+        )
+
+    def rejected(self) -> list[Row]:
+        """A few photographs of every status but ok, with the reason."""
+        if not self.has_catalogue:
+            return []
+        return self._ask(
+            "SELECT status, path, error FROM images WHERE status <> 'ok' QUALIFY row_number() OVER"
+            f" (PARTITION BY status ORDER BY md5(path || $seed), path) <= {EXAMPLES}"
+            " ORDER BY status, path",
+            seed=self.seed,
+        )
+
+    def roles(self) -> dict[Role, Row]:
+        """For each role: patches, and quartiles of distance and of the measures."""
+        quartiles = ", ".join(
+            f"quantile_cont({name}, [0.25, 0.5, 0.75]) AS {name}" for name in self._measured()
+        )
+        rows = self._ask(
+            f"SELECT role, count(*) AS patches, {quartiles} FROM patches"
+            " WHERE role IN ('lr', 'hr') GROUP BY role ORDER BY role DESC"
+        )
+        return {row["role"]: row for row in rows}
+
+    def _measured(self) -> list[str]:
+        return [name for name in ("distance", *MEASURES) if name in self.columns]
+
+    def models(self) -> list[Row]:
+        """Every pair of models that made rows, with the number of rows."""
+        return self._ask(
+            "SELECT depth_model, caption_model, strategy, count(*) AS patches FROM patches"
+            " GROUP BY ALL ORDER BY patches DESC"
+        )
+
+    def histogram(self, column: str, logarithmic: bool) -> Histogram | None:
+        """One column by role; None where it holds no number.
+
+        logarithmic: equal steps of the logarithm between the 0.1 and 99.9 percentiles; what lies
+        outside, zero too, counts in the first and last bin.
+        """
+        if column not in self.columns:
+            return None
+        ends = [0.001, 0.999] if logarithmic else [0.0, 1.0]
+        finite = f"isfinite({column}) AND role IN ('lr', 'hr')"
+        (found,) = self._ask(
+            f"SELECT quantile_cont({column}, {ends}) AS ends FROM patches WHERE {finite}"
+            + (f" AND {column} > 0" if logarithmic else "")
+        )
+        if found["ends"] is None:
+            return None
+        low, high = found["ends"]
+        if column in ("distance", "luma"):
+            low, high = 0.0, 1.0
+        high = max(high, low * 1.01 + 1e-9)
+        edges = (np.geomspace if logarithmic else np.linspace)(low, high, BINS + 1).tolist()
+        rows = self._ask(
+            f"SELECT role AS name, histogram({column}::DOUBLE, {edges[1:-1]}::DOUBLE[]) AS bins"
+            f" FROM patches WHERE {finite} GROUP BY role ORDER BY role DESC"
+        )
+        return _binned(edges, rows)
+
+    def comparisons(self) -> list[Comparison]:
+        """Far against near, photograph by photograph, in every measure that the manifest has."""
+        return [c for name in MEASURES if name in self.columns and (c := self._compare(name))]
+
+    def _compare(self, measure: str) -> Comparison | None:
+        by_photograph = f"""
+            WITH each AS (
+                SELECT avg({measure}) FILTER (role = 'lr') AS far,
+                    avg({measure}) FILTER (role = 'hr') AS near
+                FROM patches GROUP BY image_id HAVING far IS NOT NULL AND near IS NOT NULL
+            )"""
+        (row,) = self._ask(
+            by_photograph + "SELECT count(*) AS photographs, count(*) FILTER (far < near) AS lower,"
+            " median(far) AS far, median(near) AS near FROM each"
+        )
+        if not row["photographs"]:
+            return None
+        edges = np.linspace(-4, 4, BINS + 1).tolist()  # a sixteenth to sixteen times
+        ratio = "log2(greatest(far, 1e-12) / greatest(near, 1e-12))"
+        rows = self._ask(
+            f"{by_photograph} SELECT 'ratio' AS name,"
+            f" histogram({ratio}, {edges[1:-1]}::DOUBLE[]) AS bins FROM each"
+        )
+        return Comparison(measure, ratios=_binned(edges, rows), **row)
+
+    def words(self) -> list[Row]:
+        """What separates the roles: WORDS words that lean to far, then WORDS that lean to near.
+
+        In how many patches of each role a word stands, and the log2 ratio of its shares (half a
+        patch is added to either count, so that none is infinite). Sorted by the ratio over its
+        standard error (Monroe, Colaresi, Quinn 2008), or rare words would lead.
+        """
+        if "words" not in self.columns:
+            return []
+        return self._ask(f"""
+            WITH counted AS (
+                SELECT word, count(*) FILTER (role = 'lr') AS lr,
+                    count(*) FILTER (role = 'hr') AS hr
+                FROM (SELECT role, unnest(words) AS word FROM patches) GROUP BY word
+            ), total AS (
+                SELECT count(*) FILTER (role = 'lr') AS lr, count(*) FILTER (role = 'hr') AS hr
+                FROM patches
+            ), compared AS (
+                SELECT word, c.lr, c.hr, c.lr / t.lr AS lr_share, c.hr / t.hr AS hr_share,
+                    log2((c.lr + 0.5) / (t.lr + 1)) - log2((c.hr + 0.5) / (t.hr + 1)) AS ratio,
+                    ratio / sqrt(1 / (c.lr + 0.5) + 1 / (c.hr + 0.5)) AS score
+                FROM counted AS c, total AS t WHERE t.lr > 0 AND t.hr > 0
+            ), ranked AS (
+                SELECT *, row_number() OVER (ORDER BY score DESC, word) AS from_far,
+                    row_number() OVER (ORDER BY score, word) AS from_near FROM compared
+            )
+            SELECT word, lr, hr, lr_share, hr_share, ratio FROM ranked
+            WHERE (from_far <= {WORDS} AND ratio > 0) OR (from_near <= {WORDS} AND ratio < 0)
+            ORDER BY score DESC, word
+        """)
+
+    def sample(self, photographs: int) -> list[Row]:
+        """Photographs that gave patches, drawn without regard to anything but the seed."""
+        return self._ask(
+            "SELECT image_id, any_value(image_path) AS path, any_value(image_width) AS width,"
+            " any_value(image_height) AS height FROM patches GROUP BY image_id"
+            " ORDER BY md5(image_id || $seed) LIMIT $n",
+            seed=self.seed,
+            n=photographs,
+        )
+
+    def patches_of(self, image_ids: Sequence[str]) -> list[str]:
+        """The ids of all patches of some photographs."""
+        rows = self._ask(
+            "SELECT patch_id FROM patches WHERE image_id IN (SELECT unnest($ids))",
+            ids=list(image_ids),
+        )
+        return [row["patch_id"] for row in rows]
+
+    def pairs(self, pairs: int) -> list[Row]:
+        """A far and a near patch of one photograph each, as the trainer pairs them by default.
+
+        One pair of a photograph, as long as there are photographs; both patches are drawn.
+        """
+        return self._ask(
+            """
+            WITH photographs AS (
+                SELECT image_id FROM patches GROUP BY image_id
+                HAVING bool_or(role = 'lr') AND bool_or(role = 'hr')
+                ORDER BY md5(image_id || $seed) LIMIT $n
+            ), drawn AS (
+                SELECT patch_id, image_id, role, row_number() OVER (
+                    PARTITION BY image_id, role ORDER BY md5(patch_id || $seed)
+                ) AS turn FROM patches SEMI JOIN photographs USING (image_id)
+            )
+            SELECT far.image_id, far.patch_id AS lr, near.patch_id AS hr, far.turn
+            FROM drawn AS far JOIN drawn AS near
+            ON far.image_id = near.image_id AND far.turn = near.turn
+                AND far.role = 'lr' AND near.role = 'hr'
+            ORDER BY far.turn, md5(far.image_id || $seed) LIMIT $n
+            """,
+            seed=self.seed,
+            n=pairs,
+        )
+
+    def patches(self, patch_ids: Sequence[str]) -> dict[str, Row]:
+        """Patches by their id, with their pixels (`png`, bytes); lr first, by rank."""
+        rows = self._ask(
+            "SELECT patch_id, image_id, image_path, role, x, y, size, distance, texture,"
+            " depth_model, words, image.bytes AS png FROM patches"
+            " WHERE patch_id IN (SELECT unnest($ids)) ORDER BY role DESC, rank, patch_id",
+            ids=list(patch_ids),
+        )
+        return {row["patch_id"]: row for row in rows}
+
+
+def _binned(edges: list[float], rows: list[Row]) -> Histogram:
+    """DuckDB's histogram: a count for every inner edge, and one, if any, for what lies above."""
+    counts = {}
+    for row in rows:
+        bins = row["bins"] or {}
+        counts[row["name"]] = [bins.get(edge, 0) for edge in edges[1:-1]]
+        counts[row["name"]].append(sum(bins.values()) - sum(counts[row["name"]]))
+    return Histogram(edges, counts)

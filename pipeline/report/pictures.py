@@ -1,0 +1,122 @@
+"""The pictures of a report: photographs with their distance maps, and patches, as `data:` URIs."""
+
+import base64
+import functools
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from pipeline.report.originals import Missing, Originals
+from pipeline.report.overview import Row
+from pipeline.report.picture import DISTANCE_COLOURS
+from schemas.manifest import PATCH_SIZE
+
+PHOTOGRAPH = 1200  # pixels of the longer side that are kept; `Detail` says how many are shown
+_PAPER = (128, 128, 128)  # of a photograph that is not here
+
+
+@dataclass(frozen=True)
+class Detail:
+    """How finely pictures are written, the first try and the next ones, until the page fits."""
+
+    side: int  # pixels of a photograph's longer side
+    quality: int  # of WebP
+    share: float = 1.0  # of the sampled photographs and pairs that are shown
+
+
+DETAILS = (
+    Detail(PHOTOGRAPH, 84),
+    Detail(800, 78),
+    Detail(640, 70),
+    Detail(480, 60),
+    *(Detail(480, 60, 0.5**i) for i in range(1, 8)),
+)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A photograph of the gallery."""
+
+    path: str
+    width: int
+    height: int
+    patches: list[Row]
+    photograph: Image.Image
+    distance: Image.Image | None
+    missing: list[str] = field(default_factory=list)  # what cannot be shown, and why
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the photograph itself is shown, not only its patches."""
+        return not any("photograph" in why for why in self.missing)
+
+
+def sheet(photograph: Row, patches: Sequence[Row], originals: Originals) -> Sheet:
+    """Read a photograph and its distance map, each once; without them show its patches in place.
+
+    patches: with their pixels (`png`) and the depth_model.
+    """
+    names = photograph["path"], photograph["width"], photograph["height"], list(patches)
+    try:
+        pixels = originals.pixels(photograph["path"], photograph["image_id"])
+    except Missing as why:
+        return Sheet(*names, _patches_in_place(photograph, patches), None, [str(why)])
+    shown = _smaller(Image.fromarray(pixels), PHOTOGRAPH)
+    try:
+        distance = originals.distance(photograph["image_id"], patches[0]["depth_model"], pixels)
+    except Missing as why:
+        return Sheet(*names, shown, None, [str(why)])
+    colours = matplotlib.colormaps[DISTANCE_COLOURS]
+    small = np.asarray(_smaller(Image.fromarray(distance), PHOTOGRAPH // 2))
+    return Sheet(*names, shown, Image.fromarray(colours(small, bytes=True)[..., :3]))
+
+
+def _patches_in_place(photograph: Row, patches: Sequence[Row]) -> Image.Image:
+    scale = min(1.0, PHOTOGRAPH / max(photograph["width"], photograph["height"]))
+    size = (round(photograph["width"] * scale), round(photograph["height"] * scale))
+    canvas = Image.new("RGB", size, _PAPER)
+    for patch in sorted(patches, key=lambda patch: -patch["size"]):
+        side = max(1, round(patch["size"] * scale))
+        tile = patch_picture(patch).resize((side, side), Image.Resampling.BOX)
+        canvas.paste(tile, (round(patch["x"] * scale), round(patch["y"] * scale)))
+    return canvas
+
+
+def patch_picture(patch: Row) -> Image.Image:
+    """The pixels of a patch."""
+    with Image.open(io.BytesIO(patch["png"])) as image:
+        return image.convert("RGB")
+
+
+@functools.lru_cache(maxsize=1024)  # the same whatever the detail, and slow to write
+def pixels_uri(png: bytes) -> str:
+    """As many pixels from the middle of a patch as a far one has, for enlarging: none is lost.
+
+    A near patch beside a far one is thus seen at the same enlargement.
+    """
+    picture = patch_picture({"png": png})
+    side = PATCH_SIZE["lr"]
+    left, top = ((length - side) // 2 for length in picture.size)
+    middle = picture.crop((left, top, left + side, top + side))
+    return _uri(middle, lossless=True, quality=60)
+
+
+def photograph_uri(picture: Image.Image, detail: Detail) -> str:
+    """A photograph, a map or a near patch, as finely as `detail` says."""
+    return _uri(_smaller(picture.copy(), detail.side), quality=detail.quality)
+
+
+def _uri(picture: Image.Image, **options: Any) -> str:
+    with io.BytesIO() as buffer:
+        picture.save(buffer, "WEBP", **options)
+        return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _smaller(picture: Image.Image, side: int) -> Image.Image:
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return picture

@@ -1,0 +1,1 @@
+"""What is written beside a manifest: near-duplicates and a data card."""

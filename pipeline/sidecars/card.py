@@ -1,0 +1,159 @@
+"""The data card of a manifest: Markdown with the front matter of a Hugging Face dataset card.
+
+As README.md of a dataset repository it tells people, and `load_dataset`, what stands there.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from huggingface_hub import DatasetCardData
+
+from lasr.weights.locate import TABLE
+from pipeline.storage import Place
+from schemas.manifest import PATCH_SIZE, PATCHES, VALIDATION
+
+_SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
+_MODELS = {"depth": "distance", "clip": "captions"}  # parameter: what the model made
+# Told elsewhere in the card, or of no consequence for the rows.
+_HIDDEN = {"images", "lr_images", "hr_images", "depth_model", "caption_model", "out", "device"}
+
+_UNTRAINED = """
+> **Captions are noise.** They come from the profile `offline`, whose CLIP is a small network with
+> random weights. This set shows what a manifest looks like; nothing can be learned from its words.
+"""
+_LIMITS = f"""
+- Distance is estimated from one picture, in relation to that picture alone: 0.9 in one photograph
+  and 0.9 in another need not be equally far. Fog, mirrors and pictures in pictures mislead.
+- A far patch is taken for a worse one. That holds on average; `--ask sharp-far` and
+  `--ask blurred-near` of `pipeline.query` list exceptions.
+- Captions are words of a fixed list, ranked by CLIP. They carry its biases, and are no description.
+- Photographs may show people and private places. Nothing was blurred or checked.
+- Near-duplicates are recorded, not removed. Perceptual hashes overlook cuts and turned copies, and
+  are silent about plain areas.
+- `split` hangs on a photograph's bytes: about {VALIDATION:.0%} of the photographs are `val`. A
+  near-duplicate may stand on the other side; `--ask leaks` lists these.
+- {{licence}}
+"""
+_LICENCE = (
+    "The patches are parts of the photographs: who may use those may use these. The pipeline does"
+    " not know their licence; state it in the front matter before you publish this."
+)
+
+
+def data_card(
+    manifest: Place,
+    metadata: dict[str, Any],
+    catalogue: pa.Table,
+    patches: pa.Table,
+    duplicates: pa.Table,
+) -> str:
+    """The card's text. metadata: of the manifest. patches: at least the column `role`."""
+    parameters = metadata.get("parameters", {})
+    sections = {
+        "Contents": _contents(patches),
+        "Photographs": _counted(catalogue, "status", "photographs"),
+        "Near-duplicates": _counted(duplicates, "kind", "recorded"),
+        "Sources": _sources(parameters),
+        "Models": _models(parameters),
+        "Parameters": _table(("parameter", "value"), _parameters(parameters)),
+        "Columns": _table(
+            ("column", "type", "meaning"),
+            ((f"`{c.name}`", f"`{c.type}`", c.metadata[b"description"].decode()) for c in PATCHES),
+        ),
+        "Limits": _LIMITS.format(licence=_LICENCE).strip(),
+        "Use": _use(manifest),
+    }
+    if query := metadata.get("query"):
+        sections = {"Selected by": f"```sql\n{query}\n```"} | sections
+    text = "".join(f"\n## {title}\n\n{body}\n" for title, body in sections.items())
+    banner = _UNTRAINED if parameters.get("untrained") else ""
+    about = (
+        "Far (`lr`, 56x56) and near (`hr`, 224x224) patches of photographs, with captions, to train"
+        " super-resolution of real pictures without pairs (LA-SR)."
+    )
+    return (
+        f"{_front_matter(manifest, len(patches))}\n# {_title(manifest)}\n\n{about}\n{banner}{text}"
+    )
+
+
+def _title(manifest: Place) -> str:
+    return f"LA-SR patches: {manifest.name.removesuffix('.parquet')}"
+
+
+def _front_matter(manifest: Place, rows: int) -> str:
+    files = f"{manifest.name}/*.parquet" if manifest.names() else manifest.name
+    card = DatasetCardData(
+        license="other",
+        license_name="that-of-the-photographs",
+        pretty_name=_title(manifest),
+        task_categories=["image-to-image"],
+        tags=["super-resolution", "unpaired", "real-world"],
+        size_categories=[_SIZES[min(max(len(str(rows)) - 3, 0), len(_SIZES) - 1)]],
+        configs=[{"config_name": "default", "data_files": files}],
+    )
+    return f"---\n{card.to_yaml()}\n---\n"
+
+
+def _contents(patches: pa.Table) -> str:
+    splits = sorted(set(patches["split"].to_pylist())) if "split" in patches.schema.names else []
+    names = [str(split) for split in splits]
+
+    def row(role: str) -> list[object]:
+        own = patches.filter(pc.equal(patches["role"], role))
+        counts = [pc.sum(pc.equal(own["split"], split)).as_py() or 0 for split in splits]
+        return [f"`{role}`", f"{PATCH_SIZE[role]}x{PATCH_SIZE[role]}", len(own), *counts]  # type: ignore[index]
+
+    return _table(("role", "pixels", "patches", *names), map(row, PATCH_SIZE))
+
+
+def _counted(table: pa.Table, column: str, what: str) -> str:
+    counts = table[column].value_counts().to_pylist()
+    rows = sorted(((f"`{entry['values']}`", entry["counts"]) for entry in counts), key=str)
+    return _table((column, what), rows) if rows else "None."
+
+
+def _sources(parameters: dict[str, Any]) -> str:
+    names = ("images", "lr_images", "hr_images")
+    paths = [path for name in names for path in parameters.get(name) or ()]
+    return "\n".join(f"- `{path}`" for path in paths) or "Not recorded."
+
+
+def _models(parameters: dict[str, Any]) -> str:
+    rows = []
+    for parameter, made in _MODELS.items():
+        if name := parameters.get(parameter):
+            identity = parameters.get({"depth": "depth_model", "clip": "caption_model"}[parameter])
+            known = TABLE.get(name)
+            licence = known.licence if known else "not known here: given as a path"
+            rows.append((made, known.about if known else name, f"`{identity}`", licence))
+    return _table(("made", "model", "identity", "licence"), rows) if rows else "Not recorded."
+
+
+def _parameters(parameters: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    shown = sorted(parameters.keys() - _HIDDEN - _MODELS.keys())
+    return (
+        (f"`{name}`", f"`{value}`") for name in shown if (value := parameters[name]) is not None
+    )
+
+
+def _use(manifest: Place) -> str:
+    files = f"{manifest.name}/*.parquet" if manifest.names() else manifest.name
+    return (
+        "```python\n"
+        "from datasets import load_dataset\n\n"
+        f'patches = load_dataset("parquet", data_files="{files}", split="train")\n'
+        'patches[0]["image"]  # a PIL picture\n'
+        "```\n\n"
+        "`split` above is that of `datasets`; the column `split` tells train from val. Training:\n"
+        f"`python -m trainer.run --manifest {manifest.name}`"
+    )
+
+
+def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    def line(cells: Iterable[object]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    head = list(head)
+    return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])

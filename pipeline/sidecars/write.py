@@ -1,0 +1,43 @@
+"""What is written beside a manifest once it is complete: its near-duplicates and its data card."""
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.sidecars.card import data_card
+from pipeline.sidecars.duplicates import find_duplicates
+from pipeline.storage import Place, read_table, reported, scratch
+from schemas.manifest import BESIDE, DUPLICATES, beside, encoded_metadata
+
+_COLUMNS = ("patch_id", "role", "rank", "phash", "split")  # light ones: no pixel is read
+
+
+def write_companions(manifest: Place, metadata: dict[str, Any], work: Place) -> None:
+    """Write `duplicates.parquet` and `card.md` beside a manifest and its catalogue.
+
+    Both are made from the rows as they stand, and replace what was there. work: a folder on the
+    same disk, for what is not complete yet. Raises StorageError.
+    """
+    catalogue_place, duplicates_place, card_place = (
+        manifest.parent / beside(manifest.name, name) for name in BESIDE
+    )
+    with reported(manifest, "read"):
+        catalogue, patches = read_table(catalogue_place), _read_patches(manifest)
+    duplicates = find_duplicates(catalogue, patches)
+    encoded = encoded_metadata(DUPLICATES, metadata)
+    with scratch(work, duplicates_place.name) as temporary:
+        pq.write_table(duplicates.replace_schema_metadata(encoded), temporary)
+        duplicates_place.take(temporary)
+    card = data_card(manifest, metadata, catalogue, patches, duplicates)
+    with scratch(work, card_place.name) as temporary:
+        temporary.write_text(card, encoding="utf-8")
+        card_place.take(temporary)
+
+
+def _read_patches(manifest: Place) -> pa.Table:
+    names = [name for name in manifest.names() if name.endswith(".parquet")]
+    files = [manifest / name for name in names] or [manifest]
+    schema = pq.read_schema(files[0].key, filesystem=files[0].fs)
+    columns = [name for name in _COLUMNS if name in schema.names]
+    return pa.concat_tables([read_table(file, columns) for file in files])

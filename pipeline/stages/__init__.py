@@ -1,0 +1,1 @@
+"""What happens to a photograph: images, depth, select, captions, measure, rows."""

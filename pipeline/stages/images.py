@@ -1,0 +1,240 @@
+"""The only way in for photographs: find, hash, decode, turn upright. Nothing else opens one."""
+
+import glob
+import hashlib
+import io
+import os
+import posixpath
+import stat
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.fs as pafs
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from lasr.errors import UserError
+from pipeline.storage import Place, reason, reported
+
+FORMATS = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jp2",
+        ".png",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".gif",
+        ".avif",
+        ".ppm",
+        ".pgm",
+        ".pnm",
+    ]
+)
+MAX_PIXELS = (
+    2**27
+)  # 134 megapixels: what one photograph may ask of memory (see pipeline.build.shard)
+MAX_BYTES = 2**30
+_BACKDROP = (128, 128, 128)  # behind transparency: neither of the two edges of the range
+
+
+@dataclass(frozen=True, order=True)
+class Found:
+    """A file that may be a photograph, as the file system knows it."""
+
+    name: str  # POSIX path relative to the images root: goes into the manifest
+    place: Place
+    size: int  # bytes; -1: no regular file
+    modified: int  # nanoseconds
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A decoded photograph: H x W x 3 uint8, sRGB, upright."""
+
+    found: Found
+    image_id: str  # sha256 of the file's bytes, hex
+    pixels: np.ndarray
+
+
+class Unusable(Exception):
+    """A photograph that gives no patches, with the status and reason for the catalogue."""
+
+    def __init__(self, status: str, reason: str, image_id: str | None = None):
+        super().__init__(reason)
+        self.status, self.reason, self.image_id = status, reason, image_id
+
+
+def find(images: Iterable[str]) -> list[Found]:
+    """All photographs below the given paths, each once, sorted by name.
+
+    images: folders (searched downwards for FORMATS; hidden ones passed over), files, globs, `.txt`
+    files with one path a line, or folders and files in object storage (`s3://bucket/folder`).
+    Names are relative to the deepest folder that holds them all.
+    Raises UserError: a path that leads nowhere, or nothing found.
+    """
+    files: dict[str, Found] = {}
+    for given in images:
+        for found in _expand(given):
+            files.setdefault(found.place.uri, found)
+    if not files:
+        raise UserError(
+            f"no photograph found in {', '.join(images)}; looked for {' '.join(sorted(FORMATS))}"
+        )
+    try:
+        root = posixpath.commonpath([posixpath.dirname(uri) for uri in files])
+    except ValueError as error:  # a local path and an address
+        raise UserError(
+            f"--images {' '.join(images)}: folders of this machine and of object storage cannot"
+            " share one manifest's names; build two"
+        ) from error
+    return sorted(_named(found, root) for found in files.values())
+
+
+def _named(found: Found, root: str) -> Found:
+    # A name that is no UTF-8 is legal on Linux and must not break the catalogue: \xff is spelt out.
+    relative = posixpath.relpath(found.place.uri, root)
+    name = os.fsencode(relative).decode("utf-8", "backslashreplace")
+    return Found(name, found.place, found.size, found.modified)
+
+
+def _expand(given: str) -> Iterable[Found]:
+    if "://" in given:
+        return _in_object_storage(given)
+    path = Path(given)
+    if path.is_dir():
+        return (_stat(file) for file in _walk(path))
+    if path.suffix.lower() == ".txt" and path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        # As a shell script would: relative paths in a list are seen from the current folder.
+        return [found for line in lines if line.strip() for found in _expand(line.strip())]
+    if path.is_file():
+        return [_stat(path)]
+    if matches := sorted(glob.glob(given, recursive=True)):
+        return [_stat(Path(match)) for match in matches if os.path.isfile(match)]
+    raise UserError(f"--images {given}: no such folder, file, glob or list; check the path")
+
+
+def _walk(folder: Path) -> Iterable[Path]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for file in files:
+            if _is_photograph(file):
+                yield Path(parent, file)
+
+
+def _is_photograph(name: str) -> bool:
+    return posixpath.splitext(name)[1].lower() in FORMATS and not name.startswith(".")
+
+
+def _stat(file: Path) -> Found:
+    place = Place(os.path.abspath(file))
+    try:
+        state = file.stat()
+    except OSError:  # gone, or a link to nothing or to itself: still found, recorded as unreadable
+        return Found("", place, 0, 0)
+    # A pipe or a device would be read for ever.
+    size = state.st_size if stat.S_ISREG(state.st_mode) else -1
+    return Found("", place, size, state.st_mtime_ns)
+
+
+def _in_object_storage(given: str) -> list[Found]:
+    place = Place(given.rstrip("/"))
+    with reported(place, "read"):
+        info = place.fs.get_file_info(place.key)
+        if info.type == pafs.FileType.Directory:
+            found = place.fs.get_file_info(pafs.FileSelector(place.key, recursive=True))
+        else:
+            found = [info]
+    if info.type == pafs.FileType.NotFound:
+        raise UserError(f"--images {given}: no such folder or file; check the address")
+    scheme = given.split("://", 1)[0]
+    return [
+        Found("", Place(f"{scheme}://{file.path}"), file.size, file.mtime_ns or 0)
+        for file in found
+        if file.is_file and (_is_photograph(file.base_name) or file is info)
+    ]
+
+
+def load(found: Found, min_side: int) -> Photograph:
+    """Read a photograph once: hash its bytes, decode them, turn it upright, make it sRGB.
+
+    16-bit and grey pictures become 8-bit RGB, palettes are resolved, transparency is laid over mid
+    grey, CMYK and wide-gamut pictures go through their ICC profile. Of several frames, the first.
+    Raises Unusable (too_small below `min_side` pixels, too_large, unreadable).
+    """
+    if found.size < 0:
+        raise Unusable("unreadable", "no regular file")
+    if found.size > MAX_BYTES:
+        raise Unusable("too_large", f"{found.size} bytes: over {MAX_BYTES}")
+    try:
+        content = found.place.read_bytes()
+    except OSError as error:
+        raise Unusable("unreadable", f"cannot be read: {reason(error)}") from error
+    image_id = hashlib.sha256(content).hexdigest()
+    if not content:
+        raise Unusable("unreadable", "the file is empty", image_id)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd EXIF and sizes below MAX_PIXELS are no news here
+            with Image.open(io.BytesIO(content)) as image:
+                _check_size(image.size, min_side, image_id)
+                pixels = np.array(_to_rgb(ImageOps.exif_transpose(image)))
+    except Unusable:
+        raise
+    except Image.DecompressionBombError as error:
+        raise Unusable("too_large", f"more than {MAX_PIXELS} pixels", image_id) from error
+    except UnidentifiedImageError as error:
+        raise Unusable("unreadable", "not a picture in a known format", image_id) from error
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise Unusable(
+            "unreadable", f"damaged: {error or type(error).__name__}", image_id
+        ) from error
+    return Photograph(found, image_id, pixels)
+
+
+def _check_size(size: tuple[int, int], min_side: int, image_id: str) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise Unusable("too_large", f"{size[0]}x{size[1]}: over {MAX_PIXELS} pixels", image_id)
+    if min(size) < min_side:
+        reason = f"{size[0]}x{size[1]}: a patch needs {min_side} pixels each way"
+        raise Unusable("too_small", reason, image_id)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips it at 255
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((values >> 8 if values.max() > 255 else values).astype(np.uint8))
+    elif image.mode == "F":  # float TIFF: 0..1 by convention, else already 0..255
+        values = np.nan_to_num(np.asarray(image))
+        values = values * 255 if values.max() <= 1 else values
+        image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        backdrop = Image.new("RGBA", image.size, (*_BACKDROP, 255))
+        image = Image.alpha_composite(backdrop, image)
+    return _through_profile(image).convert("RGB")
+
+
+def _through_profile(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "CMYK"):
+        return image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(source).lower():
+            return image
+        target = ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+        return converted or image
+    except (
+        ImageCms.PyCMSError,
+        OSError,
+        ValueError,
+    ):  # a broken profile: show the numbers as they stand, as viewers do
+        return image

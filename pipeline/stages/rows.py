@@ -1,0 +1,84 @@
+"""What a photograph leaves behind: its rows of the manifest and its row of the catalogue."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from lasr.errors import UserError
+from pipeline.stages.captions import Caption
+from pipeline.stages.images import Found, Photograph, Unusable
+from pipeline.stages.measure import measure, perceptual_hash
+from pipeline.stages.select import Patch
+from schemas.manifest import PATCH_SIZE, Row, patch_id, split_of
+
+
+def catalogue_row(photograph: Photograph, patches: Sequence[Patch]) -> Row:
+    """A photograph that was used, or in which no patch was found."""
+    height, width = photograph.pixels.shape[:2]
+    counts = {f"n_{role}": sum(patch.role == role for patch in patches) for role in PATCH_SIZE}
+    return {
+        "image_id": photograph.image_id,
+        "path": photograph.found.name,
+        "width": width,
+        "height": height,
+        "status": "ok" if patches else "no_patches",
+        "error": None if patches else "no place has enough texture (--min-texture)",
+        **counts,
+        "phash": perceptual_hash(photograph.pixels),
+        "split": split_of(photograph.image_id),
+    }
+
+
+def unusable_row(found: Found, why: Unusable, photograph: Photograph | None = None) -> Row:
+    """A photograph that gave nothing, with the reason; its size where it was decoded."""
+    height, width = photograph.pixels.shape[:2] if photograph else (None, None)
+    return {
+        "image_id": why.image_id,
+        "path": found.name,
+        "width": width,
+        "height": height,
+        "status": why.status,
+        "error": why.reason,
+        "n_lr": 0,
+        "n_hr": 0,
+        "split": split_of(why.image_id) if why.image_id else None,
+    }
+
+
+def patch_row(
+    photograph: Photograph, patch: Patch, pixels: np.ndarray, strategy: str, depth_model: str
+) -> Row:
+    """A patch and its pixels, n x n x 3 uint8, as a row of the manifest; its caption follows."""
+    height, width = photograph.pixels.shape[:2]
+    identity = patch_id(photograph.image_id, patch.role, patch.x, patch.y, patch.size)
+    return {
+        "patch_id": identity,
+        "image_id": photograph.image_id,
+        "image_path": photograph.found.name,
+        "image_width": width,
+        "image_height": height,
+        **vars(patch),
+        "strategy": strategy,
+        "depth_model": depth_model,
+        "image": {"bytes": _as_png(pixels), "path": f"{identity}.png"},
+        **vars(measure(pixels)),
+        "split": split_of(photograph.image_id),
+    }
+
+
+def _as_png(pixels: np.ndarray) -> bytes:
+    done, encoded = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise UserError("OpenCV could not write a PNG; check the installation of OpenCV")
+    return encoded.tobytes()
+
+
+def captioned(row: Row, caption: Caption, caption_model: str) -> Row:
+    """The row with its caption; one that it had is replaced."""
+    return row | {
+        "caption_model": caption_model,
+        "caption": caption.text,
+        "words": caption.words,
+        "word_scores": caption.scores,
+    }

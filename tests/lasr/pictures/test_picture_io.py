@@ -1,0 +1,186 @@
+"""Every kind of picture in, and out again: depth, channels, orientation, profile."""
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import ExifTags, Image, ImageCms
+
+from lasr.errors import UserError
+from lasr.pictures.read import Format, Picture, check_format, made_by, read_picture, save_picture
+
+RNG = np.random.default_rng(0)
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def smooth(channels: int, dtype: type = np.uint8) -> np.ndarray:
+    """23 x 37, another ramp in each channel, so that nothing can be swapped unnoticed."""
+    y, x = np.mgrid[0:23, 0:37] / 40
+    planes = [x, y, 1 - x, (x + y) / 2]
+    return (np.stack(planes[:channels], axis=2) * np.iinfo(dtype).max).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "channels", "close"),
+    [
+        ("RGB", "a.png", 3, 0), ("RGB", "a.bmp", 3, 0), ("RGB", "a.tif", 3, 0),
+        ("RGB", "a.webp", 3, 12), ("RGB", "a.jpg", 3, 12), ("RGB", "a.ppm", 3, 0),
+        ("L", "a.png", 1, 0), ("L", "a.jpg", 1, 4), ("LA", "a.png", 2, 0), ("1", "a.png", 1, 255),
+        ("RGBA", "a.png", 4, 0), ("RGBA", "a.tif", 4, 0),
+        ("P", "a.png", 3, 60), ("P", "a.gif", 3, 60), ("CMYK", "a.jpg", 3, 12),
+        ("CMYK", "a.tif", 3, 2), ("YCbCr", "a.jpg", 3, 12),
+    ],
+)  # fmt: skip
+def test_eight_bits(tmp_path: Path, mode: str, name: str, channels: int, close: int) -> None:
+    pixels = smooth({"LA": 2, "L": 1, "1": 1, "RGBA": 4}.get(mode, 3))
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    image.convert(mode).save(path := tmp_path / f"größe 1 {name}", quality=98)
+    picture = read_picture(path)
+    assert picture.pixels.dtype == np.uint8 and picture.channels == channels
+    assert np.abs(picture.pixels.astype(int) - pixels).max() <= close
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("writer", ["opencv.png", "opencv.tif", "tifffile.tif"])
+def test_sixteen_bits_stay(tmp_path: Path, channels: int, writer: str) -> None:
+    pixels = smooth(channels, np.uint16)
+    path = tmp_path / writer
+    if writer.startswith("opencv"):
+        cv2.imwrite(str(path), pixels[:, :, [2, 1, 0, 3][:channels]] if channels > 1 else pixels)
+    else:
+        kind = {"photometric": "rgb"} if channels > 1 else {"photometric": "minisblack"}
+        extra = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+        tifffile.imwrite(path, pixels.squeeze(), **kind, **extra)
+    np.testing.assert_array_equal(read_picture(path).pixels, pixels)
+
+
+def test_transparent_palettes_floats_and_frames(tmp_path: Path) -> None:
+    palette = Image.new("P", (8, 6), 1)
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putpixel((0, 0), 0)
+    palette.save(tmp_path / "p.png", transparency=0)
+    pixels = read_picture(tmp_path / "p.png").pixels
+    assert pixels[0, 0, 3] == 0 and pixels[3, 3].tolist() == [200, 100, 50, 255]
+    values = np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)
+    tifffile.imwrite(tmp_path / "f.tif", values)
+    got = read_picture(tmp_path / "f.tif").pixels
+    assert got.dtype == np.uint16 and np.abs(got[:, :, 0] / 65535 - values).max() < 1e-5
+    tifffile.imwrite(tmp_path / "hdr.tif", values * 9)
+    with pytest.raises(UserError, match="floats outside 0 to 1"):
+        read_picture(tmp_path / "hdr.tif")
+    frames = [Image.new("L", (8, 6), 255 * n) for n in (1, 0)]
+    frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
+    assert read_picture(tmp_path / "two.gif").pixels.min() == 255
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "deep.png", "deep.tif"])
+def test_pictures_are_turned_upright(tmp_path: Path, orientation: int, name: str) -> None:
+    """As Pillow's exif_transpose turns an 8-bit PNG with the same rows."""
+    pixels = smooth(3)
+    tag = Image.Exif()
+    tag[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).save(reference := tmp_path / "reference.png", exif=tag)
+    from PIL import ImageOps
+
+    with Image.open(reference) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    path, deep = tmp_path / name, pixels.astype(np.uint16) * 257
+    if name == "deep.png":
+        from lasr.pictures.png import write_png
+
+        write_png(path, [deep], deep.shape, 16, exif=tag.tobytes())
+    elif name == "deep.tif":
+        extra = [(274, "H", 1, orientation, False)]
+        tifffile.imwrite(path, deep, photometric="rgb", extratags=extra)
+    else:
+        Image.fromarray(pixels).save(path, exif=tag)
+    got = read_picture(path).pixels
+    np.testing.assert_array_equal(got, expected.astype(got.dtype) * (257 if "deep" in name else 1))
+
+
+def test_profiles_are_kept_and_cmyk_goes_through_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(smooth(3)).save(tmp_path / "rgb.png", icc_profile=PROFILE)
+    picture = read_picture(tmp_path / "rgb.png")
+    assert picture.profile == PROFILE
+    np.testing.assert_array_equal(picture.pixels, smooth(3))
+    grey = Image.fromarray(smooth(1)[:, :, 0])
+    grey.save(tmp_path / "wrong.png", icc_profile=PROFILE)  # an RGB profile in a grey picture
+    assert read_picture(tmp_path / "wrong.png").profile is None
+    header = bytearray(PROFILE)
+    header[16:20] = b"CMYK"  # a broken profile: warned of, and read without
+    cmyk = Image.fromarray(smooth(3)).convert("CMYK")
+    cmyk.save(tmp_path / "broken.tif", icc_profile=bytes(header))
+    assert np.abs(read_picture(tmp_path / "broken.tif").pixels.astype(int) - smooth(3)).max() <= 2
+    turned = Image.new("RGB", cmyk.size, "red")
+    monkeypatch.setattr(ImageCms, "profileToProfile", lambda *_, **__: turned)
+    assert read_picture(tmp_path / "broken.tif").pixels[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("kind", ["png", "tiff", "webp", "jpg"])
+def test_written_pictures_come_back(
+    tmp_path: Path, channels: int, dtype: type, kind: Format
+) -> None:
+    """Read by our reader, and PNG and TIFF by OpenCV, which shares nothing with the writer."""
+    pixels = smooth(channels, dtype)
+    if kind == "jpg" and channels in (2, 4):
+        with pytest.raises(UserError, match="JPEG cannot hold"):
+            check_format(Picture(pixels), 4, kind)
+        return
+    profile = PROFILE if channels > 2 else None
+    strips = [pixels[:5], pixels[5:6], pixels[6:]]
+    path = tmp_path / f"x.{kind}"
+    save_picture(path, strips, pixels.shape, np.dtype(dtype), profile, "LA-SR test")
+    assert made_by(path) == "LA-SR test" and len(list(tmp_path.iterdir())) == 1
+    back = read_picture(path)
+    assert back.profile == profile
+    spread = {1: [0], 2: [0, 0, 0, 1], 3: [0, 1, 2], 4: [0, 1, 2, 3]}[channels]
+    if kind == "png" or (kind == "tiff" and channels != 2):
+        assert back.pixels.dtype == dtype
+        np.testing.assert_array_equal(back.pixels, pixels)
+        theirs = cv2.imread(str(path), -1) if kind == "png" else tifffile.imread(path)
+        order = [2, 1, 0, 3] if kind == "png" else [0, 1, 2, 3]
+        ours = pixels[:, :, spread]
+        ours = ours[:, :, order[: len(spread)]] if len(spread) > 1 else ours
+        np.testing.assert_array_equal(theirs, ours.squeeze())
+    else:
+        assert back.pixels.dtype == (dtype if kind == "tiff" else np.uint8)
+        expected, got = (
+            (
+                p[:, :, [0, 0, 0, -1] if p.shape[2] in (1, 2) else slice(None)]
+                / np.iinfo(p.dtype).max
+            )
+            for p in (pixels, back.pixels)
+        )
+        if channels in (2, 4):  # what is invisible may take any colour
+            expected, got = expected * expected[:, :, 3:], got * got[:, :, 3:]
+        assert np.abs(expected[:, :, :3] - got[:, :, :3]).max() < 0.06
+
+
+def test_noise_survives_every_png_filter(tmp_path: Path) -> None:
+    pixels = RNG.integers(0, 65536, (9, 11, 4), dtype=np.uint16)
+    save_picture(tmp_path / "n.png", iter([pixels]), pixels.shape, pixels.dtype, None, "t")
+    np.testing.assert_array_equal(read_picture(tmp_path / "n.png").pixels, pixels)
+    with pytest.raises(ValueError, match="8 rows of 9"):
+        save_picture(tmp_path / "m.png", [pixels[:8]], pixels.shape, pixels.dtype, None, "t")
+    assert not (tmp_path / "m.png").exists()
+
+
+def test_what_is_no_picture_is_refused_in_one_line(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    noise = RNG.integers(0, 256, (30, 30, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(whole, "PNG")
+    for content in (b"", b"no", whole.getvalue()[:1000]):
+        (tmp_path / "x.png").write_bytes(content)
+        with pytest.raises(UserError, match=r"x\.png: not a readable picture"):
+            read_picture(tmp_path / "x.png")
+    assert made_by(tmp_path / "x.png") is None
+    with pytest.raises(UserError, match="80000 pixels are more than jpg can hold"):
+        check_format(Picture(np.zeros((1, 20_000, 3), np.uint8)), 4, "jpg")

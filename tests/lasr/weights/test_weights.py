@@ -1,0 +1,150 @@
+"""Weights by name and by path; one table of sources, and a page that agrees with it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lasr.weights.locate import PROFILES, TABLE, WeightsError, locate, locate_all
+from tests.support.upstream import any_content
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LASR_WEIGHTS", str(tmp_path / "weights"))
+    return tmp_path / "weights"
+
+
+def place(folder: Path, name: str, content: bytes = b"weights") -> None:
+    for file in TABLE[name].files:
+        path = folder / name / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def test_every_profile_names_weights_of_the_right_kind() -> None:
+    for profile in PROFILES.values():
+        for kind, name in profile.items():
+            assert TABLE[name].kind == kind and TABLE[name].commercial
+    assert all(TABLE[name].built_in for name in PROFILES["offline"].values())
+
+
+def test_every_entry_is_complete() -> None:
+    for name, entry in TABLE.items():
+        assert name == entry.name and entry.licence and entry.about
+        assert entry.built_in != (entry.megabytes > 0 and bool(entry.repository) != bool(entry.url))
+        assert entry.commercial == ("NC" not in entry.licence)
+        assert re.fullmatch("main|[0-9a-f]{40}", entry.revision)
+        assert all(re.fullmatch("[0-9a-f]{0,8}|[0-9a-f]{64}", f.sha256) for f in entry.files)
+        if entry.url:  # it comes under the name that it has there, digests in names and paths hold
+            assert entry.url.endswith("/" + entry.files[0].name) and len(entry.files) == 1
+            for digits in re.findall(r"(?<=[-/])(?:[0-9a-f]{64}|[0-9a-f]{8})(?=[./])", entry.url):
+                assert entry.files[0].sha256 == digits
+
+
+def test_open_clips_table_agrees() -> None:
+    import open_clip
+
+    for name, model in [
+        ("vit-l-14", "ViT-L-14"),
+        ("vit-b-16", "ViT-B-16"),
+        ("vit-b-32", "ViT-B-32"),
+    ]:
+        known = open_clip.get_pretrained_cfg(model, "openai")
+        assert known["quick_gelu"] and known["hf_hub"] == TABLE[f"clip-{name}"].repository + "/"
+    assert open_clip.get_pretrained_cfg("ViT-L-14", "openai")["url"] == (
+        TABLE["clip-vit-l-14-archive"].url
+    )
+
+
+def test_torchvisions_table_agrees() -> None:
+    import torchvision
+
+    assert torchvision.models.VGG19_Weights.IMAGENET1K_V1.url == TABLE["vgg19"].url
+
+
+def test_no_source_stands_anywhere_else() -> None:
+    download = re.compile(r"https?://\S+\.(pth|pt|ckpt|safetensors|bin|onnx)\b")
+    by_name = re.compile(
+        r"snapshot_download|hf_hub_download|load_state_dict_from_url|download_url_to_file|hf-hub:"
+        r"|pretrained=[\"']openai|from_pretrained\(\s*[\"']"
+    )
+    repositories = [weights.repository for weights in TABLE.values() if weights.repository]
+    for package in ("schemas", "pipeline", "trainer", "benchmarks", "docker"):
+        for file in (ROOT / package).rglob("*"):
+            if file.suffix in (".pyc", ".txt") or file.is_dir() or file.name == "weights_table.py":
+                continue
+            text = file.read_text("utf-8")
+            for pattern in (download, by_name):
+                assert not pattern.search(text), file
+            assert not any(repository in text for repository in repositories), file
+
+
+def test_all_that_is_missing_is_named_together(folder: Path) -> None:
+    wanted = [("depthfm-v1", "depth"), ("clip-vit-l-14", "clip"), ("tiny-vgg", "vgg")]
+    with pytest.raises(WeightsError) as missing:
+        locate_all(*wanted)
+    line = str(missing.value)
+    command = "python -m lasr.weights fetch depthfm-v1 clip-vit-l-14 sd15-vae --weights-dir"
+    for part in (
+        "'depthfm-v1' (3464 MB, licence MIT), 'clip-vit-l-14' (1711 MB, licence MIT),"
+        " 'sd15-vae' (335 MB, licence CreativeML OpenRAIL-M) are not here",
+        f"`{command} {folder}`",
+        "--profile offline",
+    ):
+        assert part in line
+    assert "tiny-vgg" not in line and "\n" not in line
+
+
+def test_what_weights_need_may_stand_beside_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    any_content(monkeypatch, "sd15-vae")
+    place(folder, "depthfm-v1")
+    with pytest.raises(WeightsError, match="fetch sd15-vae --weights"):
+        locate("depthfm-v1", "depth")
+    place(folder, "sd15-vae")
+    (folder / "sd15-vae" / "vae").rename(folder / "depthfm-v1" / "vae")
+    assert locate("depthfm-v1", "depth").path == folder / "depthfm-v1" / "depthfm-v1.ckpt"
+
+
+def test_terms_are_told_when_such_weights_are_chosen(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place(folder, "depth-anything-v2-large")
+    locate("depth-anything-v2-large", "depth")
+    locate("depth-anything-v2-large", "depth")
+    text = "depth-anything-v2-large: licence CC-BY-NC-4.0: not for commercial use"
+    assert [record.getMessage() for record in caplog.records] == [text]
+
+
+def test_other_files_in_the_folder_change_no_identity(folder: Path) -> None:
+    place(folder, "depth-anything-v2-base")
+    identity = locate("depth-anything-v2-base", "depth").identity
+    (folder / "depth-anything-v2-base" / "README.md").write_text("mine")
+    assert locate("depth-anything-v2-base", "depth").identity == identity
+    (folder / "depth-anything-v2-base" / "config.json").write_text("{}")
+    assert locate("depth-anything-v2-base", "depth").identity != identity
+
+
+def test_own_files_are_known_by_their_content(tmp_path: Path) -> None:
+    for name, content in (("a.pth", b"1"), ("b.pth", b"2")):
+        (tmp_path / name).write_bytes(content)
+    first, second = (locate(str(tmp_path / n), "sr").identity for n in ("a.pth", "b.pth"))
+    assert first.startswith("a@") and first[2:] != second[2:]
+
+
+def test_the_page_agrees_with_the_table() -> None:
+    page = (ROOT / "docs" / "weights.md").read_text("utf-8")
+    rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
+    for name, weights in TABLE.items():
+        row = rows[name]
+        assert weights.licence in row
+        assert weights.commercial == ("not for commercial use" not in row)
+        if not weights.built_in:
+            assert f"{weights.megabytes:,} MB" in row
+            assert weights.url in row and weights.repository in row
+            assert weights.revision == "main" or weights.revision[:7] in row
+            assert weights.files[-1].sha256[:8] in row

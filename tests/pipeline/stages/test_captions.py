@@ -1,0 +1,79 @@
+"""Batched ranking equals clip-interrogator's own, patch by patch."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from clip_interrogator import Config, Interrogator, LabelTable
+from PIL import Image
+
+from lasr.errors import UserError
+from pipeline.config import DICTIONARY
+from pipeline.stages.captions import Captioner, dictionary_sha256, read_dictionary
+from tests.support.upstream import save_clip
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory: pytest.TempPathFactory) -> Captioner:
+    folder = tmp_path_factory.mktemp("clip")
+    save_clip(folder)
+    return Captioner(str(folder), read_dictionary(DICTIONARY), CPU)
+
+
+def crops(photographs: Path) -> list[np.ndarray]:
+    """Patches of both sizes from real photographs."""
+    found = []
+    for path in sorted(photographs.iterdir()):
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+        found += [pixels[:56, :56], pixels[-56:, -56:], pixels[20:244, 30:254]]
+    return found
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_words_equal_clip_interrogators_rank(captioner: Captioner, photographs: Path) -> None:
+    """Upstream: Interrogator.image_to_features and LabelTable.rank, one picture at a time."""
+    config = Config(caption_model_name=None, quiet=True, device="cpu", cache_path=None)
+    clip = captioner.clip
+    upstream = SimpleNamespace(
+        clip_model=clip.model, clip_preprocess=clip.preprocess, config=config, device="cpu",
+        dtype=torch.float32, tokenize=clip.tokenize, _prepare_clip=lambda: None,
+    )  # fmt: skip
+    table = LabelTable(captioner.words, None, upstream)
+    patches = crops(photographs)
+    ours = captioner.caption(patches)
+    assert len({caption.text for caption in ours}) > 1
+    for patch, caption in zip(patches, ours, strict=True):
+        features = Interrogator.image_to_features(upstream, Image.fromarray(patch))
+        assert caption.words == table.rank(features, top_count=24)
+        embeddings = torch.from_numpy(np.stack(table.embeds))
+        cosines = (features.float() @ embeddings.T)[0].sort(descending=True).values[:24]
+        np.testing.assert_allclose(caption.scores, cosines, atol=1e-5)
+
+
+def test_a_batch_answers_for_each_of_its_patches(captioner: Captioner, photographs: Path) -> None:
+    patches = crops(photographs) * 4  # more than one CLIP call
+    together = captioner.caption(patches)
+    alone = [captioner.caption([patch])[0] for patch in patches[:21]]
+    assert [c.words for c in together[:21]] == [c.words for c in alone]
+    assert [c.words for c in together[-21:]] == [c.words for c in alone]
+
+
+def test_own_dictionary(tmp_path: Path) -> None:
+    words = [f"word{i}" for i in range(30)]
+    path = tmp_path / "mine.txt"
+    path.write_text("# mine\n\n" + "\n".join(words) + "  # last\n")
+    assert read_dictionary(path) == words
+    bare = dictionary_sha256(words)
+    assert bare == dictionary_sha256(read_dictionary(path)) != dictionary_sha256(words[::-1])
+    path.write_text("\n".join(words[:10]))
+    with pytest.raises(UserError, match=r"mine\.txt: 10 words, a caption needs 24"):
+        read_dictionary(path)
+    path.write_text("\n".join([*words, "word3"]))
+    with pytest.raises(UserError, match="'word3' stands there twice"):
+        read_dictionary(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_dictionary(tmp_path / "missing.txt")

@@ -1,0 +1,365 @@
+"""The Prefect flow, for real: with its embedded server, served, and through a work pool."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from PIL import Image
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from lasr.errors import UserError
+from pipeline.build import shard as stages
+from pipeline.config import BuildConfig
+from pipeline.flows import flow as flows
+from tests.support.servers import (
+    PREFECT,
+    ROOT,
+    environment,
+    postgresql,
+    postgresql_bin,
+    prefect_server,
+    process,
+    wait_for,
+)
+
+pytestmark = pytest.mark.xdist_group("prefect")  # one server for all of them
+
+
+@dataclass
+class Project:
+    """A project's folder and what its commands need."""
+
+    folder: Path
+    environment: dict[str, str]
+    database: str | None = None  # PostgreSQL's URL, None for SQLite
+
+    def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            argv, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=200
+        )
+
+    def pipeline_run(self, *flags: str) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, "-m", "pipeline.run", "--profile", "offline", *flags)
+
+    def ask(self, what: str, **question: Any) -> Any:
+        """The server's REST API: all `what` (deployments, flow_runs, …) that match."""
+        request = urllib.request.Request(
+            f"{self.environment['PREFECT_API_URL']}/{what}/filter",
+            json.dumps(question).encode(),
+            {"Content-Type": "application/json"},
+        )
+        return json.load(urllib.request.urlopen(request, timeout=10))
+
+    @contextmanager
+    def background(self, *argv: str) -> Iterator[Path]:
+        with process(list(argv), self.folder, self.environment) as log:
+            yield log
+
+
+def new_project(folder: Path) -> Project:
+    for name in ("prefect.toml", "prefect.yaml", "automations.yaml"):
+        shutil.copy(ROOT / name, folder)
+    return Project(folder, environment(folder))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """Without a server: Prefect starts its embedded one."""
+    return new_project(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """With `prefect server start`, on PostgreSQL where that is installed, else on SQLite."""
+    project = new_project(tmp_path_factory.mktemp("server"))
+    programs = postgresql_bin()
+    if programs is None:
+        with prefect_server(project.folder, project.environment) as api:
+            project.environment["PREFECT_API_URL"] = api
+            yield project
+        return
+    with postgresql(programs) as project.database:
+        url = project.database.replace("postgresql://", "postgresql+asyncpg://")
+        on_postgresql = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url}
+        with prefect_server(project.folder, project.environment | on_postgresql) as api:
+            project.environment["PREFECT_API_URL"] = api
+            yield project
+
+
+@pytest.fixture
+def here(
+    server: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Iterator[Project]:
+    """This process as a client of that server, with no pause before a retry."""
+    monkeypatch.setattr(flows, "RETRY_SECONDS", 0)
+    logging.getLogger("prefect").addHandler(caplog.handler)  # they do not reach the root logger
+    with temporary_settings({PREFECT_API_URL: server.environment["PREFECT_API_URL"]}):
+        yield server
+    logging.getLogger("prefect").removeHandler(caplog.handler)
+
+
+def counts(manifest: Path) -> dict[str, int]:
+    sql = f"SELECT role, count(*) FROM '{manifest}/*.parquet' GROUP BY role"
+    return dict(duckdb.sql(sql).fetchall())
+
+
+def last_run(server: Project) -> dict[str, Any]:
+    run: dict[str, Any] = server.ask("flow_runs", sort="START_TIME_DESC", limit=1)[0]
+    return run
+
+
+def test_the_doctor_finds_the_server_well(server: Project) -> None:
+    done = server.run(sys.executable, "-m", "lasr.doctor", "--profile", "offline")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"at {server.environment['PREFECT_API_URL']}, healthy" in done.stdout
+
+
+def test_pipeline_run_builds_through_the_flow(photographs: Path, project: Project) -> None:
+    flags = ["--images", str(photographs), "--k", "2", "--limit", "3", "--shard-size", "2"]
+    done = project.pipeline_run(*flags)
+    assert done.returncode == 0, done.stderr
+    assert "photographs: 3 ok" in done.stdout and "6 lr, 6 hr" in done.stdout
+    assert "UNTRAINED" in done.stderr and "build-patches" in done.stderr
+    assert counts(project.folder / "data/patches.parquet") == {"lr": 6, "hr": 6}
+    assert "Traceback" not in done.stderr and "not shown" not in done.stderr
+
+
+def test_errors_inside_the_flow_are_one_line(project: Project) -> None:
+    (project.folder / "photos").mkdir()
+    Image.new("RGB", (100, 80)).save(project.folder / "photos" / "small.png")
+    done = project.pipeline_run("--images", "photos")
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: none of 1 photographs gave a patch (1 too_small); most often")
+
+
+def test_a_server_that_does_not_answer_is_named(photographs: Path, project: Project) -> None:
+    project.environment["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
+    done = project.pipeline_run("--images", str(photographs))
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "error: Failed to reach API at http://127.0.0.1:9/api" in done.stderr
+
+
+def test_serving_needs_a_server(project: Project) -> None:
+    done = project.run(sys.executable, "-m", "pipeline.flows")
+    assert done.returncode == 1 and done.stderr.startswith("error: PREFECT_API_URL is not set")
+    project.environment["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
+    done = project.run(sys.executable, "-m", "pipeline.flows")
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "error: Failed to reach API at http://127.0.0.1:9/api" in done.stderr
+
+
+def check_form(deployment: dict[str, Any]) -> None:
+    """Prefect's form: the flags of `pipeline.run` with their descriptions and bounds."""
+    schema = deployment["parameter_openapi_schema"]
+    fields = BuildConfig.model_fields
+    assert schema["required"] == ["images"] and deployment["enforce_parameter_schema"]
+    assert schema["properties"].keys() == fields.keys() - {"dry_run"}
+    for name, field in schema["properties"].items():
+        assert field["description"] == fields[name].description
+    form = schema["properties"]
+    assert form["k"]["minimum"] == 1 and form["k"]["default"] == 8
+    assert form["strategy"]["enum"] == ["depth", "random", "overlap", "inclusion"]
+    assert form["images"]["minItems"] == 1
+    assert form["min_separation"]["anyOf"][0] == {"type": "integer", "minimum": 0}
+
+
+def test_the_served_deployment(photographs: Path, server: Project) -> None:
+    """As the README types it: serve, then `prefect deployment run build-patches -p … --watch`."""
+    run = [PREFECT, "deployment", "run"]
+    with server.background(sys.executable, "-m", "pipeline.flows") as log:
+        wait_for("the deployment", lambda: server.ask("deployments"), log)
+        (deployment,) = server.ask("deployments")
+        assert deployment["description"] == flows.ABOUT
+        check_form(deployment)
+
+        out = server.folder / "served.parquet"
+        parameters = {"images": [str(photographs)], "profile": "offline", "k": 2, "limit": 3}
+        parameters |= {"shard_size": 2, "out": str(out)}
+        pairs = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in parameters.items()]
+        flags = [flag for pair in pairs for flag in ("-p", pair)]
+        done = server.run(*run, "build-patches", *flags, "--watch")
+        assert done.returncode == 0, done.stdout + done.stderr + log.read_text()
+        assert counts(out) == {"lr": 6, "hr": 6}
+        assert "3 photographs, 3 to do" in done.stdout  # log lines, not only states
+        check_artifacts(server, last_run(server)["id"])
+
+        nowhere = json.dumps(parameters | {"images": ["nowhere"]})
+        failed = server.run(*run, "build-patches/build-patches", "--params", nowhere, "--watch")
+        assert failed.returncode == 1, failed.stdout + failed.stderr
+        assert "--images nowhere: no such folder" in " ".join(failed.stdout.split())
+        assert "Traceback" not in failed.stdout + log.read_text()
+        assert last_run(server)["state"]["message"].startswith("--images nowhere: no such folder")
+
+        refused = server.run(*run, "build-patches", "-p", 'images=["a"]', "-p", "k=0")
+        text = " ".join((refused.stdout + refused.stderr).split())
+        assert refused.returncode == 1 and "'k'. Failure reason: 0 is less than" in text
+        assert server.run(*run, "no-such-name").returncode == 1
+
+
+def check_artifacts(server: Project, run: str) -> None:
+    found = server.ask("artifacts", artifacts={"flow_run_id": {"any_": [run]}})
+    by_key = {artifact["key"].removeprefix("build-patches-"): artifact for artifact in found}
+    assert by_key.keys() == {"progress", "counts", "picture", "words"}
+    assert by_key["progress"]["data"] == 100
+    table = json.loads(by_key["counts"]["data"])
+    assert table == [{"status": "ok", "photographs": 3, "lr": 6, "hr": 6}]
+    words = json.loads(by_key["words"]["data"])
+    assert len(words) == 10 and 1 <= words[0]["lr patches"] <= 6
+    assert by_key["words"]["description"].startswith("UNTRAINED")
+    assert "](data:image/jpeg;base64," in by_key["picture"]["data"]
+
+
+def test_a_work_pool(photographs: Path, server: Project) -> None:
+    """As prefect.yaml says: create the pool, deploy, start a worker, run."""
+    created = server.run(PREFECT, "work-pool", "create", "la-sr", "--type", "process")
+    assert created.returncode == 0, created.stdout + created.stderr
+    deployed = server.run(PREFECT, "--no-prompt", "deploy", "--all")
+    assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+    (deployment,) = server.ask("deployments")
+    assert deployment["work_pool_name"] == "la-sr"
+    check_form(deployment)
+    with server.background(PREFECT, "worker", "start", "--pool", "la-sr") as log:
+        flags = ["-p", f'images=["{photographs}"]', "-p", "profile=offline", "-p", "limit=2"]
+        command = [PREFECT, "deployment", "run", "build-patches", *flags, "--watch"]
+        done = server.run(*command, "-p", "k=2", "-p", "out=pool/patches.parquet")
+        assert done.returncode == 0, done.stdout + done.stderr + log.read_text()
+    # A relative path means the project's folder, wherever the worker runs its flows.
+    assert counts(server.folder / "pool/patches.parquet") == {"lr": 4, "hr": 4}
+
+
+def test_killed_runs_are_looked_after(server: Project) -> None:
+    done = server.run(PREFECT, "automation", "create", "--from-file", "automations.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (automation,) = server.ask("automations")
+    assert automation["enabled"] and automation["trigger"]["posture"] == "Proactive"
+    assert automation["actions"][0]["state"] == "CRASHED"
+    settings = tomllib.loads((ROOT / "prefect.toml").read_text())
+    assert automation["trigger"]["within"] == 3 * settings["flows"]["heartbeat_frequency"]
+
+
+def test_postgresql_holds_the_runs(here: Project, photographs: Path) -> None:
+    if here.database is None:
+        pytest.skip("no PostgreSQL here: apt-get install postgresql")
+    config = BuildConfig(
+        images=[str(photographs)], out=here.folder / "pg.parquet", profile="offline", limit=1
+    )
+    flows.build(config)
+    sql = "SELECT state_type, parameters->>'out' FROM flow_run ORDER BY created DESC LIMIT 1"
+    psql = [str(postgresql_bin()) + "/psql", "-At", here.database, "-c", sql]
+    answer = subprocess.run(psql, capture_output=True, text=True, check=True).stdout
+    assert answer == f"COMPLETED|{config.out}\n"
+
+
+def fault(monkeypatch: pytest.MonkeyPatch, error: Exception, times: int) -> list[str]:
+    """Let parts fail that often, half-way; returns a list that grows with every try."""
+    tries: list[str] = []
+    make = stages.build_shard
+
+    def failing(build: Any, shard: Any, tick: Any) -> str:
+        tries.append(shard.name)
+        if len(tries) <= times:
+            tick(1)
+            time.sleep(0.3)
+            raise error
+        return make(build, shard, tick)
+
+    monkeypatch.setattr(stages, "build_shard", failing)
+    return tries
+
+
+@pytest.fixture
+def config(photographs: Path, tmp_path: Path) -> BuildConfig:
+    """Seven photographs, a part each."""
+    return BuildConfig(
+        images=[str(photographs)], out=tmp_path / "patches.parquet", profile="offline",
+        k=1, shard_size=1,
+    )  # fmt: skip
+
+
+def test_a_passing_fault_is_tried_again(
+    here: Project,
+    config: BuildConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    tries = fault(monkeypatch, OSError(5, "Input/output error"), times=1)
+    assert flows.build(config)["patches"] == {"lr": 7, "hr": 7}
+    assert len(tries) == 8 and tries[0] == tries[1]
+    assert "Input/output error" in caplog.text and "Traceback" not in caplog.text
+    assert "photographs: 7/7 img" in capfd.readouterr().err  # the first try is not counted
+
+
+def test_a_fault_that_stays_is_one_line(
+    here: Project,
+    config: BuildConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tries = fault(monkeypatch, OSError(28, "No space left on device"), times=9)
+    with pytest.raises(UserError, match="No space left on device"):
+        flows.build(config)
+    assert tries.count(tries[0]) == 3
+    assert len(set(tries)) < 7  # another may have begun meanwhile, not all
+    assert "Traceback" not in caplog.text
+    assert last_run(here)["state"]["type"] == "FAILED"
+
+
+def test_what_the_user_must_mend_is_not_tried_again(
+    here: Project,
+    config: BuildConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tries = fault(monkeypatch, UserError("weights are not here"), times=9)
+    with pytest.raises(UserError, match="weights are not here"):
+        flows.build(config)
+    assert tries.count(tries[0]) == 1 and len(tries) < 7
+    assert "Traceback" not in caplog.text
+
+
+def test_a_bug_is_not_hidden(
+    here: Project,
+    config: BuildConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fault(monkeypatch, KeyError("a bug"), times=9)
+    with pytest.raises(KeyError, match="a bug"):
+        flows.build(config)
+    assert "Traceback" in caplog.text
+
+
+def test_what_is_only_shown_cannot_fail_a_build(
+    here: Project,
+    config: BuildConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("no artifacts today")
+
+    monkeypatch.setattr("pipeline.report.overview.describe", broken)
+    for name in ("create_progress_artifact", "update_progress_artifact"):
+        monkeypatch.setattr(flows.ui, name, broken)
+    assert flows.build(config)["patches"] == {"lr": 7, "hr": 7}
+    assert "not shown in Prefect's UI: no artifacts today" in caplog.text
+
+
+def test_parameters_that_no_server_checked(here: Project) -> None:
+    state = flows.build_patches(images=["a"], k=0, return_state=True)
+    assert state.is_failed()
+    assert state.message == "k: Input should be greater than or equal to 1"

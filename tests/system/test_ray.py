@@ -1,0 +1,245 @@
+"""Shards as Ray tasks, through Prefect's task runner, on a cluster of this machine's two cores."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as ds
+import pytest
+from PIL import Image
+
+from lasr.errors import UserError
+from pipeline.build import ray as cluster
+from pipeline.build.lock import sole_build
+from pipeline.build.plan import plan_build
+from pipeline.config import BuildConfig
+from pipeline.flows import flow as flows
+from tests.conftest import run_stages
+from tests.support.servers import environment, prefect_server
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+ray = pytest.importorskip("ray")
+
+from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+
+
+def watch_worker() -> None:
+    """Runs in each Ray worker: note what it loads, and die once in the middle of a shard if told.
+
+    LASR_TEST is a folder: `loads` gets a line per loading of models, `die` becomes `died`.
+    """
+    from pipeline.build import shard
+    from pipeline.stages import models
+
+    folder = Path(os.environ["LASR_TEST"])
+    load, name = models.Models.__init__, shard.part_name
+
+    def noted(*given: Any) -> None:
+        load(*given)
+        with open(folder / "loads", "a") as file:
+            file.write(f"{os.getpid()}\n")
+
+    def last_words(*given: Any) -> str:
+        with open(folder / "shards", "a") as file:
+            file.write(f"{os.getpid()}\n")
+        if (folder / "die").exists():
+            (folder / "die").rename(folder / "died")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return name(*given)
+
+    models.Models.__init__ = noted  # type: ignore[method-assign]
+    shard.part_name = last_words  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Ray cluster with two workers and a Prefect server; yields the folder of `watch_worker`."""
+    folder = tmp_path_factory.mktemp("watched")
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    variables = {"LASR_TEST": str(folder), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    hook = {"env_vars": variables, "worker_process_setup_hook": watch_worker}
+    ray.init(
+        "local", num_cpus=2, object_store_memory=100_000_000, include_dashboard=False,
+        log_to_driver=False, runtime_env=hook,
+    )  # fmt: skip
+    with (
+        prefect_server(folder, environment(folder)) as api,
+        temporary_settings({PREFECT_API_URL: api}),
+    ):
+        yield folder
+    ray.shutdown()
+
+
+def config(images: Path, out: Path, **changes: Any) -> BuildConfig:
+    plain = {"profile": "offline", "k": 2, "shard_size": 1, "workers": 1}
+    return BuildConfig(images=[str(images)], out=str(out), **(plain | changes))
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = ds.dataset(out).to_table().to_pylist()
+    return sorted(found, key=lambda row: str(row["patch_id"]))
+
+
+@pytest.fixture(scope="module")
+def expected(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The rows that the stages give in one process."""
+    out = tmp_path_factory.mktemp("local") / "patches.parquet"
+    run_stages(config(photographs, out))
+    return rows(out)
+
+
+def test_rows_are_those_of_one_process_and_models_load_once_per_worker(
+    photographs: Path, expected: list[dict[str, Any]], watched: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    # A relative path is the user's, not the worker's.
+    summary = flows.build(config(photographs, Path("data/patches.parquet"), runner="ray"))
+    assert summary["parts"] == 7 and rows(tmp_path / "data/patches.parquet") == expected
+    loads = Counter((watched / "loads").read_text().split())
+    shards = Counter((watched / "shards").read_text().split())
+    assert sum(shards.values()) == 7 and shards.keys() == loads.keys()
+    assert set(loads.values()) == {1}
+    assert flows.build(config(photographs, Path("data/patches.parquet"), runner="ray")) == summary
+
+
+def test_a_worker_that_dies_costs_its_shard_only(
+    photographs: Path, expected: list[dict[str, Any]], watched: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "patches.parquet"
+    (watched / "die").touch()
+    flows.build(config(photographs, out, runner="ray"))
+    assert (watched / "died").exists()
+    assert rows(out) == expected
+    assert not [path for path in tmp_path.rglob(".*") if path.suffix == ".tmp"]
+
+
+def test_errors_of_a_worker_and_of_the_cluster_are_one_line(
+    photographs: Path, watched: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "patches.parquet"
+    with pytest.raises(UserError, match=r"^/proc/none: cannot be written .*same command"):
+        flows.build(config(photographs, out, runner="ray", kept="/proc/none"))
+    with pytest.raises(UserError, match="no machine of the cluster has 3 CPUs and 0 GPUs"):
+        flows.build(config(photographs, out, runner="ray", workers=3))
+    with pytest.raises(UserError, match=r"has 1 CPUs and 0\.5 GPUs"):
+        flows.build(config(photographs, out, runner="ray", gpus_per_task=0.5))
+
+
+def test_a_machine_that_does_not_see_what_the_others_see_is_named(
+    photographs: Path, tmp_path: Path
+) -> None:
+    here = socket.gethostname()
+    build = plan_build(config(photographs, tmp_path / "patches.parquet"))
+    job, shard = build.job, build.plan.to_do[0]
+    with pytest.raises(UserError, match=rf"patches.work: .* not seen by the cluster's .* {here}"):
+        cluster.build_part(job, shard)
+    with sole_build(job.config.work):
+        moved = [replace(p, place=p.place.parent / "gone") for p in shard.photographs]
+        with pytest.raises(UserError, match=rf"gone: not seen by the cluster's machine {here}"):
+            cluster.build_part(job, replace(shard, photographs=tuple(moved)))
+        for name in ("depth_model", "caption_model"):
+            other = job.metadata["parameters"] | {name: "other@1"}
+            with pytest.raises(UserError, match="are not those of this build, other@1"):
+                cluster.build_part(replace(job, metadata={"parameters": other}), shard)
+        assert cluster.build_part(job, shard).startswith("part-")
+
+
+def test_what_travels_has_absolute_paths(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = Path("words.txt")
+    words.write_text("\n".join(f"word{i}" for i in range(24)))
+    changes: dict[str, Any] = {"kept": "kept", "dictionary": words, "clip": "tiny-clip"}
+    job = plan_build(config(photographs, Path("a.parquet"), **changes)).job
+    sent = cluster.portable(job).config
+    assert sent.out == str(tmp_path / "a.parquet") and sent.kept == str(tmp_path / "kept")
+    assert sent.dictionary == tmp_path / "words.txt" and sent.clip == "tiny-clip"
+    stored = job.config.model_copy(update={"out": "s3://bucket/a.parquet"})
+    assert cluster.portable(replace(job, config=stored)).config.out == "s3://bucket/a.parquet"
+
+
+def test_without_ray_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'la-sr\[ray\]'"), cluster.connected(None):
+        pytest.fail("connected to nothing")
+
+
+def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for address in ("127.0.0.1:9", "ray://127.0.0.1:9"):
+        wanted = f"^--ray-address {address}: no Ray cluster .*refused.*`ray start --head`"
+        with pytest.raises(UserError, match=wanted), cluster.connected(address):
+            pytest.fail("connected to nothing")
+
+
+def children(pid: int) -> list[int]:
+    """All processes below one."""
+    tree: dict[int, list[int]] = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        tree.setdefault(int(fields[1]), []).append(int(status.parent.name))
+    found, waiting = [], [pid]
+    while waiting:
+        below = tree.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
+
+
+def test_ctrl_c_ends_the_cluster_and_the_same_command_carries_on(
+    photographs: Path, tmp_path: Path
+) -> None:
+    """As typed: a cluster of its own, Prefect's embedded server, Ctrl-C after the first part."""
+    album = tmp_path / "album"
+    shutil.copytree(photographs, album)
+    for path in list(album.iterdir()):  # enough of them that some are left when Ctrl-C comes
+        with Image.open(path) as picture:
+            for turn in list(Image.Transpose):
+                picture.transpose(turn).save(album / f"{path.stem}-{turn.name}.png")
+    command = [sys.executable, "-m", "pipeline.run", "--images", "album", "--profile", "offline"]
+    command += ["--k", "2", "--shard-size", "1", "--workers", "1", "--runner", "ray"]
+    variables = environment(tmp_path) | {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
+    log = tmp_path / "log"
+    with open(log, "w") as out:
+        build = subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=out, stderr=out)
+    work = tmp_path / "data/patches.work"
+    while not list(work.glob("*.images.parquet")):
+        assert build.poll() is None, log.read_text()
+        time.sleep(0.05)
+    below = children(build.pid)
+    assert any("raylet" in Path(f"/proc/{pid}/comm").read_text() for pid in below)
+    for _ in range(4):  # Python drops an interrupt that comes while it clears an object away
+        build.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            build.wait(15)
+            break
+    assert build.wait(1) == 130, log.read_text()
+    assert "Traceback" not in log.read_text()
+    end = time.monotonic() + 20
+    while (alive := [pid for pid in below if Path(f"/proc/{pid}").exists()]) and (
+        time.monotonic() < end
+    ):
+        time.sleep(0.2)
+    assert not alive
+    kept = len(list(work.glob("*.images.parquet")))
+    made = run_stages(config(album, tmp_path / "data/patches.parquet"))
+    assert kept > 0 and len(made) == len(list(album.iterdir())) - kept > 0
+    run_stages(config(album, tmp_path / "undisturbed.parquet"))
+    assert rows(tmp_path / "data/patches.parquet") == rows(tmp_path / "undisturbed.parquet")

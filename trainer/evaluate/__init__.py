@@ -1,0 +1,1 @@
+"""Score methods side by side."""

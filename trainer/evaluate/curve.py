@@ -1,0 +1,120 @@
+"""Draw scores against training steps, as figure 8: does more training help?
+
+    python -m trainer.evaluate --images mine/ --weights mine@0=start.pth data/runs/mine/weights
+    python -m trainer.evaluate.curve data/evaluation
+
+A method called NAME@STEP is a point of the curve NAME; any other is a level line to compare with.
+Needs the extra `evaluate`.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+from pydantic import BaseModel, Field
+
+from lasr.cli import parse, run_command
+from lasr.errors import UserError
+from lasr.files import atomic_path
+from trainer.evaluate import scores
+
+
+class CurveConfig(BaseModel):
+    """What `trainer.evaluate.curve` takes."""
+
+    evaluation: Path = Field(description="folder that trainer.evaluate wrote")
+    metrics: list[str] = Field([], description="one diagram each (default: all that were scored)")
+    out: Path | None = Field(
+        None,
+        description="the PNG; its numbers go beside it as .csv (default: EVALUATION/curve.png)",
+    )
+
+
+def run(config: CurveConfig) -> None:
+    """Write the PNG and the CSV. Raises UserError: no checkpoints in the evaluation."""
+    found = scores.read(config.evaluation)
+    titles = {
+        s.metric: f"{s.title} {'↑' if s.higher_is_better else '↓'}"
+        for s in found
+        if s.metric in (config.metrics or [s.metric])
+    }
+    points = [_point(row) for row in scores.means(found) if row["metric"] in titles]
+    if not any(point["step"] is not None for point in points):
+        raise UserError(
+            f"{config.evaluation}: no checkpoints were scored there; give trainer.evaluate a folder"
+            " of step*.safetensors, or NAME@STEP=FILE each"
+        )
+    points.sort(key=lambda point: (point["metric"], point["method"], point["step"] or 0))
+    out = config.out or config.evaluation / "curve.png"
+    with atomic_path(out.with_suffix(".csv")) as temporary:
+        pyarrow.csv.write_csv(pa.Table.from_pylist(points), temporary)
+    _draw(out, titles, points)
+    print(f"{out} and {out.with_suffix('.csv').name}")
+
+
+def _point(row: dict[str, Any]) -> dict[str, Any]:
+    method, _, step = row["method"].rpartition("@")
+    is_step = bool(method) and step.isdecimal()
+    return {
+        "method": method if is_step else row["method"],
+        "step": int(step) if is_step else None,
+        "metric": row["metric"],
+        "mean": row["mean"],
+        "images": row["images"],
+    }
+
+
+def _draw(out: Path, titles: dict[str, str], points: list[dict[str, Any]]) -> None:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError(f"{error}; run `pip install '.[evaluate]'`") from error
+    matplotlib.use("Agg")  # draws into files; needs no screen
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import EngFormatter
+
+    columns = min(3, len(titles))
+    rows = -(-len(titles) // columns)
+    size = (4.2 * columns, 3 * rows)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=size, dpi=150, layout="constrained", squeeze=False
+    )
+    methods = list(dict.fromkeys(point["method"] for point in points))
+    for axes, (metric, title) in zip(grid.flat, titles.items(), strict=False):
+        for number, method in enumerate(methods):
+            own = [p for p in points if p["method"] == method and p["metric"] == metric]
+            steps = [(p["step"], p["mean"]) for p in own if p["step"] is not None]
+            if steps:
+                axes.plot(*zip(*steps, strict=True), "o-", color=f"C{number}", label=method, ms=4)
+            for point in own:
+                if point["step"] is None:
+                    axes.axhline(point["mean"], color=f"C{number}", ls="--", label=method)
+        axes.set(title=title, xlabel="training steps")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.grid(alpha=0.3)
+    for axes in list(grid.flat)[len(titles) :]:
+        axes.set_axis_off()
+    if len(methods) > 1:
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    with atomic_path(out) as temporary:
+        figure.savefig(temporary, format="png")
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `python -m trainer.evaluate.curve`."""
+    config = parse(
+        CurveConfig,
+        argv,
+        "python -m trainer.evaluate.curve",
+        __doc__ or "",
+        positional="evaluation",
+    )
+    return run_command(lambda: run(config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Scores as rows, as means, as a table, and as files."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from lasr.errors import UserError
+from lasr.files import atomic_path, write_bytes
+
+SCORES, MEANS = "scores", "means"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric's answer on one method's output for one picture, and how it came about."""
+
+    method: str
+    image: str
+    metric: str  # as a flag calls it
+    title: str  # as the paper's tables call it
+    higher_is_better: bool
+    score: float
+    metric_version: str
+    metric_weights: str
+    convention: str
+    device: str
+    parameters: int | None  # of the network, where it ran here
+    seconds: float | None  # that making the output took, on:
+    made_on: str | None
+    image_path: str | None
+    output_path: str
+    reference_path: str | None
+
+
+_ARROW: dict[object, pa.DataType] = {
+    str: pa.string(),
+    bool: pa.bool_(),
+    float: pa.float64(),
+    str | None: pa.string(),
+    int | None: pa.int64(),
+    float | None: pa.float64(),
+}
+SCHEMA = pa.schema([(column.name, _ARROW[column.type]) for column in fields(Score)])
+
+
+def write(folder: Path, scores: list[Score]) -> None:
+    """scores.{csv,parquet}, one row a score; means.{csv,parquet}, one a method and metric; and
+    means.md, the table. Each atomically."""
+    _write_both(folder / SCORES, [asdict(score) for score in scores], SCHEMA)
+    _write_both(folder / MEANS, means(scores))
+    write_bytes(folder / f"{MEANS}.md", (markdown(scores) + "\n").encode())
+
+
+def read(folder: Path) -> list[Score]:
+    """The scores of an evaluation's folder. Raises UserError: there are none."""
+    path = folder / f"{SCORES}.parquet"
+    if not path.is_file():
+        raise UserError(f"{path}: no scores there; make them with python -m trainer.evaluate")
+    return [Score(**row) for row in pyarrow.parquet.read_table(path, schema=SCHEMA).to_pylist()]
+
+
+def means(scores: Iterable[Score]) -> list[dict[str, Any]]:
+    """One row a method and metric: the mean, over how many pictures, and what the metric is."""
+    groups: dict[tuple[str, str], list[Score]] = defaultdict(list)
+    for score in scores:
+        groups[score.method, score.metric].append(score)
+    return [
+        {
+            "method": method,
+            "metric": metric,
+            "mean": statistics.fmean(score.score for score in group),
+            "images": len(group),
+            "higher_is_better": group[0].higher_is_better,
+            "metric_version": _common(score.metric_version for score in group),
+            "metric_weights": _common(score.metric_weights for score in group),
+            "convention": _common(score.convention for score in group),
+            "device": _common(score.device for score in group),
+            "parameters": group[0].parameters,
+            "seconds": _median_seconds(group),
+            "made_on": _common(score.made_on or "" for score in group),
+        }
+        for (method, metric), group in groups.items()
+    ]
+
+
+def markdown(scores: list[Score]) -> str:
+    """One line a method, one column a metric, parameters and runtime as table 7, and below it what
+    each metric is. Reads well on a terminal too."""
+    if not scores:
+        return "no scores"
+    titles = {s.metric: f"{s.title} {'↑' if s.higher_is_better else '↓'}" for s in scores}
+    by_method: dict[str, list[Score]] = defaultdict(list)
+    for score in scores:
+        by_method[score.method].append(score)
+    mean = {(row["method"], row["metric"]): row["mean"] for row in means(scores)}
+    large = {metric for (_, metric), value in mean.items() if abs(value) >= 10}
+    digits = {metric: 2 if metric in large else 4 for metric in titles}
+    rows = [["Method", *titles.values(), "Params (M)", "Runtime (s)", "Images"]]
+    for method, group in by_method.items():
+        images = [sum(s.metric == metric for s in group) for metric in titles]
+        least, most = min(n for n in images if n), max(images)
+        seconds = _median_seconds(group)
+        rows.append(
+            [
+                method,
+                *(
+                    f"{mean[method, m]:.{digits[m]}f}" if (method, m) in mean else "-"
+                    for m in titles
+                ),
+                f"{group[0].parameters / 1e6:.3g}" if group[0].parameters else "-",
+                "-" if seconds is None else f"{seconds:.3g}",
+                str(most) if least == most else f"{least}-{most}",
+            ]
+        )
+    return "\n".join([*_aligned(rows), "", *_particulars(scores)])
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        f"| {row[0]:<{widths[0]}} | "
+        + " | ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        + " |"
+        for row in rows
+    ]
+    rule = "|" + "|".join(
+        ("-" * (width + 1) + ":") if column else ":" + "-" * (width + 1)
+        for column, width in enumerate(widths)
+    )
+    return [lines[0], rule + "|", *lines[1:]]
+
+
+def _particulars(scores: list[Score]) -> list[str]:
+    lines = {
+        f"- {s.title}: "
+        + ", ".join(
+            part
+            for part in (f"pyiqa {s.metric_version}", s.metric_weights, s.convention, s.device)
+            if part
+        ): None
+        for s in scores
+    }
+    if devices := sorted({score.made_on for score in scores if score.made_on}):
+        where = ", ".join(devices)
+        lines[f"- Runtime: median over the pictures, after a warm-up, on {where}"] = None
+    return list(lines)
+
+
+def _median_seconds(scores: list[Score]) -> float | None:
+    seconds = {s.image: s.seconds for s in scores if s.seconds is not None}
+    return statistics.median(seconds.values()) if seconds else None
+
+
+def _common(values: Iterable[str]) -> str:
+    return " / ".join(sorted(set(values)))
+
+
+def _write_both(stem: Path, rows: list[dict[str, Any]], schema: pa.Schema | None = None) -> None:
+    table = pa.Table.from_pylist(rows, schema=schema)
+    with atomic_path(stem.with_suffix(".parquet")) as temporary:
+        pyarrow.parquet.write_table(table, temporary)
+    with atomic_path(stem.with_suffix(".csv")) as temporary:
+        pyarrow.csv.write_csv(table, temporary)

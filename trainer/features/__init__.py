@@ -1,0 +1,1 @@
+"""How the encoders see patches before and after training: figure 7."""

@@ -1,0 +1,1 @@
+"""The networks: RRDB, the encoders, VGG; reading and writing their files."""

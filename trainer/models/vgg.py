@@ -1,0 +1,189 @@
+"""The modified VGG term of section 3.5: I_SR has to keep the structure and colour of I_LR."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.vgg import make_layers  # type: ignore[import-untyped]
+
+from lasr.errors import UserError
+from lasr.weights.locate import WeightsError, locate
+from lasr.weights.tensors import read_tensors
+from trainer.losses import full_precision
+
+BLOCKS = (2, 2, 4, 4, 4)  # convolutions of VGG19 between its max poolings
+WIDTHS = tuple(w for w, n in zip((64, 128, 256, 512, 512), BLOCKS, strict=True) for _ in range(n))
+CONV5_4 = ("conv5_4",)  # the layer of SRGAN and ESRGAN, as in the latter before its ReLU
+
+CONV1_2 = ("conv1_2",)  # of an untrained network, see `small_vgg`
+
+# Names of torchvision's layers: convB_I is the output of a convolution, reluB_I its activation.
+_CONVS = [
+    (f"{block}_{i}", 2 * (sum(BLOCKS[: block - 1]) + i - 1) + block - 1)
+    for block, n in enumerate(BLOCKS, start=1)
+    for i in range(1, n + 1)
+]
+TAPS = {
+    f"{kind}{name}": index + after
+    for name, index in _CONVS
+    for after, kind in enumerate(("conv", "relu"))
+}
+
+
+class VGG(nn.Module):
+    """VGG19's features at named layers. Frozen: gradients pass through to the pictures only.
+
+    Args:
+        layers: names of `TAPS`, `conv1_1` to `relu5_4`; what lies beyond the deepest is not built.
+        widths: channels of the 16 convolutions.
+
+    Raises:
+        ValueError: a layer that VGG19 does not have, or none at all.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, layers: Sequence[str] = CONV5_4, widths: Sequence[int] = WIDTHS) -> None:
+        super().__init__()
+        unknown = [layer for layer in layers if layer not in TAPS]
+        if unknown or not layers:
+            what = f"VGG19 has no layer {unknown[0]!r}" if unknown else "VGG: no layers"
+            raise ValueError(f"{what}; give some of conv1_1 ... conv5_4, relu1_1 ... relu5_4")
+        self.taps = {TAPS[layer]: layer for layer in layers}
+        width = iter(widths)
+        config = [item for n in BLOCKS for item in (*(next(width) for _ in range(n)), "M")]
+        self.features = make_layers(config)[: max(self.taps) + 1]
+        for layer in self.features:
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False  # in place it would overwrite the tap before it
+        # ImageNet's statistics, as torchvision's weights expect. (Named device: also when the
+        # layers are made without storage, to be filled from a file.)
+        for name, value in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
+            tensor = torch.tensor(value, device="cpu").view(1, 3, 1, 1)
+            self.register_buffer(name, tensor, persistent=False)
+        self.requires_grad_(False).eval()
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        """Features by layer of `pictures` (n, 3, h, w) in [0, 1].
+
+        Raises:
+            ValueError: the pictures are too small to reach the deepest layer.
+        """
+        least = 2 ** sum(isinstance(layer, nn.MaxPool2d) for layer in self.features)
+        if min(pictures.shape[-2:]) < least:
+            h, w = pictures.shape[-2:]
+            deepest = self.taps[max(self.taps)]
+            raise ValueError(f"VGG: {w}x{h} pixels do not reach {deepest}; use {least} or more")
+        x, found = (pictures - self.mean) / self.std, {}
+        for index, layer in enumerate(self.features):
+            x = layer(x)
+            if index in self.taps:
+                found[self.taps[index]] = x
+        return found
+
+
+def vgg_term(vgg: VGG, sr: Tensor, lr: Tensor, distance: Literal["l1", "l2"] = "l1") -> Tensor:
+    """The VGG loss between I_SR and I_LR, a scalar: the mean over `vgg`'s layers.
+
+    The features of I_SR are average-pooled by the scale, to meet those of I_LR at any size:
+    floor(floor(s·h / 2^k) / s) = floor(h / 2^k). The LR side is a constant: only `sr` receives a
+    gradient. Distances are float32 under any autocast.
+
+    Args:
+        sr: super-resolved pictures (n, 3, s·h, s·w), s a whole number.
+        lr: their inputs (n, 3, h, w) in [0, 1].
+        distance: mean absolute (`l1`) or mean squared (`l2`) difference.
+
+    Raises:
+        ValueError: the sizes are not a whole scale apart, too small, or the distance is unknown.
+    """
+    measures = {"l1": F.l1_loss, "l2": F.mse_loss}
+    if distance not in measures:
+        raise ValueError(f"VGG term: no distance {distance!r}; give l1 or l2")
+    scale = max(sr.shape[-1] // lr.shape[-1], 1)
+    if sr.shape != (*lr.shape[:-2], scale * lr.shape[-2], scale * lr.shape[-1]):
+        raise ValueError(
+            f"VGG term: {tuple(sr.shape)} is not a whole multiple of {tuple(lr.shape)} in height "
+            "and width; give the network's output and its input"
+        )
+    with torch.no_grad():
+        targets = vgg(lr)
+    terms = [
+        measures[distance](
+            F.avg_pool2d(full_precision(feature), scale), full_precision(targets[layer])
+        )
+        for layer, feature in vgg(sr).items()
+    ]
+    return torch.stack(terms).mean()
+
+
+def load_vgg_named(name_or_path: str, layers: Sequence[str] | None) -> VGG:
+    """VGG19 by name (see lasr.weights.locate) or from a file; layers None: what suits the weights.
+
+    Raises WeightsError, or UserError: a layer that VGG19 does not have.
+    """
+    unknown = [layer for layer in layers or () if layer not in TAPS]
+    if unknown:
+        raise UserError(f"VGG19 has no layer {unknown[0]}; take conv1_1 to conv5_4, or relu…")
+    located = locate(name_or_path, "vgg")
+    if located.path is None:
+        return small_vgg(layers=layers) if layers else small_vgg()
+    return load_vgg(located.path, layers or CONV5_4)
+
+
+def load_vgg(path: str | Path, layers: Sequence[str] = CONV5_4) -> VGG:
+    """VGG19 from a file of torchvision's keys (`features.0.weight`, ...): float32, on the CPU.
+
+    The classifier is ignored, and widths are those of the file, so that narrow networks load too.
+
+    Raises:
+        WeightsError: the file cannot be read, is not a VGG19 (also VGG16 or with batch norm), or a
+            layer is unknown.
+    """
+    state = {k: v for k, v in read_tensors(path).items() if k.startswith("features.")}
+    wanted = "give torchvision's vgg19-dcbb9e9d.pth or a network of its layers"
+    keys = {f"features.{index}.{kind}" for _, index in _CONVS for kind in ("weight", "bias")}
+    if state.keys() != keys:
+        odd = min(keys ^ state.keys(), key=lambda key: int(re.sub(r"\D", "", key) or -1))
+        fault = "is missing" if odd in keys else "does not belong there"
+        raise WeightsError(f"{path}: is not a VGG19: {odd} {fault}; {wanted}")
+    widths = [len(state[f"features.{index}.bias"]) for _, index in _CONVS]
+    with torch.device("meta"):  # nothing is initialised only to be overwritten
+        vgg = VGG(layers, widths)
+    # All 16 are checked, also those which the wanted layers do not need.
+    for (_, index), inputs, outputs in zip(_CONVS, [3, *widths], widths, strict=False):
+        shape = tuple(state[f"features.{index}.weight"].shape)
+        if shape != (outputs, inputs, 3, 3):
+            raise WeightsError(
+                f"{path}: is not a VGG19: features.{index}.weight is {shape}, "
+                f"not {(outputs, inputs, 3, 3)}; {wanted}"
+            )
+    vgg.load_state_dict({key: state[key].float() for key in vgg.state_dict()}, assign=True)
+    return vgg
+
+
+def small_vgg(seed: int = 0, layers: Sequence[str] = CONV1_2) -> VGG:
+    """An UNTRAINED VGG19 an eighth as wide, for the offline profile: no download.
+
+    The architecture is VGG19's (16 convolutions, 8 to 64 channels), the weights are He's random
+    ones (2015) from `seed`, and nothing in it knows what pictures show. Random features grow alike
+    with depth: over 4 photographs and 10 seeds, the term at conv5_4 prefers a mirrored or tinted
+    enlargement to the true one about every second time, and training on it spoils the picture. At
+    conv1_2, the default here, it always prefers the true one: it still holds layout and colour.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        vgg = VGG(layers, [width // 8 for width in WIDTHS])
+        for layer in vgg.features:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+    return vgg

@@ -1,0 +1,75 @@
+"""Pictures to look at: LR | bicubic | SR."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from lasr.files import atomic_path
+
+_GAP, _TITLE = 6, 20  # pixels
+_INK, _PAPER = (40, 40, 40), (255, 255, 255)
+
+
+def to_uint8(picture: Tensor) -> np.ndarray:
+    """(3, h, w) in [0, 1], clamped, to h x w x 3 uint8."""
+    rounded = picture.detach().float().clamp(0, 1).mul(255).round().byte()
+    array: np.ndarray = rounded.permute(1, 2, 0).cpu().numpy()
+    return array
+
+
+def bicubic(pictures: Tensor, scale: int) -> Tensor:
+    """Antialiased bicubic enlargement of (n, 3, h, w), as Pillow and MATLAB do it."""
+    size = [side * scale for side in pictures.shape[-2:]]
+    enlarged = F.interpolate(pictures.float(), size=size, mode="bicubic", antialias=True)
+    return enlarged.clamp(0, 1)
+
+
+def compare(path: Path, lr: Tensor, sr: Tensor) -> None:
+    """Write a sheet with one row a picture: LR (pixels as squares) | bicubic | SR.
+
+    lr: (n, 3, h, w) and sr: (n, 3, s h, s w), both in [0, 1]. Written atomically.
+    """
+    scale = sr.shape[-1] // lr.shape[-1]
+    columns = {
+        f"LR {lr.shape[-1]}x{lr.shape[-2]}": squares(lr, scale),
+        "bicubic": bicubic(lr, scale),
+        f"SR {sr.shape[-1]}x{sr.shape[-2]}": sr,
+    }
+    write_sheet(path, columns)
+
+
+def squares(pictures: Tensor, side: int) -> Tensor:
+    """(n, 3, h, w) to (n, 3, side h, side w), every pixel a square."""
+    return pictures.repeat_interleave(side, -1).repeat_interleave(side, -2)
+
+
+def write_sheet(path: Path, columns: dict[str, Tensor]) -> None:
+    """Write titled columns of pictures side by side, each (n, 3, h, w) in [0, 1]. Atomic."""
+    rows, _, height, width = next(iter(columns.values())).shape
+    sheet = Image.new(
+        "RGB",
+        (len(columns) * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP + _TITLE),
+        _PAPER,
+    )
+    draw = ImageDraw.Draw(sheet)
+    for column, (title, pictures) in enumerate(columns.items()):
+        x = _GAP + column * (width + _GAP)
+        draw.text((x, 4), title, fill=_INK)
+        for row, picture in enumerate(pictures):
+            tile = Image.fromarray(to_uint8(picture))
+            sheet.paste(tile, (x, _TITLE + _GAP + row * (height + _GAP)))
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+@torch.no_grad()
+def colour_shift(sr: Tensor, lr: Tensor) -> Tensor:
+    """Mean absolute difference between the mean colours of SR and LR, a scalar in [0, 1].
+
+    Colour shift is what the method suffers from without its VGG term (section 4.3, figure 6c).
+    """
+    return (sr.float().mean((-2, -1)) - lr.mean((-2, -1))).abs().mean()

@@ -1,0 +1,1 @@
+"""Enlarge pictures with a trained network."""
