@@ -26,7 +26,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from lasr.cli import parse, run_command
-from lasr.errors import UserError, load_extra
+from lasr.errors import UserError, require
 from lasr.files import atomic_path
 from lasr.weights.locate import TABLE, locate
 from schemas.manifest import SCALE
@@ -129,8 +129,8 @@ class _Half(nn.Module):
 
 
 def _export_onnx(network: nn.Module, config: ExportConfig, about: dict[str, str]) -> None:
-    load_extra("onnxscript", "export")  # what torch's exporter stands on
-    runtime = load_extra("onnxruntime", "export")
+    require("onnxscript", "export")  # what torch's exporter stands on
+    runtime = require("onnxruntime", "export")
     module = _Half(network) if config.half else network
     try:
         with warnings.catch_warnings():
@@ -172,7 +172,7 @@ def _export_ncnn(network: nn.Module, config: ExportConfig) -> list[Path]:
             f"--out {config.out}: NCNN files are written for RRDB only, this is a"
             f" {type(network).__name__}; write a .pth and convert it with chaiNNer or pnnx"
         )
-    ncnn = load_extra("ncnn", "export")
+    ncnn = require("ncnn", "export")
     files = [config.out, config.out.with_suffix(".bin")]
     with atomic_path(files[0]) as param, atomic_path(files[1]) as binary:
         write_ncnn(network, param, binary, config.half)

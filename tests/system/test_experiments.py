@@ -1,6 +1,5 @@
 """Every command in the documentation parses, and no table or figure is missing."""
 
-import importlib
 import re
 import shlex
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.support.commands import program_of
 from trainer.evaluate import testset
 
 ROOT = Path(__file__).parents[2]
@@ -28,8 +28,7 @@ def test_a_command_on_the_page_is_one_that_the_program_takes(
 ) -> None:
     words = shlex.split(command, comments=True)
     module, argv = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
-    # What `python -m lasr.weights` runs stands beside it.
-    program = importlib.import_module(module.replace("lasr.weights.locate", "lasr.weights"))
+    program = program_of(module)
     if module == "pipeline.flows":  # it serves the deployment, and takes no flag
         assert argv == []
         return

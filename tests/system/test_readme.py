@@ -1,6 +1,5 @@
 """Every command of the README, run one after the other as a reader would, in an empty folder."""
 
-import importlib
 import os
 import re
 import shlex
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.support.commands import program_of
 
 ROOT = Path(__file__).parents[2]
 # What the test adds to a line: no weights can be fetched here, and two steps are enough.
@@ -66,7 +67,7 @@ def test_the_readme_as_typed(
             command_line = [sys.executable, "-m", module, *argv]
             subprocess.run(command_line, env=environment, check=True, timeout=200)
         else:
-            assert importlib.import_module(module).main(argv) == 0, line
+            assert program_of(module).main(argv) == 0, line
     assert len(run) >= 12, run
     enlarged = np.asarray(Image.open("enlarged/photo.png"))
     assert enlarged.shape == (192, 192, 3) and 20 < enlarged.mean() < 235

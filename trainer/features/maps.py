@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lasr.errors import load_extra
+from lasr.errors import require
 
 NEIGHBOURS = 10
 ROLE_COLOURS = {"lr": "#d1495b", "hr": "#2f6fff"}  # figure 7a's red and blue
@@ -55,7 +55,7 @@ def score(view: View) -> dict[str, Any]:
     patches of (b - a) / max(a, b), a and b the mean cosine distances to the own and to the nearest
     other group (Rousseeuw 1987): 1 = far apart, 0 = overlapping.
     """
-    metrics = load_extra("sklearn.metrics", "plots")
+    metrics = require("sklearn.metrics", "plots")
     groups = len(set(view.labels.tolist()))
     silhouette = float("nan")
     if 2 <= groups < len(view.labels):
@@ -74,8 +74,8 @@ def score(view: View) -> dict[str, Any]:
 
 def tsne(features: np.ndarray, components: int, perplexity: float, seed: int) -> np.ndarray:
     """Places on a plane, (n, 2): PCA to `components` (0: none), then t-SNE."""
-    decomposition = load_extra("sklearn.decomposition", "plots")
-    manifold = load_extra("sklearn.manifold", "plots")
+    decomposition = require("sklearn.decomposition", "plots")
+    manifold = require("sklearn.manifold", "plots")
     if 0 < components < min(features.shape):
         features = decomposition.PCA(components, random_state=seed).fit_transform(features)
     few = max((len(features) - 1) / 3, 1)  # a neighbourhood of all says nothing
@@ -91,9 +91,9 @@ def draw(
 
     Returns the scores and the coordinates (patch_id, role, view, label, stage, x, y).
     """
-    matplotlib = load_extra("matplotlib", "plots")
+    matplotlib = require("matplotlib", "plots")
     matplotlib.use("Agg")  # draws into files; needs no screen
-    pyplot = load_extra("matplotlib.pyplot", "plots")
+    pyplot = require("matplotlib.pyplot", "plots")
     titles = list(dict.fromkeys(view.title for view in views))
     stages = list(dict.fromkeys(view.stage for view in views))
     size = (6.5 * len(stages), 6 * len(titles))
