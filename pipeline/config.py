@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from lasr.device import Device
 from lasr.weights.locate import PROFILES, Profile
-from pipeline.storage import Place
+from pipeline.storage import StoragePath
 from schemas.manifest import PATCH_SIZE, Role
 
 Strategy = Literal["depth", "random", "overlap", "inclusion"]
@@ -18,7 +18,7 @@ Address = Annotated[str, BeforeValidator(os.fspath)]  # a path, or s3://bucket/n
 Runner = Literal["local", "ray"]
 
 
-def work_folder(manifest: Place) -> Place:
+def work_folder(manifest: StoragePath) -> StoragePath:
     """The folder of finished parts, beside a manifest."""
     return manifest.parent / f"{manifest.name.removesuffix('.parquet')}.work"
 
@@ -106,11 +106,11 @@ class BuildConfig(BaseModel):
         return half if self.min_separation is None else self.min_separation
 
     @property
-    def work(self) -> Place:
+    def work(self) -> StoragePath:
         """The folder of finished parts, beside the manifest."""
-        return work_folder(Place(self.out))
+        return work_folder(StoragePath(self.out))
 
     @property
-    def kept_folder(self) -> Place:
+    def kept_folder(self) -> StoragePath:
         """The folder of kept distance maps and features."""
-        return Place(self.kept) if self.kept else self.work / "kept"
+        return StoragePath(self.kept) if self.kept else self.work / "kept"

@@ -30,7 +30,7 @@ from pipeline.stages.captions import Captioner, dictionary_sha256, read_dictiona
 from pipeline.stages.images import Found, Photograph, Unusable
 from pipeline.stages.rows import captioned, catalogue_row, patch_row, unusable_row
 from pipeline.stages.select import Patch, texture_map
-from pipeline.storage import Place
+from pipeline.storage import StoragePath
 from schemas.manifest import (
     IMAGES,
     PATCH_SIZE,
@@ -116,7 +116,7 @@ def write_manifest(config: GivenConfig) -> dict[Role, int]:
         rows_to(temporary, IMAGES, metadata) as write,
     ):
         write(sorted(catalogue.values(), key=lambda entry: entry["path"]))
-    out = Place(str(config.out))
+    out = StoragePath(str(config.out))
     write_companions(out, metadata, work=out.parent)
     return counts
 

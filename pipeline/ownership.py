@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lasr.errors import UserError
-from pipeline.storage import Place, reported
+from pipeline.storage import StoragePath, reported
 from schemas.manifest import METADATA_KEY, beside
 
 _CARD_MARK = "\n# LA-SR patches: "  # the title of every data card
@@ -19,7 +19,7 @@ _WORK_NAME = re.compile(
 )
 
 
-def check_outputs(out: Place, work: Place, inputs: Iterable[str]) -> None:
+def check_outputs(out: StoragePath, work: StoragePath, inputs: Iterable[str]) -> None:
     """Refuse to build into what is not a build's own, before any work is done.
 
     out: the manifest. work: its folder of parts. inputs: what the user named as photographs.
@@ -50,7 +50,7 @@ def check_outputs(out: Place, work: Place, inputs: Iterable[str]) -> None:
 
 def check_file(out: Path) -> None:
     """Refuse to replace a file that is not a manifest of this project. Raises UserError."""
-    place = Place(str(out))
+    place = StoragePath(str(out))
     _check_name(place)
     if out.is_symlink():
         raise _refused(place, "is a link; name the file that it leads to")
@@ -59,7 +59,7 @@ def check_file(out: Path) -> None:
     check_beside(place)
 
 
-def check_beside(out: Place) -> None:
+def check_beside(out: StoragePath) -> None:
     """Refuse to replace a foreign file that has the name of one that belongs to the manifest."""
     for name in ("images.parquet", "duplicates.parquet", "card.md"):
         place = out.parent / beside(out.name, name)
@@ -67,7 +67,7 @@ def check_beside(out: Place) -> None:
             raise _refused(place, "is a file that this project did not write")
 
 
-def is_marked(place: Place) -> bool:
+def is_marked(place: StoragePath) -> bool:
     """Whether a file says that this project wrote it: Parquet metadata, or the title of a card."""
     if place.is_local and (place.path.is_symlink() or not place.path.is_file()):
         return False
@@ -81,7 +81,7 @@ def is_marked(place: Place) -> bool:
         return re.fullmatch(r"part-[0-9a-f]{16}(-without)?\.parquet", place.name) is not None
 
 
-def _check_name(out: Place) -> None:
+def _check_name(out: StoragePath) -> None:
     last = out.uri.rstrip("/").rsplit("/", 1)[-1]
     in_bucket = not out.is_local and "/" not in out.uri.split("://", 1)[1].strip("/")
     if in_bucket or last in ("", ".", "..") or (out.is_local and out.path.resolve() == Path.cwd()):
@@ -95,10 +95,10 @@ def _check_apart(out: Path, given: Path) -> None:
     if not input_.exists():
         return
     if input_ == mine or mine in input_.parents:
-        raise _refused(Place(str(out)), f"is or holds the photographs of {given}")
+        raise _refused(StoragePath(str(out)), f"is or holds the photographs of {given}")
     if input_.is_dir() and input_ in mine.parents:
-        raise _refused(Place(str(out)), f"lies inside {given}, where the photographs are")
+        raise _refused(StoragePath(str(out)), f"lies inside {given}, where the photographs are")
 
 
-def _refused(place: Place, why: str) -> UserError:
+def _refused(place: StoragePath, why: str) -> UserError:
     return UserError(f"{place}: {why}; nothing was changed: choose another --out")

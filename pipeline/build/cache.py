@@ -20,14 +20,14 @@ from safetensors import SafetensorError
 
 from pipeline.build.fingerprint import Identities
 from pipeline.stages.depth import pack, unpack
-from pipeline.storage import Place
+from pipeline.storage import StoragePath
 
 
 @dataclass(frozen=True)
 class Kept:
     """The kept maps and features of one depth estimator and one CLIP."""
 
-    folder: Place
+    folder: StoragePath
     depth: str  # Identities.depth
     features: str  # Identities.features
 
@@ -62,21 +62,21 @@ class Kept:
         """Replace what is known of a photograph's patches."""
         self._features_place(image_id).write_bytes(safetensors.numpy.save(features))
 
-    def _distance_place(self, image_id: str) -> Place:
+    def _distance_place(self, image_id: str) -> StoragePath:
         return self.folder / "distance" / self.depth / image_id[:2] / f"{image_id}.png"
 
-    def _features_place(self, image_id: str) -> Place:
+    def _features_place(self, image_id: str) -> StoragePath:
         return self.folder / "features" / self.features / image_id[:2] / f"{image_id}.safetensors"
 
 
-def _read(place: Place) -> bytes | None:
+def _read(place: StoragePath) -> bytes | None:
     try:
         return place.read_bytes()
     except OSError:
         return None
 
 
-def tidy(folder: Place, identities: Identities, image_ids: Collection[str]) -> None:
+def tidy(folder: StoragePath, identities: Identities, image_ids: Collection[str]) -> None:
     """Remove what neither these models nor these photographs account for."""
     for kind, wanted in (("distance", identities.depth), ("features", identities.features)):
         for name in (folder / kind).names():
@@ -87,7 +87,7 @@ def tidy(folder: Place, identities: Identities, image_ids: Collection[str]) -> N
             list(executor.map(lambda shelf: _tidy_shelf(shelf, image_ids), shelves))
 
 
-def _tidy_shelf(shelf: Place, image_ids: Collection[str]) -> None:
+def _tidy_shelf(shelf: StoragePath, image_ids: Collection[str]) -> None:
     for name in shelf.names():
         # A name that begins with a dot was being written when its build was killed.
         if name.startswith(".") or name.split(".")[0] not in image_ids:

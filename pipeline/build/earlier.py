@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pyarrow.parquet as pq
 
 from pipeline.build.parts import part_files
-from pipeline.storage import Place, read_table
+from pipeline.storage import StoragePath, read_table
 from schemas.manifest import Row
 
 GROUPS = 4  # row groups in memory, about 15 MB each
@@ -16,7 +16,7 @@ GROUPS = 4  # row groups in memory, about 15 MB each
 class EarlierRows:
     """Random access to the parts of a work folder; for many threads."""
 
-    def __init__(self, work: Place, parts: Mapping[str, str]):
+    def __init__(self, work: StoragePath, parts: Mapping[str, str]):
         """parts: photograph's name -> the part that holds its rows."""
         self._parts = parts
         self._open = {name: _EarlierPart(work, name) for name in set(parts.values())}
@@ -32,7 +32,7 @@ class EarlierRows:
 
 
 class _EarlierPart:
-    def __init__(self, work: Place, name: str):
+    def __init__(self, work: StoragePath, name: str):
         patches, catalogue = part_files(work, name)
         self._catalogue = {row["path"]: row for row in read_table(catalogue).to_pylist()}
         self._file = pq.ParquetFile(patches.key, filesystem=patches.fs)

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from lasr.errors import UserError
-from pipeline.storage import Place, reported
+from pipeline.storage import StoragePath, reported
 
 FILE = "lock"
 
 
 @contextlib.contextmanager
-def sole_build(work: Place) -> Iterator[None]:
+def sole_build(work: StoragePath) -> Iterator[None]:
     """Hold the work folder of a manifest. Raises UserError where another build does.
 
     On this machine the kernel lets go of the lock when its holder dies, however it dies. Object
@@ -54,7 +54,7 @@ def sole_build(work: Place) -> Iterator[None]:
         lock.remove()
 
 
-def _held_by_another(lock: Place, own: bytes) -> bytes | None:
+def _held_by_another(lock: StoragePath, own: bytes) -> bytes | None:
     """What stands in the lock of another build that may be alive."""
     with reported(lock, "read"):
         try:
@@ -64,7 +64,7 @@ def _held_by_another(lock: Place, own: bytes) -> bytes | None:
     return None if content == own or _is_dead(content) else content
 
 
-def check_free(work: Place) -> None:
+def check_free(work: StoragePath) -> None:
     """Raise UserError where a build is under way; holds nothing."""
     if work.is_local:
         if work.exists():
@@ -74,11 +74,11 @@ def check_free(work: Place) -> None:
         raise _held(work, before, _advice(work))
 
 
-def _advice(work: Place) -> str:
+def _advice(work: StoragePath) -> str:
     return f"; if it died, remove {work / FILE}"
 
 
-def _held(work: Place, content: bytes, advice: str = "") -> UserError:
+def _held(work: StoragePath, content: bytes, advice: str = "") -> UserError:
     who = _read(content)
     by = "by another build"
     if who:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.build.fingerprint import Identities, fingerprint
 from pipeline.stages.images import Found
-from pipeline.storage import Place, read_table
+from pipeline.storage import StoragePath, read_table
 from schemas.manifest import METADATA_KEY, Row
 
 RETRIED = {"failed", "unreadable"}  # what a rerun tries again: the reason may have passed
@@ -59,7 +59,9 @@ class Plan:
     photographs: int
 
 
-def plan(work: Place, found: Sequence[Found], identities: Identities, shard_size: int) -> Plan:
+def plan(
+    work: StoragePath, found: Sequence[Found], identities: Identities, shard_size: int
+) -> Plan:
     """Keep the finished parts whose photographs are all still as they were; cut the rest anew.
 
     A photograph counts as unchanged while its name, size and time of change are the same. So a
@@ -116,7 +118,7 @@ def part_name(identities: Identities, catalogue: Iterable[Row]) -> str:
     return f"part-{fingerprint(identities.rows, photographs)}"
 
 
-def part_files(work: Place, name: str) -> tuple[Place, Place]:
+def part_files(work: StoragePath, name: str) -> tuple[StoragePath, StoragePath]:
     """Where the patches and the catalogue rows of a part stand."""
     return work / f"{name}.parquet", work / f"{name}.images.parquet"
 
@@ -130,7 +132,7 @@ def part_metadata(identities: Identities, shard: Shard) -> dict[str, Any]:
     }
 
 
-def read_parts(work: Place) -> list[Part]:
+def read_parts(work: StoragePath) -> list[Part]:
     """All finished parts in the work folder, whatever they were made with, by name."""
     ending = ".images.parquet"
     names = [name.removesuffix(ending) for name in work.names() if name.endswith(ending)]
@@ -139,7 +141,7 @@ def read_parts(work: Place) -> list[Part]:
         return [part for part in parts if part]
 
 
-def _read_part(work: Place, name: str) -> Part | None:
+def _read_part(work: StoragePath, name: str) -> Part | None:
     try:
         table = read_table(part_files(work, name)[1], ["path", "status"])
         about = json.loads((table.schema.metadata or {})[METADATA_KEY])

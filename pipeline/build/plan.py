@@ -22,7 +22,7 @@ from pipeline.ownership import check_outputs
 from pipeline.sidecars.write import write_companions
 from pipeline.stages import images
 from pipeline.stages.captions import dictionary_sha256, read_dictionary
-from pipeline.storage import Place, read_table
+from pipeline.storage import StoragePath, read_table
 from schemas.manifest import file_metadata
 
 # What a part does not say of itself: where it stands and how the work was done.
@@ -64,7 +64,7 @@ class Build:
         return self.to_do * 2 * self.job.config.k * PATCH_MB
 
     def _free(self) -> str:
-        folder = Place(self.job.config.out).parent
+        folder = StoragePath(self.job.config.out).parent
         if not folder.is_local or not folder.exists():
             return ""
         return f", {shutil.disk_usage(folder.path).free / 1e6:.0f} MB free"
@@ -75,7 +75,7 @@ def plan_build(config: BuildConfig) -> Build:
 
     Raises UserError: no photographs, missing weights, an unreadable dictionary, no GPU.
     """
-    check_outputs(Place(config.out), config.work, config.images)
+    check_outputs(StoragePath(config.out), config.work, config.images)
     if config.runner == "local":  # a cluster's machines have GPUs of their own
         pick_device(config.device)
     words = read_dictionary(config.dictionary or DICTIONARY)
@@ -102,11 +102,11 @@ def finish(build: Build, made: Sequence[str]) -> Summary:
     made: the names that build_shard returned. Raises UserError.
     """
     config, finished = build.job.config, build.plan.finished
-    summary = publish(Place(config.out), config.work, finished, made, build.job.metadata)
-    write_companions(Place(config.out), build.job.metadata, config.work)
+    summary = publish(StoragePath(config.out), config.work, finished, made, build.job.metadata)
+    write_companions(StoragePath(config.out), build.job.metadata, config.work)
     tidy(config.work, [*finished, *made])
     if config.kept is None:
-        image_ids = read_table(Place(summary.images), ["image_id"])["image_id"]
+        image_ids = read_table(StoragePath(summary.images), ["image_id"])["image_id"]
         wanted = set(pc.unique(image_ids).to_pylist())
         kept.tidy(config.kept_folder, build.job.identities, wanted)
     return summary

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from lasr.errors import UserError
 from lasr.files import replace_folder
 from pipeline.build.parts import RETRIED, part_files
-from pipeline.storage import Place, read_table, reported, scratch
+from pipeline.storage import StoragePath, read_table, reported, scratch
 from schemas.manifest import IMAGES, METADATA_KEY, ROW_GROUP, beside, parquet_writer
 
 
@@ -33,7 +33,11 @@ class Summary:
 
 
 def publish(
-    out: Place, work: Place, finished: Sequence[str], made: Sequence[str], metadata: dict[str, Any]
+    out: StoragePath,
+    work: StoragePath,
+    finished: Sequence[str],
+    made: Sequence[str],
+    metadata: dict[str, Any],
 ) -> Summary:
     """Turn parts into the manifest and its catalogue.
 
@@ -62,7 +66,7 @@ def publish(
     return Summary(str(out), str(images), len(parts), status, patches)
 
 
-def _read_catalogue(work: Place, finished: Sequence[str], made: Sequence[str]) -> pa.Table:
+def _read_catalogue(work: StoragePath, finished: Sequence[str], made: Sequence[str]) -> pa.Table:
     def read(name: str) -> pa.Table:
         table = read_table(part_files(work, name)[1]).cast(IMAGES)
         if name in made:
@@ -98,7 +102,9 @@ def _nothing(catalogue: pa.Table, status: dict[str, int]) -> str:
     return f"none of {len(catalogue)} photographs gave a patch ({counts}){common}"
 
 
-def _publish_locally(out: Place, work: Place, parts: Sequence[str], unwanted: pa.Array) -> None:
+def _publish_locally(
+    out: StoragePath, work: StoragePath, parts: Sequence[str], unwanted: pa.Array
+) -> None:
     """Link the parts into a new folder that takes the manifest's place in one step."""
     new = work / "publishing"
     new.remove()  # a build that was killed here left its own
@@ -114,7 +120,9 @@ def _publish_locally(out: Place, work: Place, parts: Sequence[str], unwanted: pa
     replace_folder(new.path, out.path)
 
 
-def _publish_objects(out: Place, work: Place, parts: Sequence[str], unwanted: pa.Array) -> None:
+def _publish_objects(
+    out: StoragePath, work: StoragePath, parts: Sequence[str], unwanted: pa.Array
+) -> None:
     """Copy the parts that are not there yet, then remove those that no longer belong.
 
     Object storage cannot exchange folders: for that moment a reader may see rows of both.
@@ -138,7 +146,7 @@ def _publish_objects(out: Place, work: Place, parts: Sequence[str], unwanted: pa
         (out / name).remove()
 
 
-def _wanted(part: Place, unwanted: pa.Array) -> str:
+def _wanted(part: StoragePath, unwanted: pa.Array) -> str:
     """Which rows of a part belong to the manifest: all, some or none."""
     paths = read_table(part, ["image_path"])["image_path"]
     dropped = pc.is_in(paths, unwanted)
@@ -154,7 +162,7 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _copy_without(source: Place, target: Path, unwanted: pa.Array) -> None:
+def _copy_without(source: StoragePath, target: Path, unwanted: pa.Array) -> None:
     with source.fs.open_input_file(source.key) as file:
         part = pq.ParquetFile(file)
         with parquet_writer(target, part.schema_arrow) as writer:
@@ -163,14 +171,14 @@ def _copy_without(source: Place, target: Path, unwanted: pa.Array) -> None:
                 writer.write_batch(kept)
 
 
-def sweep(work: Place) -> None:
+def sweep(work: StoragePath) -> None:
     """Remove what a killed build was writing; of a part that was finished, nothing."""
     for name in work.names():
         if name.endswith(".tmp"):
             (work / name).remove()
 
 
-def tidy(work: Place, parts: Collection[str]) -> None:
+def tidy(work: StoragePath, parts: Collection[str]) -> None:
     """Remove from the work folder what no longer belongs to the manifest."""
     keep = {"kept", "lock", *(file.name for name in parts for file in part_files(work, name))}
     for name in work.names():

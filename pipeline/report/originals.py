@@ -14,7 +14,7 @@ from pipeline.stages import images
 from pipeline.stages.depth import DepthModel, at_size, load_depth
 from pipeline.stages.images import Unusable
 from pipeline.stages.select import box_mean
-from pipeline.storage import Place
+from pipeline.storage import StoragePath
 from schemas.manifest import Manifest
 
 
@@ -32,7 +32,7 @@ class Originals:
     def __init__(self, manifest: Manifest, given: Sequence[str] | None, device: Device):
         self.device = device
         self.parameters = manifest.metadata.get("parameters", {})
-        self._kept_folder = work_folder(Place(str(manifest.path))) / "kept"
+        self._kept_folder = work_folder(StoragePath(str(manifest.path))) / "kept"
         recorded = [path for path in self.parameters.get("images", []) if "://" not in path]
         try:
             found = images.find(given or recorded) if given or recorded else []

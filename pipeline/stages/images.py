@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from lasr.errors import UserError
-from pipeline.storage import Place, reason, reported
+from pipeline.storage import StoragePath, reason, reported
 
 FORMATS = frozenset(
     [
@@ -48,7 +48,7 @@ class Found:
     """A file that may be a photograph, as the file system knows it."""
 
     name: str  # POSIX path relative to the images root: goes into the manifest
-    place: Place
+    place: StoragePath
     size: int  # bytes; -1: no regular file
     modified: int  # nanoseconds
 
@@ -133,7 +133,7 @@ def _is_photograph(name: str) -> bool:
 
 
 def _stat(file: Path) -> Found:
-    place = Place(os.path.abspath(file))
+    place = StoragePath(os.path.abspath(file))
     try:
         state = file.stat()
     except OSError:  # gone, or a link to nothing or to itself: still found, recorded as unreadable
@@ -144,7 +144,7 @@ def _stat(file: Path) -> Found:
 
 
 def _in_object_storage(given: str) -> list[Found]:
-    place = Place(given.rstrip("/"))
+    place = StoragePath(given.rstrip("/"))
     with reported(place, "read"):
         info = place.fs.get_file_info(place.key)
         if info.type == pafs.FileType.Directory:
@@ -155,7 +155,7 @@ def _in_object_storage(given: str) -> list[Found]:
         raise UserError(f"--images {given}: no such folder or file; check the address")
     scheme = given.split("://", 1)[0]
     return [
-        Found("", Place(f"{scheme}://{file.path}"), file.size, file.mtime_ns or 0)
+        Found("", StoragePath(f"{scheme}://{file.path}"), file.size, file.mtime_ns or 0)
         for file in found
         if file.is_file and (_is_photograph(file.base_name) or file is info)
     ]

@@ -26,7 +26,7 @@ from pipeline.query.__main__ import connect
 from pipeline.report import pictures as report_pictures
 from pipeline.report.__main__ import ReportConfig, figures, main, report
 from pipeline.report.data import WORDS, Comparison, Histogram, Questions
-from pipeline.storage import Place
+from pipeline.storage import StoragePath
 from schemas.manifest import PATCHES
 
 pytestmark = pytest.mark.xdist_group("report")  # one browser, one large manifest
@@ -421,7 +421,7 @@ def test_kept_distance_maps_are_used(manifest: Path, photographs: Path, tmp_path
         (first,) = Questions(connection, 0).sample(1)
     page, _ = report(ReportConfig(manifest=out, photographs=1, pairs=0))
     assert "no distance map was kept, and away@0123456789ab is not on this machine" in page
-    folder = Place(str(tmp_path / "patches.work" / "kept"))
+    folder = StoragePath(str(tmp_path / "patches.work" / "kept"))
     kept = Kept(folder, fingerprint(CODE["depth"], "away@0123456789ab", None), "")
     half = np.zeros((first["height"], first["width"]), np.float32)
     half[:, first["width"] // 2 :] = 1
