@@ -22,8 +22,8 @@ from werkzeug.serving import WSGIRequestHandler
 import pipeline.run
 import trainer.run
 from lasr.errors import UserError
-from pipeline import storage as places
-from pipeline.build.cache import Kept
+from pipeline import storage
+from pipeline.build.cache import Cache
 from pipeline.build.lock import check_free, sole_build
 from pipeline.config import BuildConfig
 from pipeline.stages.images import find, load
@@ -66,7 +66,7 @@ def bucket(
         monkeypatch.setenv(name, value)
     name = re.sub("[^a-z]+", "-", request.node.name)[:60].strip("-")
     urllib.request.urlopen(urllib.request.Request(f"{server[0]}/{name}", method="PUT"))
-    places._file_system.cache_clear()
+    storage._file_system.cache_clear()
     server[1].clear()
     return f"s3://{name}"
 
@@ -247,7 +247,7 @@ def test_one_build_at_a_time(bucket: str, monkeypatch: pytest.MonkeyPatch) -> No
     with sole_build(work):
         monkeypatch.setattr(socket, "gethostname", lambda: "another")
         monkeypatch.setattr("os.kill", lambda *_: pytest.fail("a process of another machine"))
-        with pytest.raises(UserError, match="if it died, remove"):
+        with pytest.raises(UserError, match="if that build died, remove"):
             check_free(work)
     # Both looked before either wrote: only the last to write goes on.
     read = StoragePath.read_bytes
@@ -301,9 +301,9 @@ def test_mistakes_are_one_line(
             port.bind(("127.0.0.1", 0))
             if listening:
                 port.listen()
-                monkeypatch.setattr(places, "_SILENCE", 1)
+                monkeypatch.setattr(storage, "_REQUEST_TIMEOUT", 1)
             monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port.getsockname()[1]}")
-            places._file_system.cache_clear()
+            storage._file_system.cache_clear()
             assert "cannot be read (NETWORK_CONNECTION during" in error_of(argv, capsys)
 
 
@@ -321,7 +321,7 @@ def test_small_objects_go_by_many_threads(
 ) -> None:
     """Each costs a round trip: none may wait in the thread that feeds the networks."""
     threads: dict[str, set[str]] = {"read": set(), "keep": set()}
-    read, keep = StoragePath.read_bytes, Kept.keep_features
+    read, put = StoragePath.read_bytes, Cache.put_features
 
     def noted(kind: str, function: Any) -> Any:
         def call(*given: Any) -> Any:
@@ -332,7 +332,7 @@ def test_small_objects_go_by_many_threads(
         return call
 
     monkeypatch.setattr(StoragePath, "read_bytes", noted("read", read))
-    monkeypatch.setattr(Kept, "keep_features", noted("keep", keep))
+    monkeypatch.setattr(Cache, "put_features", noted("put", put))
     upload(album, f"{bucket}/photos")
     build(f"{bucket}/photos", f"{bucket}/data/patches.parquet", shard_size=4)
     for names in threads.values():

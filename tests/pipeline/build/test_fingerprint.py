@@ -1,6 +1,5 @@
-"""Fingerprints of builds made before: a digest that changes throws away every finished part."""
+"""Fingerprints of builds made before: a digest that changes invalidates every finished part."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +9,12 @@ from pipeline.build.fingerprint import Identities, identify
 from pipeline.config import BuildConfig
 
 DEPTH_ANYTHING = Located(
-    "depth-anything-v2-small", Path("/"), "depth-anything-v2-small@0123456789ab"
+    "depth-anything-v2-small", None, "depth-anything-v2-small@0123456789ab", "depth_anything"
 )
-FORMULA = Located("colour-attenuation", None, "colour-attenuation@built-in")
-# A file, as DepthFM's checkpoint is one.
-DEPTHFM = Located("depthfm-v1", Path(__file__), "depthfm-v1@fedcba987654")
-CLIP = Located("clip-vit-l-14", Path("/"), "clip-vit-l-14@00112233aabb")
-TINY = Located("tiny-clip", None, "tiny-clip@built-in")
+FORMULA = Located("colour-attenuation", None, "colour-attenuation@built-in", "colour_attenuation")
+DEPTHFM = Located("depthfm-v1", None, "depthfm-v1@fedcba987654", "depthfm")
+CLIP = Located("clip-vit-l-14", None, "clip-vit-l-14@00112233aabb", "open_clip")
+TINY = Located("tiny-clip", None, "tiny-clip@built-in", "open_clip")
 WORDS, OWN_WORDS = "ab" * 32, "cd" * 32
 
 DIGESTS: dict[str, tuple[dict[str, Any], Located, Located, str, tuple[str, str, str, str]]] = {
