@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -154,21 +154,18 @@ def test_a_new_column_is_filled_in_where_a_manifest_lacks_it(extended: Copy, alb
 
 def test_an_evaluation_uses_the_new_metric(extended: Copy, photographs: Path) -> None:
     picture = Image.open(photographs / "coffee.png").convert("RGB").crop((0, 0, 256, 192))
-    pixels = np.asarray(picture, np.float32) * 0.8
-    for name, content in {
-        "reference": pixels, "outputs": pixels + [10, 20, 30],
-        "lr": np.asarray(Image.fromarray(pixels.astype(np.uint8)).resize((64, 48))),
-    }.items():  # fmt: skip
-        (extended.folder / name).mkdir()
-        Image.fromarray(content.astype(np.uint8)).save(extended.folder / name / "coffee.png")
+    dark = picture.point(lambda value: value * 4 // 5)
+    bright = dark.point(lambda value: value + 20)  # at most 224
+    for folder, content in (
+        ("lr", dark.resize((64, 48))), ("reference", dark), ("outputs", bright)
+    ):  # fmt: skip
+        (extended.folder / folder).mkdir()
+        content.save(extended.folder / folder / "coffee.png")
     extended.run(
         "trainer.evaluate", "--images", "lr", "--reference", "reference", "--outputs",
         "mine=outputs", "--metrics", "colour-shift", "--out", "scores", "--device", "cpu",
     )  # fmt: skip
-    table = "\n".join(file.read_text() for file in (extended.folder / "scores").glob("*.md"))
-    assert "Colour shift" in table
-    scores = "\n".join(file.read_text() for file in (extended.folder / "scores").glob("*.csv"))
-    (row,) = [line for line in scores.splitlines() if "coffee" in line]
-    assert any(abs(float(cell) - 20 / 255) < 1e-3 for cell in row.split(",") if cell[:2] == "0."), (
-        scores
-    )
+    (score,) = pq.read_table(extended.folder / "scores" / "scores.parquet").to_pylist()
+    assert score["method"] == "mine" and score["metric"] == "colour-shift"
+    assert score["score"] == pytest.approx(20 / 255, abs=1e-4)
+    assert "Colour shift" in (extended.folder / "scores" / "means.md").read_text()
