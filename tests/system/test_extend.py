@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("lasr", "schemas", "pipeline", "trainer")
 STEP = re.compile(
     r"^(?:New file `(?P<new>\S+)`"
-    r"|In `(?P<file>\S+)`, (?P<where>after|before|instead of) the line `(?P<line>.+)`):\n\n"
+    r"|In `(?P<file>\S+)`, (?P<where>after|before|instead of) the line `(?P<line>[^\n]+)`):\n\n"
     r"```python\n(?P<block>.*?)```$",
     re.MULTILINE | re.DOTALL,
 )
