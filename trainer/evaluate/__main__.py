@@ -25,7 +25,7 @@ from lasr.weights.digests import sha256
 from lasr.weights.locate import locate_all
 from schemas.manifest import SCALE
 from trainer.evaluate import scores, testset
-from trainer.evaluate.ledger import Ledger
+from trainer.evaluate.cache import Cache
 from trainer.evaluate.matching import match
 from trainer.evaluate.methods import Maker, Method, Output, parse_methods
 from trainer.evaluate.metrics import PAPER, Colour, Metric, MetricMissing, load_metric
@@ -124,7 +124,7 @@ def run(config: EvaluateConfig) -> None:
         for picture in pictures:
             if picture.reference is None:
                 _note(problems, f"{picture.name}: no file in --reference has its name")
-    ledger = Ledger(config.out / "scores.jsonl")
+    cache = Cache(config.out / "scores.jsonl")
     found: list[Score] = []
     # All weights and folders are looked at before anything is computed.
     answers = [_answers(method, pictures, config, device) for method in methods]
@@ -133,7 +133,7 @@ def run(config: EvaluateConfig) -> None:
             for picture in pictures:
                 try:
                     output = answer(picture)
-                    found += _score(method, picture, output, metrics, ledger, problems)
+                    found += _score(method, picture, output, metrics, cache, problems)
                 except UserError as error:
                     _note(problems, f"{method.name}, {picture.name}: {error}")
                 bar.update()
@@ -188,7 +188,7 @@ def _score(
     picture: Picture,
     output: Output,
     metrics: list[Metric],
-    ledger: Ledger,
+    cache: Cache,
     problems: list[str],
 ) -> list[Score]:
     """The scores of one output; known ones are not computed again. Raises UserError: its size."""
@@ -200,18 +200,18 @@ def _score(
             keys[metric.name] = f"{metric.identity}: {content} against {sha256(reference)}"
         elif not metric.needs_reference:
             keys[metric.name] = f"{metric.identity}: {content}"
-    if any(ledger.get(key) is None for key in keys.values()):
+    if any(cache.get(key) is None for key in keys.values()):
         pixels, target = _read_pair(picture, output)
         for metric in metrics:
             key = keys.get(metric.name)
-            if key is None or ledger.get(key) is not None:
+            if key is None or cache.get(key) is not None:
                 continue
             try:
                 score = metric.score(pixels, target)
-                ledger.add(key, {"score": score, "device": metric.device})
+                cache.add(key, {"score": score, "device": metric.device})
             except UserError as error:
                 _note(problems, f"{method.name}, {picture.name}: {error}")
-    known = {name: ledger.get(key) for name, key in keys.items()}
+    known = {name: cache.get(key) for name, key in keys.items()}
     return [
         Score(
             method=method.name,

@@ -17,8 +17,8 @@ from lasr.files import atomic_path
 from lasr.weights.digests import sha256
 from lasr.weights.locate import locate
 from schemas.manifest import SCALE
-from trainer.evaluate.ledger import Ledger
-from trainer.evaluate.matlab_resize import enlarge
+from trainer.evaluate.cache import Cache
+from trainer.evaluate.resize import enlarge
 from trainer.evaluate.testset import Picture
 from trainer.models.load import load_model
 from trainer.sheets import to_uint8
@@ -104,7 +104,7 @@ def step_of(file: Path) -> int:
 
 
 class Maker:
-    """Makes a method's SR pictures in `folder`, and remembers in a ledger which of them stand."""
+    """Makes a method's SR pictures in `folder`, and remembers in a cache which of them stand."""
 
     def __init__(self, method: Method, folder: Path, passes: int, tile: int, device: torch.device):
         self._source, self._folder, self._device = method.source, folder, device
@@ -112,7 +112,7 @@ class Maker:
         self._identity = BICUBIC
         if method.is_network:
             self._identity = locate(method.source, "sr").identity
-        self._made = Ledger(folder / "made.jsonl")
+        self._made = Cache(folder / "made.jsonl")
         self._run: Callable[[Tensor], Tensor] | None = None
         self._parameters: int | None = None
 

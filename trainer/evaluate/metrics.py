@@ -31,7 +31,7 @@ from lasr.device import device_name
 from lasr.errors import UserError
 from lasr.weights.digests import sha256
 from lasr.weights.locate import weights_folder
-from trainer.evaluate.offline import offline
+from trainer.evaluate.pyiqa_backend import offline
 
 Colour = Literal["ycbcr", "yiq", "rgb"]
 

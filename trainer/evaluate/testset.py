@@ -15,7 +15,7 @@ from lasr.pictures.find import find_pictures
 from lasr.pictures.read import read_rgb
 from lasr.weights.digests import sha256
 from trainer.evaluate.matching import match
-from trainer.evaluate.matlab_resize import cut_to_multiple, reduce
+from trainer.evaluate.resize import cut_to_multiple, reduce
 from trainer.sheets import to_uint8
 
 Protocol = Literal["rgb", "luma"]

@@ -18,9 +18,9 @@ from lasr.pictures.read import read_rgb
 from tests.support import matlab
 from trainer.evaluate import metrics, scores
 from trainer.evaluate.__main__ import main
-from trainer.evaluate.ledger import Ledger
-from trainer.evaluate.matlab_resize import enlarge, reduce
+from trainer.evaluate.cache import Cache
 from trainer.evaluate.methods import parse_methods
+from trainer.evaluate.resize import enlarge, reduce
 from trainer.models.interpolation import interpolation_start
 from trainer.models.load import load_sr
 from trainer.models.save import save_network
@@ -203,15 +203,15 @@ def test_a_kill_loses_one_score_at_most(
     assert run(out, *argv) == 0
     expected = rows(out)
     shutil.rmtree(out)
-    add, added = Ledger.add, []
+    add, added = Cache.add, []
 
-    def killed(self: Ledger, key: str, record: dict[str, Any]) -> None:
+    def killed(self: Cache, key: str, record: dict[str, Any]) -> None:
         add(self, key, record)
         added.append(key)
         if len(added) == 4:  # two pictures' outputs, or scores, on the disk
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Ledger, "add", killed)
+    monkeypatch.setattr(Cache, "add", killed)
     assert run(out, *argv) == 130 and not (out / "scores.parquet").exists()
     with (out / "scores.jsonl").open("ab") as file:
         file.write(b'{"key": "torn')

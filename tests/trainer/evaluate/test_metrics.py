@@ -15,7 +15,7 @@ from lasr.pictures.read import read_rgb
 from tests.support import matlab
 from trainer.evaluate import metrics
 from trainer.evaluate.metrics import MetricMissing, load_metric
-from trainer.evaluate.offline import ConnectionRefused, offline
+from trainer.evaluate.pyiqa_backend import ConnectionRefused, offline
 
 pytest.importorskip("pyiqa")
 CPU = torch.device("cpu")

@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 
 from lasr.errors import UserError
-from trainer.evaluate.ledger import Ledger
+from trainer.evaluate.cache import Cache
 
 
 def test_answers_are_there_again_and_the_last_one_counts(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.jsonl"
-    ledger = Ledger(path)
-    ledger.add("café", {"score": 0.1})
-    ledger.add("b", {"score": None})
-    ledger.add("café", {"score": 0.2})
-    again = Ledger(path)
+    cache = Cache(path)
+    cache.add("café", {"score": 0.1})
+    cache.add("b", {"score": None})
+    cache.add("café", {"score": 0.2})
+    again = Cache(path)
     assert again.get("café") == {"score": 0.2} and again.get("b") == {"score": None}
     assert again.get("c") is None and len(path.read_text().splitlines()) == 3
 
@@ -23,13 +23,13 @@ def test_a_line_cut_short_by_a_kill_is_dropped_and_the_next_stands_alone(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "a.jsonl"
-    Ledger(path).add("a", {"score": 1})
+    Cache(path).add("a", {"score": 1})
     whole = path.read_bytes()
     for cut in range(1, len(whole)):
         path.write_bytes(whole + whole[:cut])
-        ledger = Ledger(path)
-        ledger.add("b", {"score": 2})
-        again = Ledger(path)
+        cache = Cache(path)
+        cache.add("b", {"score": 2})
+        again = Cache(path)
         assert again.get("a") == {"score": 1} and again.get("b") == {"score": 2}
 
 
@@ -37,4 +37,4 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"key": "a"}\nnonsense\n')
     with pytest.raises(UserError, match=r"a\.jsonl: line 2 is damaged; remove the file"):
-        Ledger(path)
+        Cache(path)

@@ -8,7 +8,7 @@ from typing import Any
 from lasr.errors import UserError
 
 
-class Ledger:
+class Cache:
     """`key` -> plain values; each is on the disk when `add` returns: a kill loses one at most."""
 
     def __init__(self, path: Path):
