@@ -1,4 +1,4 @@
-"""Answers kept from one run to the next: a file of JSON lines, appended to, found by key."""
+"""A cache on disk: JSON lines, appended to, found by key."""
 
 import json
 import os
@@ -9,38 +9,39 @@ from lasr.errors import UserError
 
 
 class Cache:
-    """`key` -> plain values; each is on the disk when `add` returns: a kill loses one at most."""
+    """Maps a key to plain values. A value is on disk when `add` returns, so a kill loses one."""
 
     def __init__(self, path: Path):
+        """Read the file at `path`, if there is one. Raises UserError: a line is damaged."""
         self._path = path
-        self._known: dict[str, dict[str, Any]] = {}
+        self._values: dict[str, dict[str, Any]] = {}
         if not path.exists():
             return
-        whole = 0
+        complete = 0
         with path.open("rb") as file:
-            for line in file:
+            for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     break  # cut short by a kill
-                whole += len(line)
+                complete += len(line)
                 try:
-                    record = json.loads(line)
-                    self._known[record.pop("key")] = record
-                except (ValueError, KeyError) as error:
+                    value = json.loads(line)
+                    self._values[value.pop("key")] = value
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise UserError(
-                        f"{path}: line {len(self._known) + 1} is damaged; remove the file, and its"
-                        " answers will be computed anew"
+                        f"{path}: line {number} is damaged",
+                        "remove the file; its contents are computed again",
                     ) from error
-        os.truncate(path, whole)
+        os.truncate(path, complete)
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """What was added under `key`, or None."""
-        return self._known.get(key)
+        """Return the value added last under `key`, or None."""
+        return self._values.get(key)
 
-    def add(self, key: str, record: dict[str, Any]) -> None:
-        """Append one line and see it to the disk."""
+    def add(self, key: str, value: dict[str, Any]) -> None:
+        """Append one line and flush it to disk."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab") as file:
-            file.write(json.dumps({"key": key, **record}).encode() + b"\n")
+            file.write(json.dumps({"key": key, **value}).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self._known[key] = record
+        self._values[key] = value

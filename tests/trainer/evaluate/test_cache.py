@@ -1,4 +1,4 @@
-"""Answers survive a kill, and a torn line does not survive them."""
+"""Values survive a kill; a line cut short does not harm those that follow."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from lasr.errors import UserError
 from trainer.evaluate.cache import Cache
 
 
-def test_answers_are_there_again_and_the_last_one_counts(tmp_path: Path) -> None:
+def test_values_are_read_again_and_the_last_one_counts(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.jsonl"
     cache = Cache(path)
     cache.add("café", {"score": 0.1})
@@ -19,7 +19,7 @@ def test_answers_are_there_again_and_the_last_one_counts(tmp_path: Path) -> None
     assert again.get("c") is None and len(path.read_text().splitlines()) == 3
 
 
-def test_a_line_cut_short_by_a_kill_is_dropped_and_the_next_stands_alone(
+def test_a_line_cut_short_by_a_kill_is_dropped(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "a.jsonl"
@@ -35,6 +35,7 @@ def test_a_line_cut_short_by_a_kill_is_dropped_and_the_next_stands_alone(
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text('{"key": "a"}\nnonsense\n')
-    with pytest.raises(UserError, match=r"a\.jsonl: line 2 is damaged; remove the file"):
-        Cache(path)
+    for line in ("nonsense", "1", "[]", "{}"):
+        path.write_text(f'{{"key": "a"}}\n{{"key": "a"}}\n{line}\n')
+        with pytest.raises(UserError, match=r"a\.jsonl: line 3 is damaged; remove the file"):
+            Cache(path)

@@ -1,5 +1,6 @@
-"""Methods side by side: one table, resumed after a kill, with everything that fails named."""
+"""Evaluations: one table, resumed after a kill, and every failure named."""
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from trainer.sheets import to_uint8
 from trainer.upscale.tiles import upscale
 
 pytest.importorskip("pyiqa")
+PYIQA = importlib.metadata.version("pyiqa")
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,7 @@ def test_any_number_of_methods_in_one_table(
     assert run(out, *argv) == 1  # one output has a wrong size: said, and the others are scored
     text = capsys.readouterr()
     assert "Other, coffee: " in text.err
-    assert "coffee_out.png: its size is 100x87, its reference's is 100x88; not scored" in text.err
+    assert "coffee_out.png: its size is 100x87, not 100x88, as its reference" in text.err
     assert {(r["method"], r["image"]) for r in rows(out)} == {
         (m, i) for m in ("bicubic", "ours", "Other") for i in ("chelsea", "coffee")
     } - {("Other", "coffee")}
@@ -127,12 +129,12 @@ def test_any_number_of_methods_in_one_table(
     assert theirs[3:] == ["-", "-", "1"] and ours[5] == "2"
     psnr = [score(out, "ours", i, "psnr") for i in ("chelsea", "coffee")]
     assert float(ours[0]) == pytest.approx(np.mean(psnr), abs=0.005)
-    assert f"- PSNR: pyiqa {metrics._version()}, Y of ycbcr, border 4, CPU" in lines
+    assert f"- PSNR: pyiqa {PYIQA}, Y of ycbcr, border 4, CPU" in lines
     assert lines[0] in text.out
     means = pyarrow.csv.read_csv(out / "means.csv").to_pylist()
     (mean,) = [m for m in means if (m["method"], m["metric"]) == ("ours", "psnr")]
     assert mean["mean"] == pytest.approx(np.mean(psnr)) and mean["images"] == 2
-    assert mean["metric_version"] == metrics._version() and mean["device"] == "CPU"
+    assert mean["metric_version"] == PYIQA and mean["device"] == "CPU"
     assert pyarrow.csv.read_csv(out / "scores.csv").num_rows == len(rows(out)) == 15
     assert pyarrow.parquet.read_schema(out / "means.parquet").names == list(mean)
 
@@ -205,8 +207,8 @@ def test_a_kill_loses_one_score_at_most(
     shutil.rmtree(out)
     add, added = Cache.add, []
 
-    def killed(self: Cache, key: str, record: dict[str, Any]) -> None:
-        add(self, key, record)
+    def killed(self: Cache, key: str, value: dict[str, Any]) -> None:
+        add(self, key, value)
         added.append(key)
         if len(added) == 4:  # two pictures' outputs, or scores, on the disk
             raise KeyboardInterrupt
@@ -238,13 +240,13 @@ def test_no_reference(
     wrong.mkdir()
     Image.new("RGB", (160, 120)).save(wrong / "ä b.png")
     assert run(out, *argv, "--metrics", "piqe", "--outputs", wrong) == 1
-    assert "its size is 160x120, 16 times the picture's is 640x480" in capsys.readouterr().err
+    assert "its size is 160x120, not 640x480, 16 times the LR picture" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--images", "{hr}"], "nothing to score: give --weights, --outputs or both"),
+        (["--images", "{hr}"], "no method to score: give --weights, --outputs or both"),
         (["--weights", "bicubic"], "no pictures: give --images, --reference or both"),
         (
             ["--images", "{hr}", "--weights", "bicubic", "--metrics", "psnr"],
@@ -274,12 +276,12 @@ def test_mistakes_get_one_line(
     base = ["--reference", references, "--metrics", "psnr"]
     for argv, message in [
         ([*base, "--weights", "nonsense"], "nonsense: neither a file or folder nor known sr"),
-        ([*base, "--weights", "bicubic", "bicubic"], "method bicubic comes 2 times"),
-        ([*base, "--weights", references], "neither model.safetensors nor step"),
+        ([*base, "--weights", "bicubic", "bicubic"], "method bicubic is given 2 times"),
+        ([*base, "--weights", references], "has neither model.safetensors nor step"),
         ([*base, "--outputs", "A=nowhere"], "--outputs nowhere: no such folder"),
-        ([*base, "--outputs", twins], "chelsea_out.png, chelsea_sr.png all fit chelsea"),
+        ([*base, "--outputs", twins], "chelsea_out.png, chelsea_sr.png all match chelsea"),
         (["--reference", "nowhere", "--weights", "bicubic"], "nowhere: no such picture"),
-        ([*base, "--weights", "../up=bicubic"], "must be fit for a folder"),
+        ([*base, "--weights", "../up=bicubic"], "its name cannot be a folder's"),
     ]:
         assert run(tmp_path / "out", *argv) == 1
         assert message in capsys.readouterr().err.splitlines()[-1]
@@ -308,8 +310,10 @@ def test_scores_say_what_they_are(references: Path, tmp_path: Path) -> None:
     assert [s.score for s in scores.read(out)] == [r["score"] for r in rows(out)]
     assert pyarrow.parquet.read_schema(out / "scores.parquet").equals(scores.SCHEMA)
     record = json.loads((out / "scores.jsonl").read_text().splitlines()[0])
-    assert record["key"].startswith(f"psnr; pyiqa {metrics._version()}; Y of ycbcr, border 4: ")
-    with pytest.raises(UserError, match="no scores there; make them with"):
+    assert record["key"].startswith(f"psnr; pyiqa {PYIQA}; Y of ycbcr, border 4: ")
+    with pytest.raises(
+        UserError, match=r"scores\.parquet: no such file; give a folder that `lasr evaluate` wrote"
+    ):
         scores.read(tmp_path)
     assert os.listdir(out / "sr") == ["bicubic"]
     picture = read_rgb(out / "lr" / "chelsea.png")
