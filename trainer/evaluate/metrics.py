@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Colour = Literal["ycbcr", "yiq", "rgb"]
-Compute = Callable[["Tensor", "Tensor | None"], float]
+Compute = Callable[..., "Tensor | float"]  # (sr) or (sr, reference) to a score
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class PyiqaMetric:
 class FunctionMetric:
     """A metric that a plain function computes.
 
-    compute: takes the SR picture and, if needs_reference, the reference, else None. Both are
-    (3, h, w) float32 in [0, 1], RGB, on the CPU, of one size. Returns the score.
+    compute: takes the SR picture, and the reference if needs_reference; returns the score. Both
+    pictures are (3, h, w) float32 in [0, 1], RGB, on the CPU, of one size.
     version: increase it when the function's answers change, since scores are cached by it.
     """
 
@@ -100,11 +100,10 @@ class Metric:
         import torch
 
         torch.manual_seed(0)  # some metrics look at random crops
-        if reference is not None:
-            reference = reference.float() if self.needs_reference else None
+        pair = [picture] if reference is None or not self.needs_reference else [picture, reference]
         try:
             with torch.inference_mode():
-                score = float(self.compute(picture.float(), reference))
+                score = float(self.compute(*(each.float() for each in pair)))
         except Exception as error:  # networks fail in many ways on small or very large pictures
             raise UserError(
                 f"{self.name} failed ({type(error).__name__}: {one_line(error)})"
@@ -151,10 +150,6 @@ def _load_pyiqa(
         convention = f"{channel}, border {border}"
     model, files = pyiqa_backend.load(entry.pyiqa, name, device, options)
 
-    def compute(picture: "Tensor", reference: "Tensor | None") -> float:
-        pair = [picture] if reference is None else [picture, reference]
-        return float(model(*(each[None] for each in pair)))
-
     return Metric(
         name,
         entry.title,
@@ -164,7 +159,7 @@ def _load_pyiqa(
         weights=", ".join(f"{file.name}@{sha256(file)[:12]}" for file in files),
         convention=convention,
         device=device_name(device),
-        compute=compute,
+        compute=lambda *pictures: model(*(each[None] for each in pictures)),
     )
 
 

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +288,31 @@ def test_mistakes_get_one_line(
         assert message in capsys.readouterr().err.splitlines()[-1]
     assert run(tmp_path / "out", *base[:2], "--weights", "bicubic", "--metrics", "nonsense") == 1
     assert "--metrics nonsense: no such metric" in capsys.readouterr().err
+
+
+def test_a_metric_of_ones_own_needs_one_entry(
+    references: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the README of trainer/evaluate shows it; scores are cached by the entry's version."""
+    readme = Path(metrics.__file__).with_name("README.md").read_text()
+    code = readme.split("```python")[2].split("```")[0]
+    entry = eval(f"{{{code}}}", vars(metrics))["colour-shift"]
+    monkeypatch.setitem(metrics.METRICS, "colour-shift", entry)
+    out = tmp_path / "out"
+    argv = ["--reference", references, "--weights", "bicubic", "--metrics", "colour-shift", "psnr"]
+    assert run(out, *argv) == 0
+    sr, hr = (read_rgb(out / p / "coffee.png") for p in ("sr/bicubic", "reference"))
+    expected = float((sr.mean((1, 2)) - hr.mean((1, 2))).abs().mean())
+    assert score(out, "bicubic", "coffee", "colour-shift") == expected
+    lines = (out / "means.md").read_text().splitlines()
+    assert "Colour shift ↓" in lines[0] and "- Colour shift: version 1, CPU" in lines
+    other = replace(entry, compute=lambda sr, hr: 7.0)
+    monkeypatch.setitem(metrics.METRICS, "colour-shift", other)
+    assert run(out, *argv) == 0
+    assert score(out, "bicubic", "coffee", "colour-shift") == expected  # from the cache
+    monkeypatch.setitem(metrics.METRICS, "colour-shift", replace(other, version=2))
+    assert run(out, *argv) == 0
+    assert score(out, "bicubic", "coffee", "colour-shift") == 7
 
 
 def test_methods_of_files_folders_and_checkpoints(weights: Path, tmp_path: Path) -> None:

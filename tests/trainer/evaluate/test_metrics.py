@@ -195,8 +195,8 @@ def test_other_metrics_of_pyiqa_and_unknown_ones(pair: tuple[torch.Tensor, torch
             load_metric(name, CPU)
 
 
-def mean_difference(sr: torch.Tensor, reference: torch.Tensor | None) -> float:
-    assert reference is not None and sr.dtype == torch.float32 and sr.shape == reference.shape
+def mean_difference(sr: torch.Tensor, reference: torch.Tensor) -> float:
+    assert sr.dtype == torch.float32 and sr.shape == reference.shape
     return float((sr.mean((1, 2)) - reference.mean((1, 2))).abs().mean())
 
 
@@ -212,6 +212,9 @@ def test_a_plain_function_is_a_metric(
     assert metric.identity == "shift; version 1" and not metric.higher_is_better
     monkeypatch.setitem(metrics.METRICS, "shift", replace(entry, version=2))
     assert load_metric("shift", CPU).identity == "shift; version 2"
+    brightness = FunctionMetric(lambda sr: sr.mean(), "Mean", False, True)
+    monkeypatch.setitem(metrics.METRICS, "mean", brightness)
+    assert load_metric("mean", CPU).score(*pair) == pytest.approx(float(pair[0].mean()))
     monkeypatch.setitem(metrics.METRICS, "shift", replace(entry, compute=lambda *_: math.nan))
     with pytest.raises(UserError, match="shift returned nan"):
         load_metric("shift", CPU).score(*pair)
