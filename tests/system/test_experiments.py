@@ -76,7 +76,7 @@ def test_drealsrs_names_meet_as_the_page_says(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         for name in ("sony_1", "sony_11", "canon_1"):
             Image.new("RGB", (side, side)).save(tmp_path / folder / f"{name}_{suffix}.png")
-    pictures = testset.given([tmp_path / "LR"], [tmp_path / "HR"], 4)
+    pictures = testset.from_images([tmp_path / "LR"], [tmp_path / "HR"], 4)
     assert len(pictures) == 3
     for picture in pictures:
         assert picture.reference is not None

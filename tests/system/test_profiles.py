@@ -27,7 +27,7 @@ from tests.support.upstream import (
     save_vae,
     save_vgg19,
 )
-from trainer.evaluate.offline import offline
+from trainer.evaluate.pyiqa_backend import offline
 from trainer.models.interpolation import interpolation_start
 from trainer.models.save import save_network
 
