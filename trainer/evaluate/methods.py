@@ -146,7 +146,7 @@ class Maker:
         if self._source == BICUBIC:
             self._run = lambda picture: enlarge(picture, SCALE**self._passes)
         else:
-            model = load_model(self._source)
+            model = load_model(locate(self._source, "sr"))
             if model.scale != SCALE:
                 raise UserError(f"{self._source}: enlarges x{model.scale}, x{SCALE} is compared")
             network = model.fitted().eval().to(self._device)

@@ -104,13 +104,14 @@ def load_before(config: FeaturesConfig) -> Encoders:
     """The encoders a run started from. Raises UserError: the CLIP is another one by now."""
     trained, identities = checkpoint.read_config(config.weights)
     name = config.clip or trained.clip_name
-    identity = locate(name, "clip").identity
+    located = locate(name, "clip")
+    identity = located.identity
     if identity.split("@")[1] != identities["clip"].split("@")[1]:
         raise UserError(
             f"{name}: is {identity}, but the run started from {identities['clip']}; say with --clip"
             " where that one is now"
         )
-    return load_encoders(name, pick_device(config.device))
+    return load_encoders(located, pick_device(config.device))
 
 
 def choose(manifest: Manifest, per_role: int, seed: int) -> pa.Table:

@@ -18,12 +18,13 @@ from sklearn.neighbors import NearestNeighbors
 from lasr.errors import UserError
 from schemas.manifest import open_manifest
 from tests.support.upstream import save_clip
+from tests.support.weights import load_encoders
 from trainer import checkpoint
 from trainer.config import TrainConfig
 from trainer.features import __main__ as features
 from trainer.features.__main__ import COLUMNS, choose, encode, main, word_labels
 from trainer.features.maps import agreement, chance
-from trainer.models.encoders import Encoders, load_encoders
+from trainer.models.encoders import Encoders
 
 CPU = torch.device("cpu")
 
