@@ -34,8 +34,8 @@ from torchvision.transforms import v2
 
 from lasr.cli import Command
 from schemas.manifest import Manifest, open_manifest
+from trainer.config import Degradation
 from trainer.data.dataset import COLUMNS, Patches
-from trainer.data.degradation import Degradation
 
 try:
     import datasets

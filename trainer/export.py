@@ -72,7 +72,7 @@ def export(config: ExportConfig) -> list[Path]:
     if kind == ".param":
         _check_name(config.out)
     name, about = describe(config.weights, config.licence)
-    network = load_sr(name).eval()
+    network = load_sr(locate(name, "sr")).eval()
     if kind == ".onnx":
         _export_onnx(network, config, about)
     elif kind == ".param":

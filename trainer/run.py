@@ -5,8 +5,9 @@
     python -m trainer.run --manifest data/patches.parquet --profile offline --steps 100 --dry-run
     torchrun --nproc-per-node 4 -m trainer.run --manifest data/patches.parquet
 
-Stopped or killed, the same command carries on from the last checkpoint, also with another number of
-processes: --batch-size is that of all together, and the loss does not depend on how many they are.
+If it is stopped or killed, the same command resumes it from the last checkpoint, also with another
+number of processes: --batch-size counts the patches of all processes together, and the loss does
+not depend on their number.
 """
 
 import logging
@@ -15,49 +16,54 @@ import sys
 import time
 
 from lasr.cli import Command
+from lasr.errors import UserError
 from lasr.weights.locate import untrained
 from trainer.config import TrainConfig
 
-SPEAKS = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun, one talks
+RANK = int(os.environ.get("RANK", "0"))  # set by torchrun; rank 0 alone prints
 
 
 def run(config: TrainConfig) -> None:
-    """Train and print a summary."""
-    from trainer import loop  # heavy imports after --help and flag errors
-    from trainer import plan as check
-    from trainer.distributed import launched
+    """Train, and print a summary on rank 0."""
+    from trainer import loop, plan  # heavy imports after --help and flag errors
+    from trainer.distributed import world_from_environment
 
-    if not SPEAKS:
-        run_silently(config)
+    if RANK:
+        run_on_other_rank(config)
         return
     started = time.monotonic()
     if names := untrained(config.sr_name, config.clip_name, config.vgg_name):
-        print(f"UNTRAINED: {', '.join(names)}; shows the path, not the quality", file=sys.stderr)
+        print(
+            f"UNTRAINED: {', '.join(names)}; this shows that it runs, not what it can do",
+            file=sys.stderr,
+        )
     if config.dry_run:
-        print(check.describe(config, launched().size))
+        print(plan.describe(config, world_from_environment().size))
         return
     weights = loop.train(config, main.line)
     print(f"weights: {', '.join(map(str, weights))} (.pth: Real-ESRGAN's layout)")
     print(f"samples: {config.folder / 'samples'}")
     print(f"stats:   {config.folder / 'stats.jsonl'} (tensorboard --logdir {config.folder})")
     print(f"time:    {time.monotonic() - started:.0f} s")
-    print(f"next:    python -m trainer.upscale --weights {weights[0]} PICTURE --out data/upscaled")
+    print(f"next:    lasr upscale --weights {weights[0]} PICTURE --out data/upscaled")
 
 
-def run_silently(config: TrainConfig) -> None:
-    """The part of a process that does not speak. Raises OwnError, which nobody else can tell."""
-    from lasr.errors import UserError
+def run_on_other_rank(config: TrainConfig) -> None:
+    """Run on a non-zero rank: train, and report only errors that rank 0 does not report."""
+    if config.dry_run:
+        return
     from trainer import loop
-    from trainer.distributed import OwnError
+    from trainer.distributed import ReportedElsewhere
 
     logging.disable(logging.WARNING)
     try:
-        if not config.dry_run:
-            loop.train(config)
-    except OwnError:
-        raise
-    except (UserError, KeyboardInterrupt) as error:  # the first process says the same
-        raise SystemExit(1 if isinstance(error, UserError) else 130) from None
+        loop.train(config)
+    except ReportedElsewhere:
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:  # rank 0 says so
+        raise SystemExit(130) from None
+    except UserError as error:
+        raise UserError(f"rank {RANK}: {error.problem}", error.fix) from error
 
 
 main = Command(TrainConfig, run, name="lasr train", about=__doc__, weights=True)

@@ -74,7 +74,7 @@ def run(config: FeaturesConfig) -> None:
     from trainer.models.encoders import load_encoders
 
     device = pick_device(config.device)
-    encoders = load_encoders(clip.name, device)
+    encoders = load_encoders(clip, device)
     stages = {"before training": encode(encoders, table, device, "features before training")}
     encoders.load_state_dict(state["encoders"])
     after = encode(encoders, table, device, "features after training")

@@ -92,11 +92,11 @@ def run(config: UpscaleConfig) -> None:
     found = find_pictures(config.inputs, without=config.out)
     goals = targets(found, config.out, config.format)
     originals = {_file(path) for path in found if path.exists()}
-    model = load_model(config.weights)
+    located = locate(config.weights, "sr")
+    model = load_model(located)
     growth = sum(model.scale ** (2 * n) for n in range(config.passes))
     costs = {path: growth * pixels for path, pixels in pixel_counts(list(found)).items()}
     total = model.scale**config.passes
-    identity = locate(config.weights, "sr").identity
     engine = make_engine(model.fitted(), device, config.engine, config.precision, model.half)
     tiling = Tiling(config.tile, config.overlap)
     failed: list[str] = []
@@ -111,7 +111,7 @@ def run(config: UpscaleConfig) -> None:
             bar.set_postfix_str(f"{number}/{len(goals)} {path.name}", refresh=False)
             try:
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-                record = f"LA-SR {identity} x{total} of {digest}"
+                record = f"LA-SR {located.identity} x{total} of {digest}"
                 if _is_done(target, record, originals, config.overwrite):
                     skipped += 1
                 else:
