@@ -29,7 +29,7 @@ import torch
 from PIL import Image, ImageEnhance
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from lasr.device import Device, pick_device
 from pipeline.config import BuildConfig
 from pipeline.stages.captions import DICTIONARY, read_dictionary
@@ -149,9 +149,10 @@ class PlainModels:
         from clip_interrogator import Config, LabelTable
 
         from lasr.weights.clip import load_clip
+        from lasr.weights.locate import locate
 
         self.device = pick_device(config.device)
-        self.clip = load_clip(config.clip_name, self.device)
+        self.clip = load_clip(locate(config.clip_name, "clip"), self.device)
         settings = Config(caption_model_name=None, quiet=True, device=str(self.device))
         settings.cache_path, settings.download_cache = None, False
         words = read_dictionary(DICTIONARY)
@@ -298,18 +299,16 @@ def grow(options: BuildBenchmark) -> None:
             )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m benchmarks.build`."""
-    options = parse(BuildBenchmark, argv, "python -m benchmarks.build", __doc__ or "")
+def run(options: BuildBenchmark) -> None:
+    """Measure all ways, or the one that a parent process asks for."""
     if options.child:
-        return run_command(lambda: child(options))
-
-    def run() -> None:
+        child(options)
+    else:
         compare(options)
         grow(options)
 
-    return run_command(run)
 
+main = Command(BuildBenchmark, run, name="python -m benchmarks.build", about=__doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

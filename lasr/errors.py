@@ -1,4 +1,4 @@
-"""Errors that a user can act on, as one line, and packages that only some commands need."""
+"""Errors that a user can act on, on one line, and packages that only some commands need."""
 
 import importlib
 import logging
@@ -6,15 +6,21 @@ from typing import Any
 
 from schemas.errors import UserError
 
-__all__ = ["UserError", "note_traceback", "one_line", "require"]
+__all__ = ["UserError", "note_traceback", "one_line", "printable", "require"]
 
 _noted: set[type[BaseException]] = set()
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
     """An error of any library on one line, at most `limit` characters of it."""
-    text = " ".join(str(error).split())[:limit]
+    text = printable(str(error))[:limit]
     return text or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Text on one line: white space becomes a space, other control characters are escaped."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def note_traceback(logger: logging.Logger, error: BaseException) -> None:

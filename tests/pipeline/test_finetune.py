@@ -17,8 +17,8 @@ from pipeline.finetune import main
 from pipeline.stages.captions import DICTIONARY, Captioner, read_dictionary
 from schemas.manifest import PATCHES, Row, open_manifest, patch_id
 from tests.support.upstream import save_clip
-from trainer.models.interpolation import interpolation_start
-from trainer.models.rrdb import load_rrdb
+from tests.support.weights import load_rrdb
+from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network
 
 
@@ -117,7 +117,7 @@ def test_fine_tuning_moves_the_sr_network_alone(
 ) -> None:
     out, run = tmp_path / "mine.parquet", tmp_path / "run"
     make(mine, clip, out, "--k", "4")
-    start, _ = save_network(interpolation_start(8, 1, 8), tmp_path, "start")
+    start, _ = save_network(untrained_rrdb(8, 1, 8), tmp_path, "start")
     argv = [
         "--manifest", str(out), "--sr-init", str(start), "--freeze-encoders", "--lr", "1e-7",
         "--profile", "offline", "--clip", str(clip), "--steps", "3", "--batch-size", "4",

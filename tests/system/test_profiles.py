@@ -27,8 +27,8 @@ from tests.support.upstream import (
     save_vae,
     save_vgg19,
 )
-from trainer.evaluate.offline import offline
-from trainer.models.interpolation import interpolation_start
+from trainer.evaluate.pyiqa_backend import offline
+from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network
 
 
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_vae(place("sd15-vae").parent)
     save_clip(place("clip-vit-l-14").parent)
     save_vgg19(place("vgg19"))
-    _, pth = save_network(interpolation_start(8, 1, 8), place("rrdb-psnr-x4").parent)
+    _, pth = save_network(untrained_rrdb(8, 1, 8), place("rrdb-psnr-x4").parent)
     pth.rename(place("rrdb-psnr-x4"))
     return folder
 
