@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, model_validator
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
 from schemas.manifest import SCALE
@@ -129,11 +129,7 @@ def run(config: EvaluateConfig) -> None:
         raise UserError(f"not everything was scored: {problems[0].problem}{more}", problems[0].fix)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command `lasr evaluate`."""
-    config = parse(EvaluateConfig, argv, "python -m trainer.evaluate", __doc__ or "", weights=True)
-    return run_command(lambda: run(config))
-
+main = Command(EvaluateConfig, run, name="lasr evaluate", about=__doc__, weights=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -195,7 +195,7 @@ class MethodRunner:
         if self._method.weights is None:
             self._run = lambda picture: enlarge(picture, SCALE**self._passes)
         else:
-            model = load_model(self._method.source)
+            model = load_model(self._method.weights)
             if model.scale != SCALE:
                 raise UserError(
                     f"{self._method.source}: a x{model.scale} network", f"give x{SCALE} networks"

@@ -8,15 +8,17 @@ writes to the folder `metrics` in the weights folder (data/weights, or LASR_WEIG
 of ~/.cache/torch/hub. The folder can be copied to another machine.
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from lasr.cli import add_weights_dir, run_command
+from pydantic import BaseModel, Field
+
+from lasr.cli import Command, Group
 from lasr.errors import UserError, one_line
+from lasr.flags import NoFlags
 from lasr.weights.digests import sha256
 from trainer.evaluate import pyiqa_backend
 from trainer.evaluate.pyiqa_backend import MetricUnavailable, MetricWeightsMissing
@@ -184,7 +186,15 @@ def _entry(name: str) -> PyiqaMetric | FunctionMetric:
     return PyiqaMetric(name, name, pyiqa_backend.needs_reference(name))
 
 
-def _list() -> None:
+class FetchConfig(BaseModel):
+    """The flags of `lasr metrics fetch`."""
+
+    names: list[str] = Field(
+        [], description="names as `list` shows them, or pyiqa's (default: all of `list`)"
+    )
+
+
+def _list(_: NoFlags) -> None:
     import torch
 
     for name, entry in METRICS.items():
@@ -199,11 +209,11 @@ def _list() -> None:
     print(f"\nfolder: {pyiqa_backend.use_folder()} (set LASR_WEIGHTS to change it)")
 
 
-def _fetch(names: list[str]) -> None:
+def _fetch(config: FetchConfig) -> None:
     import torch
 
     failed = []
-    for name in names:
+    for name in config.names or METRICS:
         entry = _entry(name)
         if isinstance(entry, FunctionMetric):
             print(f"{name}: needs no weights")
@@ -221,22 +231,25 @@ def _fetch(names: list[str]) -> None:
         )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command `lasr metrics`."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.evaluate.metrics", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    commands = parser.add_subparsers(dest="command", required=True)
-    add_weights_dir(commands.add_parser("list", help="show the metrics and their weights"))
-    add = commands.add_parser("fetch", help="download the weights of metrics")
-    add.add_argument(
-        "names", nargs="*", help="names as `list` shows them, or pyiqa's (default: all of `list`)"
-    )
-    add_weights_dir(add)
-    arguments = parser.parse_args(argv)
-    if arguments.command == "list":
-        return run_command(_list)
-    return run_command(lambda: _fetch(arguments.names or list(METRICS)))
+_COMMANDS: list[Command[Any]] = [
+    Command(
+        NoFlags,
+        _list,
+        name="lasr metrics list",
+        about="Show the metrics and their weights.",
+        weights=True,
+    ),
+    Command(
+        FetchConfig,
+        _fetch,
+        name="lasr metrics fetch",
+        about="Download the weights of metrics.",
+        positional="names",
+        weights=True,
+    ),
+]
 
+main = Group("lasr metrics", about=__doc__, sections={"Commands": _COMMANDS})
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, progress, run_command
+from lasr.cli import Command, progress
 from lasr.errors import UserError, require
 from lasr.files import atomic_path
 from trainer.evaluate import scores
@@ -240,12 +240,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command `lasr sidebyside`."""
-    prog = "python -m trainer.evaluate.sidebyside"
-    config = parse(SideBySideConfig, argv, prog, __doc__ or "", positional="evaluation")
-    return run_command(lambda: run(config))
-
+main = Command(
+    SideBySideConfig, run, name="lasr sidebyside", about=__doc__, positional="evaluation"
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from lasr.device import Device, pick_device
 from lasr.errors import UserError, require
 from lasr.files import atomic_path, write_bytes
@@ -74,7 +74,7 @@ def run(config: FeaturesConfig) -> None:
     from trainer.models.encoders import load_encoders
 
     device = pick_device(config.device)
-    encoders = load_encoders(clip.name, device)
+    encoders = load_encoders(clip, device)
     stages = {"before training": encode(encoders, table, device, "features before training")}
     encoders.load_state_dict(state["encoders"])
     after = encode(encoders, table, device, "features after training")
@@ -123,11 +123,7 @@ def _write(config: FeaturesConfig, views: list[View], note: str) -> None:
     print(f"written: {out}/features.png, coordinates.parquet, scores.json")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command `lasr features`."""
-    config = parse(FeaturesConfig, argv, "python -m trainer.features", __doc__ or "", weights=True)
-    return run_command(lambda: run(config))
-
+main = Command(FeaturesConfig, run, name="lasr features", about=__doc__, weights=True)
 
 if __name__ == "__main__":
     sys.exit(main())

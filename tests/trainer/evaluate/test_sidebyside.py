@@ -12,7 +12,7 @@ from lasr.pictures.read import read_rgb
 from trainer.evaluate import __main__ as evaluate
 from trainer.evaluate import curve, sidebyside
 from trainer.evaluate.sidebyside import Crop, most_textured
-from trainer.models.interpolation import interpolation_start
+from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network
 
 pytest.importorskip("pyiqa")
@@ -25,7 +25,7 @@ def evaluation(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     (folder / "hr").mkdir()
     with Image.open(photographs / "chelsea.png") as image:
         image.crop((130, 60, 270, 172)).save(folder / "hr" / "chelsea.png")
-    weights, _ = save_network(interpolation_start(8, 1, 8), folder)
+    weights, _ = save_network(untrained_rrdb(8, 1, 8), folder)
     for step in (0, 1000, 20000):
         path = folder / "mine" / "weights" / f"step{step:07d}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)

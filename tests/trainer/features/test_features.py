@@ -19,6 +19,7 @@ from lasr.errors import UserError
 from lasr.weights.locate import locate
 from schemas.manifest import open_manifest
 from tests.support.upstream import save_clip
+from tests.support.weights import load_encoders
 from trainer import checkpoint
 from trainer.config import TrainConfig
 from trainer.features import __main__ as features
@@ -27,7 +28,7 @@ from trainer.features.__main__ import main
 from trainer.features.encode import encode
 from trainer.features.maps import agreement, chance
 from trainer.features.sample import COLUMNS, choose, word_labels
-from trainer.models.encoders import Encoders, load_encoders
+from trainer.models.encoders import Encoders
 
 CPU = torch.device("cpu")
 
