@@ -29,7 +29,7 @@ import torch
 from PIL import Image, ImageEnhance
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from lasr.device import Device, pick_device
 from pipeline.config import DICTIONARY, BuildConfig
 from pipeline.stages.captions import read_dictionary
@@ -296,18 +296,16 @@ def grow(options: BuildBenchmark) -> None:
             )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m benchmarks.build`."""
-    options = parse(BuildBenchmark, argv, "python -m benchmarks.build", __doc__ or "")
+def run(options: BuildBenchmark) -> None:
+    """Measure all ways, or the one that a parent process asks for."""
     if options.child:
-        return run_command(lambda: child(options))
-
-    def run() -> None:
+        child(options)
+    else:
         compare(options)
         grow(options)
 
-    return run_command(run)
 
+main = Command(BuildBenchmark, run, name="python -m benchmarks.build", about=__doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -32,7 +32,7 @@ from pydantic import BaseModel, Field
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from schemas.manifest import Manifest, open_manifest
 from trainer.data.dataset import COLUMNS, Patches
 from trainer.data.degradation import Degradation
@@ -289,11 +289,7 @@ def run(config: LoaderConfig) -> None:
             )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m benchmarks.loader`."""
-    config = parse(LoaderConfig, argv, "python -m benchmarks.loader", __doc__ or "")
-    return run_command(lambda: run(config))
-
+main = Command(LoaderConfig, run, name="python -m benchmarks.loader", about=__doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

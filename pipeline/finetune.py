@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, progress, run_command
+from lasr.cli import Command, progress
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
 from lasr.files import atomic_path
@@ -174,11 +174,7 @@ def run(config: GivenConfig) -> None:
     print(f"catalogue: {images_path(config.out)}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m pipeline.finetune`."""
-    config = parse(GivenConfig, argv, "python -m pipeline.finetune", __doc__ or "", weights=True)
-    return run_command(lambda: run(config))
-
+main = Command(GivenConfig, run, name="lasr finetune-set", about=__doc__, weights=True)
 
 if __name__ == "__main__":
     sys.exit(main())

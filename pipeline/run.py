@@ -10,7 +10,7 @@ Stopped or killed, the same command carries on where it was.
 import sys
 import time
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from lasr.weights.locate import untrained
 from pipeline.config import BuildConfig
 
@@ -42,11 +42,7 @@ def run(config: BuildConfig) -> None:
     print(f"time:        {time.monotonic() - started:.0f} s")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m pipeline.run`."""
-    config = parse(BuildConfig, argv, "python -m pipeline.run", __doc__ or "", weights=True)
-    return run_command(lambda: run(config))
-
+main = Command(BuildConfig, run, name="lasr build", about=__doc__, weights=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lasr import cli
 from tests.support.commands import program_of
 from trainer.evaluate import testset
 
@@ -34,7 +35,7 @@ def test_a_command_on_the_page_is_one_that_the_program_takes(
         return
     monkeypatch.setenv("LASR_WEIGHTS", "data/weights")  # --weights-dir sets another
     started = []
-    monkeypatch.setattr(program, "run_command", lambda body: (started.append(body), 0)[1])
+    monkeypatch.setattr(cli, "run_command", lambda body, debug: (started.append(body), 0)[1])
     monkeypatch.chdir(tmp_path)
     assert program.main(argv) == 0  # a flag that is unknown or out of range exits here
     assert len(started) == 1 and not list(tmp_path.iterdir())

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from schemas.manifest import open_manifest
 from trainer.data import kernels
 from trainer.data.reader import COLUMNS, Reader, decode
@@ -241,11 +241,7 @@ def run(config: SheetConfig) -> None:
     print(f"{config.patches} patches, {config.draws} times degraded: {config.out}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m trainer.data.degradation`."""
-    config = parse(SheetConfig, argv, "python -m trainer.data.degradation", __doc__ or "")
-    return run_command(lambda: run(config))
-
+main = Command(SheetConfig, run, name="lasr degradations", about=__doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

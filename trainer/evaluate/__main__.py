@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
-from lasr.cli import parse, progress, run_command
+from lasr.cli import Command, progress
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
 from lasr.pictures.find import find_pictures
@@ -252,11 +252,7 @@ def _read_pair(picture: Picture, output: Output) -> tuple[Tensor, Tensor | None]
     return pixels, target
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m trainer.evaluate`."""
-    config = parse(EvaluateConfig, argv, "python -m trainer.evaluate", __doc__ or "", weights=True)
-    return run_command(lambda: run(config))
-
+main = Command(EvaluateConfig, run, name="lasr evaluate", about=__doc__, weights=True)
 
 if __name__ == "__main__":
     sys.exit(main())

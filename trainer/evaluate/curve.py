@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from lasr.errors import UserError
 from lasr.files import atomic_path
 from trainer.evaluate import scores
@@ -104,17 +104,7 @@ def _draw(out: Path, titles: dict[str, str], points: list[dict[str, Any]]) -> No
     plt.close(figure)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m trainer.evaluate.curve`."""
-    config = parse(
-        CurveConfig,
-        argv,
-        "python -m trainer.evaluate.curve",
-        __doc__ or "",
-        positional="evaluation",
-    )
-    return run_command(lambda: run(config))
-
+main = Command(CurveConfig, run, name="lasr curve", about=__doc__, positional="evaluation")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,7 +7,6 @@ An evaluation never downloads; only `fetch` does. Weights stand in `metrics` in 
 (data/weights, or LASR_WEIGHTS), laid out as ~/.cache/torch/hub is, and can be carried along.
 """
 
-import argparse
 import contextlib
 import importlib.metadata
 import importlib.util
@@ -24,11 +23,13 @@ from typing import Any, Literal
 
 import packaging.version
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor
 
-from lasr.cli import add_weights_dir, run_command
+from lasr.cli import Command, Group
 from lasr.device import device_name
 from lasr.errors import UserError
+from lasr.flags import NoFlags
 from lasr.weights.digests import sha256
 from lasr.weights.locate import weights_folder
 from trainer.evaluate.offline import offline
@@ -232,7 +233,15 @@ def _version() -> str:
     return importlib.metadata.version("pyiqa")
 
 
-def _list() -> None:
+class FetchConfig(BaseModel):
+    """What `fetch` takes."""
+
+    names: list[str] = Field(
+        [], description="as in `list`, or pyiqa's names (default: all of `list`)"
+    )
+
+
+def _list(_: NoFlags) -> None:
     for name, known in PAPER.items():
         try:
             metric = load_metric(name, torch.device("cpu"))
@@ -244,9 +253,9 @@ def _list() -> None:
     print(f"\nfolder: {_home()} (set LASR_WEIGHTS to change it)")
 
 
-def _fetch(names: list[str]) -> None:
+def _fetch(config: FetchConfig) -> None:
     failed = []
-    for name in names:
+    for name in config.names or list(PAPER):
         known = _known(name)
         home = _home()
         print(f"{name}: into {home}", flush=True)
@@ -261,22 +270,25 @@ def _fetch(names: list[str]) -> None:
         )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m trainer.evaluate.metrics`."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.evaluate.metrics", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    commands = parser.add_subparsers(dest="command", required=True)
-    add_weights_dir(
-        commands.add_parser("list", help="the paper's metrics, and whose weights are here")
-    )
-    add = commands.add_parser("fetch", help="download the weights of metrics")
-    add.add_argument("names", nargs="*", help="as in `list`, or pyiqa's (default: all of `list`)")
-    add_weights_dir(add)
-    arguments = parser.parse_args(argv)
-    if arguments.command == "list":
-        return run_command(_list)
-    return run_command(lambda: _fetch(arguments.names or list(PAPER)))
+_COMMANDS: list[Command[Any]] = [
+    Command(
+        NoFlags,
+        _list,
+        name="lasr metrics list",
+        about="Show the paper's metrics, and whose weights are here.",
+        weights=True,
+    ),
+    Command(
+        FetchConfig,
+        _fetch,
+        name="lasr metrics fetch",
+        about="Download the weights of metrics.",
+        positional="names",
+        weights=True,
+    ),
+]
 
+main = Group("lasr metrics", about=__doc__, sections={"Commands": _COMMANDS})
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, progress, run_command
+from lasr.cli import Command, progress
 from lasr.errors import UserError
 from lasr.files import atomic_path
 from lasr.pictures.read import read_rgb
@@ -119,17 +119,7 @@ def _parse_crop(text: str) -> Crop:
     return Crop(x, y, width, height)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m trainer.evaluate.sidebyside`."""
-    config = parse(
-        SheetConfig,
-        argv,
-        "python -m trainer.evaluate.sidebyside",
-        __doc__ or "",
-        positional="evaluation",
-    )
-    return run_command(lambda: run(config))
-
+main = Command(SheetConfig, run, name="lasr sidebyside", about=__doc__, positional="evaluation")
 
 if __name__ == "__main__":
     sys.exit(main())

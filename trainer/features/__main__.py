@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, progress, run_command
+from lasr.cli import Command, progress
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
 from lasr.files import atomic_path, write_bytes
@@ -192,11 +192,7 @@ def word_labels(table: pa.Table, words: Sequence[str] | None) -> np.ndarray:
     return np.array(first, dtype=object)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m trainer.features`."""
-    config = parse(FeaturesConfig, argv, "python -m trainer.features", __doc__ or "", weights=True)
-    return run_command(lambda: run(config))
-
+main = Command(FeaturesConfig, run, name="lasr features", about=__doc__, weights=True)
 
 if __name__ == "__main__":
     sys.exit(main())
