@@ -5,11 +5,11 @@ import threading
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
 import torch
 
 from lasr.errors import UserError
+from lasr.pictures.png import decode_png
 from pipeline.build.cache import Kept
 from pipeline.build.earlier import EarlierRows
 from pipeline.config import BuildConfig
@@ -109,7 +109,7 @@ class Steps:
         prepared = {}
         for place, row in enumerate(rows):
             if row["patch_id"] not in known:
-                crop = crops[place] if crops else _pixels(row["image"]["bytes"])
+                crop = crops[place] if crops else decode_png(row["image"]["bytes"])
                 prepared[row["patch_id"]] = self.models.captioner.prepare(crop)
         return Cut(entry, rows, known, prepared)
 
@@ -132,9 +132,3 @@ def failed(found: Found, error: Exception, photograph: Photograph | None = None)
 
 def cut_out(pixels: np.ndarray, patch: Patch) -> np.ndarray:
     return pixels[patch.y : patch.y + patch.size, patch.x : patch.x + patch.size]
-
-
-def _pixels(png: bytes) -> np.ndarray:
-    pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR_RGB)
-    assert pixels is not None, "a PNG of ours"
-    return pixels

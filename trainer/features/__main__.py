@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,6 +26,7 @@ from lasr.cli import parse, progress, run_command
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
 from lasr.files import atomic_path, write_bytes
+from lasr.pictures.png import decode_png
 from lasr.weights.locate import locate, untrained
 from schemas.manifest import PATCH_SIZE, Manifest, ManifestError, Role, open_manifest
 from trainer import checkpoint
@@ -166,11 +166,13 @@ def _batches(table: pa.Table) -> Iterator[tuple[Role, pa.Table]]:
 
 
 def _decode(patch: dict[str, Any], size: int) -> np.ndarray:
-    content = np.frombuffer(patch["image"]["bytes"], np.uint8)
-    pixels = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB)
-    if pixels is None or pixels.shape != (size, size, 3):
-        raise ManifestError(f"patch {patch['patch_id']}: not a {size}x{size} PNG; build it again")
-    return pixels
+    try:
+        pixels = decode_png(patch["image"]["bytes"])
+        if pixels.shape == (size, size, 3):
+            return pixels
+    except ValueError:
+        pass
+    raise ManifestError(f"patch {patch['patch_id']}: not a {size}x{size} PNG", "build it again")
 
 
 def word_labels(table: pa.Table, words: Sequence[str] | None) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lasr.weights.locate import WeightsError, locate
+from lasr.weights.locate import Located, WeightsError
 from lasr.weights.tensors import read_tensors
 from lasr.weights.variants import VARIANTS, check_variant
 from schemas.manifest import SCALE
@@ -54,24 +54,23 @@ class _Fitted(nn.Module):
         return y
 
 
-def load_sr(name_or_path: str) -> nn.Module:
-    """The x4 SR network by name (see lasr.weights.locate) or from a file, to be trained or used.
+def load_sr(located: Located) -> nn.Module:
+    """The x4 SR network with these weights, to be trained or used.
 
     An `RRDB` where the weights are one, else the module that spandrel builds, which does not clamp.
-    Raises WeightsError: not there, not readable, of another scale.
+    Raises WeightsError: not readable, of another scale.
     """
-    model = load_model(name_or_path)
+    model = load_model(located)
     if model.scale != SCALE:
-        raise WeightsError(f"{name_or_path}: enlarges x{model.scale}; training takes x4 networks")
+        raise WeightsError(f"{located.path}: enlarges x{model.scale}; training takes x4 networks")
     return model.network
 
 
-def load_model(name_or_path: str) -> SRModel:
+def load_model(located: Located) -> SRModel:
     """Any SR network of any scale: our own RRDB first, then whatever spandrel reads.
 
-    Raises WeightsError: not there, not readable, or no network that spandrel knows.
+    Raises WeightsError: not readable, or no network that spandrel knows.
     """
-    located = locate(name_or_path, "sr")
     path = located.path
     if path is None:
         return SRModel(interpolation_start(**TINY))
