@@ -199,9 +199,9 @@ def test_the_served_deployment(photographs: Path, server: Project) -> None:
         nowhere = json.dumps(parameters | {"images": ["nowhere"]})
         failed = server.run(*run, "build-patches/build-patches", "--params", nowhere, "--watch")
         assert failed.returncode == 1, failed.stdout + failed.stderr
-        assert "--images nowhere: no such folder" in " ".join(failed.stdout.split())
+        assert "nowhere: no such folder" in " ".join(failed.stdout.split())
         assert "Traceback" not in failed.stdout + log.read_text()
-        assert last_run(server)["state"]["message"].startswith("--images nowhere: no such folder")
+        assert last_run(server)["state"]["message"].startswith("nowhere: no such folder")
 
         refused = server.run(*run, "build-patches", "-p", 'images=["a"]', "-p", "k=0")
         text = " ".join((refused.stdout + refused.stderr).split())
