@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
 from lasr.weights.clip import Clip
@@ -305,11 +305,7 @@ def report(
     print(f"largest difference of a loss term: {difference:.2g}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m benchmarks.train_step`."""
-    config = parse(BenchmarkConfig, argv, "python -m benchmarks.train_step", __doc__ or "")
-    return run_command(lambda: run(config))
-
+main = Command(BenchmarkConfig, run, name="python -m benchmarks.train_step", about=__doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

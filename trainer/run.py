@@ -10,14 +10,12 @@ number of processes: --batch-size counts the patches of all processes together, 
 not depend on their number.
 """
 
-import contextlib
 import logging
 import os
-import shlex
 import sys
 import time
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from lasr.errors import UserError
 from lasr.weights.locate import untrained
 from trainer.config import TrainConfig
@@ -25,11 +23,14 @@ from trainer.config import TrainConfig
 RANK = int(os.environ.get("RANK", "0"))  # set by torchrun; rank 0 alone prints
 
 
-def run(config: TrainConfig, command: str) -> None:
-    """Run on rank 0: train and print a summary."""
+def run(config: TrainConfig) -> None:
+    """Train, and print a summary on rank 0."""
     from trainer import loop, plan  # heavy imports after --help and flag errors
     from trainer.distributed import world_from_environment
 
+    if RANK:
+        run_on_other_rank(config)
+        return
     started = time.monotonic()
     if names := untrained(config.sr_name, config.clip_name, config.vgg_name):
         print(
@@ -39,7 +40,7 @@ def run(config: TrainConfig, command: str) -> None:
     if config.dry_run:
         print(plan.describe(config, world_from_environment().size))
         return
-    weights = loop.train(config, command)
+    weights = loop.train(config, main.line)
     print(f"weights: {', '.join(map(str, weights))} (.pth: Real-ESRGAN's layout)")
     print(f"samples: {config.folder / 'samples'}")
     print(f"stats:   {config.folder / 'stats.jsonl'} (tensorboard --logdir {config.folder})")
@@ -65,19 +66,7 @@ def run_on_other_rank(config: TrainConfig) -> None:
         raise UserError(f"rank {RANK}: {error.problem}", error.fix) from error
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m trainer.run`."""
-    arguments = sys.argv[1:] if argv is None else argv
-    with open(os.devnull, "w") as null, contextlib.ExitStack() as silence:
-        if RANK:
-            silence.enter_context(contextlib.redirect_stdout(null))
-            silence.enter_context(contextlib.redirect_stderr(null))
-        config = parse(TrainConfig, arguments, "python -m trainer.run", __doc__ or "", weights=True)
-    if RANK:
-        return run_command(lambda: run_on_other_rank(config))
-    command = shlex.join(["python", "-m", "trainer.run", *arguments])
-    return run_command(lambda: run(config, command))
-
+main = Command(TrainConfig, run, name="lasr train", about=__doc__, weights=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,7 +11,7 @@ import torch
 from open_clip.model import build_model_from_openai_state_dict
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
-from lasr.weights.locate import Located, WeightsError
+from lasr.weights.locate import Located, WeightsError, locate
 from lasr.weights.tensors import read_tensors
 from lasr.weights.torchscript import is_torchscript, read_torchscript
 from lasr.weights.variants import check_variant
@@ -51,8 +51,8 @@ class Clip:
     identity: str
 
 
-def load_clip(located: Located, device: torch.device) -> Clip:
-    """Load a CLIP from the files that its publisher made.
+def load_clip(weights: Located | str, device: torch.device) -> Clip:
+    """Load a CLIP: located weights, a name of the registry, or a path to its publisher's files.
 
     - A folder in open_clip's format: open_clip_config.json, and open_clip_model.safetensors or a
       .bin of plain tensors.
@@ -63,6 +63,7 @@ def load_clip(located: Located, device: torch.device) -> Clip:
     for GELU), and must say QuickGELU where OpenAI's weights are asked for by name; an archive's own
     code says it. A lone weights file says nothing, and is refused. Raises WeightsError.
     """
+    located = locate(weights, "clip") if isinstance(weights, str) else weights
     if located.path is None:
         model, preprocess = _tiny()
     elif is_torchscript(located.path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 
 SCALE = 3  # side of an LR pixel on the sheet
 
@@ -60,11 +60,7 @@ def run(config: SheetConfig) -> None:
     print(f"{config.patches} patches, {config.draws} degraded copies each: {config.out}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m trainer.data.degradation`."""
-    config = parse(SheetConfig, argv, "python -m trainer.data.degradation", __doc__ or "")
-    return run_command(lambda: run(config))
-
+main = Command(SheetConfig, run, name="lasr degradations", about=__doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, progress, run_command
+from lasr.cli import Command, progress
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
 from lasr.pictures.find import find_pictures, pixel_counts, targets
@@ -153,18 +153,9 @@ def _is_done(target: Path, record: str, originals: set[tuple[int, int]], overwri
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m trainer.upscale`."""
-    config = parse(
-        UpscaleConfig,
-        argv,
-        "python -m trainer.upscale",
-        __doc__ or "",
-        positional="inputs",
-        weights=True,
-    )
-    return run_command(lambda: run(config))
-
+main = Command(
+    UpscaleConfig, run, name="lasr upscale", about=__doc__, positional="inputs", weights=True
+)
 
 if __name__ == "__main__":
     sys.exit(main())
