@@ -96,7 +96,7 @@ def find(images: Iterable[str]) -> list[Found]:
         root = posixpath.commonpath([posixpath.dirname(uri) for uri in files])
     except ValueError as error:  # a local path and a URI
         raise UserError(
-            f"--images {' '.join(images)}: folders on this machine and in object storage cannot"
+            f"{' '.join(images)}: folders on this machine and in object storage cannot"
             " share the names of one manifest",
             "build two manifests",
         ) from error
@@ -130,7 +130,7 @@ def _in_object_storage(uri: str) -> list[Found]:
         else:
             found = [info]
     if info.type == pafs.FileType.NotFound:
-        raise UserError(f"--images {uri}: no such folder or file", "check the address")
+        raise UserError(f"{uri}: no such folder or file", "check the address")
     scheme = uri.split("://", 1)[0]
     return [
         Found("", StoragePath(f"{scheme}://{file.path}"), file.size, file.mtime_ns or 0)
