@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from lasr.errors import UserError
 from lasr.weights.locate import TABLE, Located, locate
 from schemas.manifest import SCALE
@@ -95,11 +95,7 @@ def run(config: ExportConfig) -> None:
         print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m trainer.export`."""
-    config = parse(ExportConfig, argv, "python -m trainer.export", __doc__ or "", weights=True)
-    return run_command(lambda: run(config))
-
+main = Command(ExportConfig, run, name="lasr export", about=__doc__, weights=True)
 
 if __name__ == "__main__":
     sys.exit(main())

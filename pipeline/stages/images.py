@@ -1,4 +1,4 @@
-"""The only way in for photographs: find, hash, decode, turn upright. Nothing else opens one."""
+"""Photographs: find, hash, decode, turn upright. No other module opens one."""
 
 import hashlib
 import io
@@ -14,26 +14,44 @@ from pathlib import Path
 import numpy as np
 import pyarrow.fs as pafs
 from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field
 
 from lasr.errors import UserError
 from lasr.pictures.find import FORMATS, expand_lists, find_files, is_picture_name
 from lasr.pictures.read import to_srgb
-from pipeline.storage import Place, reason, reported
+from pipeline.storage import StoragePath, reason, reported
 
-MAX_PIXELS = (
-    2**27
-)  # 134 megapixels: what one photograph may ask of memory (see pipeline.build.shard)
+# Raise it when a file decodes to other pixels than before. 0, its first value, adds nothing to the
+# fingerprint: parts that were finished before it existed stay valid.
+VERSION = 0
+MAX_PIXELS = 2**27  # 134 megapixels: bounds the memory for one photograph
 MAX_BYTES = 2**30
-_BACKDROP = (128, 128, 128)  # behind transparency: neither of the two edges of the range
+_BACKDROP = (128, 128, 128)  # behind transparent pixels: in the middle of the range
+
+
+class ImagesConfig(BaseModel):
+    """The parameters of this stage."""
+
+    model_config = ConfigDict(frozen=True)
+
+    images: list[str] = Field(
+        min_length=1,
+        description="photographs: folders (searched downwards), files, globs, .txt lists of paths",
+    )
+
+
+def fingerprint_inputs() -> tuple[object, ...]:
+    """What determines the pixels of a photograph, besides its bytes."""
+    return ("images", VERSION) if VERSION else ()
 
 
 @dataclass(frozen=True, order=True)
 class Found:
-    """A file that may be a photograph, as the file system knows it."""
+    """A file that may be a photograph, with what the file system says of it."""
 
-    name: str  # POSIX path relative to the images root: goes into the manifest
-    place: Place
-    size: int  # bytes; -1: no regular file
+    name: str  # POSIX path relative to the images root: the manifest's image_path
+    path: StoragePath
+    size: int  # bytes; -1: not a regular file
     modified: int  # nanoseconds
 
 
@@ -47,7 +65,7 @@ class Photograph:
 
 
 class Unusable(Exception):
-    """A photograph that gives no patches, with the status and reason for the catalogue."""
+    """Raised for a photograph that cannot be used, with status and reason for the catalogue."""
 
     def __init__(self, status: str, reason: str, image_id: str | None = None):
         super().__init__(reason)
@@ -59,7 +77,7 @@ def find(images: Iterable[str]) -> list[Found]:
 
     images: folders, files, globs and `.txt` lists as `lasr.pictures.find.find_files` takes them, or
     folders and files in object storage (`s3://bucket/folder`).
-    Names are relative to the deepest folder that holds them all.
+    Names are relative to the deepest folder that contains them all.
     Raises UserError: a path does not exist, a folder cannot be listed, or nothing is found.
     """
     images = list(images)
@@ -68,7 +86,7 @@ def find(images: Iterable[str]) -> list[Found]:
     remote = (found for given in inputs if "://" in given for found in _in_object_storage(given))
     files: dict[str, Found] = {}
     for found in itertools.chain(local, remote):
-        files.setdefault(found.place.uri, found)
+        files.setdefault(found.path.uri, found)
     if not files:
         raise UserError(
             f"no photograph found in {', '.join(images)}",
@@ -76,63 +94,65 @@ def find(images: Iterable[str]) -> list[Found]:
         )
     try:
         root = posixpath.commonpath([posixpath.dirname(uri) for uri in files])
-    except ValueError as error:  # a local path and an address
+    except ValueError as error:  # a local path and a URI
         raise UserError(
-            f"--images {' '.join(images)}: folders of this machine and of object storage cannot"
-            " share one manifest's names; build two"
+            f"{' '.join(images)}: folders on this machine and in object storage cannot"
+            " share the names of one manifest",
+            "build two manifests",
         ) from error
     return sorted(_named(found, root) for found in files.values())
 
 
 def _named(found: Found, root: str) -> Found:
-    # A name that is no UTF-8 is legal on Linux and must not break the catalogue: \xff is spelt out.
-    relative = posixpath.relpath(found.place.uri, root)
+    # Linux allows names that are not UTF-8; the catalogue gets `\xff` spelt out.
+    relative = posixpath.relpath(found.path.uri, root)
     name = os.fsencode(relative).decode("utf-8", "backslashreplace")
-    return Found(name, found.place, found.size, found.modified)
+    return Found(name, found.path, found.size, found.modified)
 
 
 def _stat(file: Path) -> Found:
-    place = Place(os.path.abspath(file))
+    path = StoragePath(os.path.abspath(file))
     try:
         state = file.stat()
-    except OSError:  # gone, or a link to nothing or to itself: still found, recorded as unreadable
-        return Found("", place, 0, 0)
-    # A pipe or a device would be read for ever.
+    except OSError:  # gone, or a dangling link: recorded as unreadable
+        return Found("", path, 0, 0)
+    # Reading a pipe or a device might never end.
     size = state.st_size if stat.S_ISREG(state.st_mode) else -1
-    return Found("", place, size, state.st_mtime_ns)
+    return Found("", path, size, state.st_mtime_ns)
 
 
-def _in_object_storage(given: str) -> list[Found]:
-    place = Place(given.rstrip("/"))
-    with reported(place, "read"):
-        info = place.fs.get_file_info(place.key)
+def _in_object_storage(uri: str) -> list[Found]:
+    path = StoragePath(uri.rstrip("/"))
+    with reported(path, "read"):
+        info = path.fs.get_file_info(path.key)
         if info.type == pafs.FileType.Directory:
-            found = place.fs.get_file_info(pafs.FileSelector(place.key, recursive=True))
+            found = path.fs.get_file_info(pafs.FileSelector(path.key, recursive=True))
         else:
             found = [info]
     if info.type == pafs.FileType.NotFound:
-        raise UserError(f"--images {given}: no such folder or file; check the address")
-    scheme = given.split("://", 1)[0]
+        raise UserError(f"{uri}: no such folder or file", "check the address")
+    scheme = uri.split("://", 1)[0]
     return [
-        Found("", Place(f"{scheme}://{file.path}"), file.size, file.mtime_ns or 0)
+        Found("", StoragePath(f"{scheme}://{file.path}"), file.size, file.mtime_ns or 0)
         for file in found
         if file.is_file and (is_picture_name(file.base_name) or file is info)
     ]
 
 
 def load(found: Found, min_side: int) -> Photograph:
-    """Read a photograph once: hash its bytes, decode them, turn it upright, make it sRGB.
+    """Read a photograph: hash its bytes, decode them, turn it upright, convert it to sRGB.
 
-    16-bit and grey pictures become 8-bit RGB, palettes are resolved, transparency is laid over mid
-    grey, CMYK and wide-gamut pictures go through their ICC profile. Of several frames, the first.
-    Raises Unusable (too_small below `min_side` pixels, too_large, unreadable).
+    16-bit and grey pictures become 8-bit RGB, palettes are resolved, transparency is composited
+    over mid grey, CMYK and wide-gamut pictures are converted by their ICC profile. The first of
+    several frames is used. Raises Unusable (too_small below `min_side` pixels, too_large,
+    unreadable).
     """
     if found.size < 0:
-        raise Unusable("unreadable", "no regular file")
+        raise Unusable("unreadable", "not a regular file")
     if found.size > MAX_BYTES:
         raise Unusable("too_large", f"{found.size} bytes: over {MAX_BYTES}")
     try:
-        content = found.place.read_bytes()
+        content = found.path.read_bytes()
     except OSError as error:
         raise Unusable("unreadable", f"cannot be read: {reason(error)}") from error
     image_id = hashlib.sha256(content).hexdigest()
@@ -140,7 +160,7 @@ def load(found: Found, min_side: int) -> Photograph:
         raise Unusable("unreadable", "the file is empty", image_id)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd EXIF and sizes below MAX_PIXELS are no news here
+            warnings.simplefilter("ignore")  # of odd EXIF and of sizes below MAX_PIXELS
             with Image.open(io.BytesIO(content)) as image:
                 _check_size(image.size, min_side, image_id)
                 pixels = np.array(_to_rgb(ImageOps.exif_transpose(image)))
@@ -150,7 +170,7 @@ def load(found: Found, min_side: int) -> Photograph:
         raise Unusable("too_large", f"more than {MAX_PIXELS} pixels", image_id) from error
     except UnidentifiedImageError as error:
         raise Unusable("unreadable", "not a picture in a known format", image_id) from error
-    except Exception as error:  # decoders raise nearly anything on damaged files
+    except Exception as error:  # decoders raise many types on damaged files
         raise Unusable(
             "unreadable", f"damaged: {error or type(error).__name__}", image_id
         ) from error

@@ -20,6 +20,7 @@ from PIL import Image
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from lasr.errors import UserError
+from pipeline.build import plan
 from pipeline.build import shard as stages
 from pipeline.config import BuildConfig
 from pipeline.flows import flow as flows
@@ -287,6 +288,15 @@ def config(photographs: Path, tmp_path: Path) -> BuildConfig:
         images=[str(photographs)], out=tmp_path / "patches.parquet", profile="offline",
         k=1, shard_size=1,
     )  # fmt: skip
+
+
+def test_a_build_is_prepared_once(
+    here: Project, config: BuildConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command finds photographs and weights before Prefect starts; the flow uses them."""
+    prepared = plan.prepare(config)
+    monkeypatch.setattr(plan, "prepare", lambda _: pytest.fail("prepared again"))
+    assert flows.build(config, prepared)["patches"] == {"lr": 7, "hr": 7}
 
 
 def test_a_passing_fault_is_tried_again(

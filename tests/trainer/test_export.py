@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from lasr.errors import UserError
-from lasr.weights.locate import locate
+from tests.support.weights import load_sr
 from trainer.export import ExportConfig, describe, export, main
 from trainer.models import export as exporting
 from trainer.models import load
-from trainer.models.load import load_sr
 from trainer.models.rrdb import RRDB
 from trainer.models.save import save_network
 
@@ -100,7 +99,7 @@ def test_ncnn_answers_as_spandrel(weights: Path, tmp_path: Path, half: bool) -> 
     files = export(ExportConfig(weights=str(weights), out=tmp_path / "mine-x4.param", half=half))
     assert [path.name for path in files] == ["mine-x4.param", "mine-x4.bin"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine-x4.bin", "mine-x4.param"]
-    floats = sum(p.numel() for p in load_sr(locate(str(weights), "sr")).parameters())
+    floats = sum(p.numel() for p in load_sr(str(weights)).parameters())
     assert files[1].stat().st_size < floats * (2.2 if half else 4.1)
     difference = (run_ncnn(files[0], PICTURE[0]) - expected(weights)[0]).abs().max()
     assert difference < (2e-3 if half else 1e-5)
@@ -130,7 +129,7 @@ def test_safetensors_say_what_they_are(weights: Path, tmp_path: Path) -> None:
 
 def test_a_run_is_exported_with_its_history(weights: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    save_network(load_sr(locate(str(weights), "sr")), run)
+    save_network(load_sr(str(weights)), run)
     settings = {"manifest": "m.parquet", "weights": {"sr_init": "rrdb-psnr-x4@0123"}, "new": 1}
     (run / "config.json").write_text(json.dumps(settings))
     located, about = describe(str(run), None)

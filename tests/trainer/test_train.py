@@ -20,21 +20,22 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from lasr.errors import UserError
+from lasr.weights.locate import Located
 from lasr.weights.tensors import read_tensors
 from schemas.manifest import ManifestError, open_manifest
 from tests.support.upstream import save_clip
+from tests.support.weights import load_encoders, load_rrdb
 from trainer import checkpoint, loop, losses
 from trainer import step as step_module
 from trainer.config import TrainConfig
 from trainer.data.dataset import COLUMNS, Batch, Patches
 from trainer.distributed import World
-from trainer.models.encoders import load_encoders
-from trainer.models.interpolation import interpolation_start
-from trainer.models.rrdb import load_rrdb
+from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network
-from trainer.models.vgg import small_vgg, vgg_term
-from trainer.plan import check_compiler
-from trainer.step import Step
+from trainer.models.vgg import untrained_vgg, vgg_term
+from trainer.plan import check_compiler, open_patches
+from trainer.run_log import trim_stats
+from trainer.step import TrainStep
 
 CPU = torch.device("cpu")
 
@@ -44,7 +45,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small CLIP and a small SR network as files."""
     folder = tmp_path_factory.mktemp("models")
     save_clip(folder / "clip")
-    save_network(interpolation_start(8, 1, 8), folder, "sr")
+    save_network(untrained_rrdb(8, 1, 8), folder, "sr")
     return folder
 
 
@@ -59,13 +60,15 @@ def config(manifest: Path, models: Path, out: Path, **changes: Any) -> TrainConf
 
 def make_step(
     manifest: Path, models: Path, out: Path, world: World | None = None, **changes: Any
-) -> Step:
+) -> TrainStep:
     settings = config(manifest, models, out, **changes)
     sr_network = load_rrdb(models / "sr.safetensors")
-    return Step(settings, sr_network, load_encoders(settings.clip_name, CPU), small_vgg(), world)
+    return TrainStep(
+        settings, sr_network, load_encoders(settings.clip_name, CPU), untrained_vgg(), world
+    )
 
 
-def terms_of(step: Step, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def terms_of(step: TrainStep, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     return step.terms(batch.lr, batch.hr, step.texts_of(batch))
 
 
@@ -105,7 +108,7 @@ def test_a_step_equals_the_paper_written_plainly(
         "content_sr": losses.cont(f_sr, far_text),
         "quality_encoders": losses.cont(torch.cat([far, near]), qualities),
         "quality_sr": (F.cosine_similarity(f_sr, minus) - F.cosine_similarity(f_sr, plus)).mean(),
-        "vgg": vgg_term(small_vgg(), made, batch.lr),
+        "vgg": vgg_term(untrained_vgg(), made, batch.lr),
     }
     assert terms.keys() == expected.keys()
     for name, value in expected.items():
@@ -200,7 +203,7 @@ def test_a_step_with_a_broken_number_changes_no_weight(
     assert not unchanged(before, step)
 
 
-def unchanged(before: dict[str, Any], step: Step) -> bool:
+def unchanged(before: dict[str, Any], step: TrainStep) -> bool:
     """Whether weights, moments and step counts are what they were."""
     now = step.state()
     moments = zip(
@@ -269,7 +272,7 @@ def test_encoders_learn_far_from_near_and_the_sr_terms_then_fall(
 
     encoders.requires_grad_(False)
     settings = config(manifest, models, tmp_path, freeze_encoders=True, lr=5e-4)
-    update = Step(settings, load_rrdb(models / "sr.safetensors"), encoders, small_vgg())
+    update = TrainStep(settings, load_rrdb(models / "sr.safetensors"), encoders, untrained_vgg())
     terms_history = []
     for number in range(30):
         batch = data.batch(number, 4)
@@ -292,7 +295,7 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(
     whole = config(manifest, models, tmp_path / "whole", **changes)
     loop.train(whole)
     stopped = config(manifest, models, tmp_path / "stopped", **changes)
-    real, calls = Step.terms, []
+    real, calls = TrainStep.terms, []
 
     def dies(*arguments: Any) -> Any:
         calls.append(1)
@@ -300,11 +303,11 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(
             raise RuntimeError("killed")
         return real(*arguments)
 
-    monkeypatch.setattr(Step, "terms", dies)
+    monkeypatch.setattr(TrainStep, "terms", dies)
     with pytest.raises(RuntimeError, match="killed"):
         loop.train(stopped)
     assert [line["step"] for line in stats(stopped.folder)] == [1, 2, 3, 4, 5]
-    monkeypatch.setattr(Step, "terms", real)
+    monkeypatch.setattr(TrainStep, "terms", real)
     loop.train(stopped)
     assert stats(whole.folder) == stats(stopped.folder)
     assert [line["step"] for line in stats(whole.folder)] == list(range(1, 9))
@@ -319,14 +322,14 @@ def test_a_run_asked_to_stop_finishes_its_step_and_saves(
     manifest: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     settings = config(manifest, models, tmp_path / "run", checkpoint_every=100, log_every=2)
-    real = Step.terms
+    real = TrainStep.terms
 
     def asks(*arguments: Any) -> Any:
-        monkeypatch.setattr(Step, "terms", real)
+        monkeypatch.setattr(TrainStep, "terms", real)
         os.kill(os.getpid(), number)
         return real(*arguments)
 
-    monkeypatch.setattr(Step, "terms", asks)
+    monkeypatch.setattr(TrainStep, "terms", asks)
     with pytest.raises(KeyboardInterrupt):
         loop.train(settings)
     state = checkpoint.load(settings.folder)
@@ -399,8 +402,83 @@ def test_damaged_checkpoints_and_broken_losses_are_said(
 def test_a_manifest_smaller_than_a_batch_is_said(
     manifest: Path, models: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="lr patches are fewer than a batch of 500"):
+    few = r"(\d+) lr patches are fewer than a batch of 500; pass --batch-size (\d+), or build"
+    with pytest.raises(UserError, match=few) as refused:
         loop.train(config(manifest, models, tmp_path / "run", batch_size=500))
+    found = re.search(few, str(refused.value))
+    assert found and found[1] == found[2]
+    with pytest.raises(UserError, match=rf"pass --batch-size {int(found[1]) // 5 * 5}, or"):
+        open_patches(config(manifest, models, tmp_path / "run", batch_size=500), processes=5)
+    one = tmp_path / "one.parquet"
+    sql = f"(SELECT * FROM '{manifest}/*.parquet' WHERE role = 'lr' LIMIT 1)"
+    sql += f" UNION ALL (SELECT * FROM '{manifest}/*.parquet' WHERE role = 'hr' LIMIT 3)"
+    duckdb.sql(f"COPY ({sql}) TO '{one}' (FORMAT parquet)")
+    with pytest.raises(
+        UserError, match="1 lr patches are fewer than a batch of 2; build"
+    ) as refused:
+        loop.train(config(one, models, tmp_path / "run"))
+    assert "--batch-size" not in str(refused.value)
+
+
+def test_a_checkpoint_of_another_network_is_said_in_one_line(
+    manifest: Path, models: Path, tmp_path: Path
+) -> None:
+    settings = config(manifest, models, tmp_path / "run", steps=1)
+    loop.train(settings)
+    for sr in (untrained_rrdb(8, 2, 8).state_dict(), {"other": torch.zeros(3)}, [1, 2]):
+        state = checkpoint.load(settings.folder)
+        assert state is not None
+        torch.save(state | {"sr": sr}, settings.folder / "checkpoint.pt")
+        with pytest.raises(UserError, match="the checkpoint is of another network") as refused:
+            loop.train(settings.model_copy(update={"steps": 2}))
+        assert "\n" not in str(refused.value)
+    torch.save({"step": 1}, settings.folder / "checkpoint.pt")
+    with pytest.raises(UserError, match="the checkpoint is of another network"):
+        loop.train(settings.model_copy(update={"steps": 2}))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing")],
+)
+def test_a_full_disk_leaves_the_last_checkpoint(
+    manifest: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    settings = config(manifest, models, tmp_path / "run", checkpoint_every=1, steps=3)
+    loop.train(settings.model_copy(update={"steps": 1}))
+    before = (settings.folder / "checkpoint.pt").read_bytes()
+    real = torch.save
+
+    def full(state: Any, path: Path) -> None:
+        real(state, path)
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"checkpoint of step 2 cannot be written .*free some disk"):
+        loop.train(settings)
+    monkeypatch.setattr(torch, "save", real)
+    assert (settings.folder / "checkpoint.pt").read_bytes() == before
+    assert not list(settings.folder.glob(".*.tmp"))
+    loop.train(settings)
+    assert [line["step"] for line in stats(settings.folder)] == [1, 2, 3]
+
+
+def test_a_gpu_without_memory_is_said(
+    manifest: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2.00 GiB")
+
+    monkeypatch.setattr(TrainStep, "terms", out_of_memory)
+    with pytest.raises(UserError, match=r"step 1: the GPU is out of memory .*lower --batch-size"):
+        loop.train(config(manifest, models, tmp_path / "run"))
+
+
+def test_damaged_lines_of_the_stats_leave_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "stats.jsonl"
+    path.write_bytes(b'{"step": 1}\n\xff\xfe\n[]\n"x"\n{"loss": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    trim_stats(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_a_compiled_step_is_the_same_step(
@@ -444,7 +522,7 @@ def test_any_network_of_spandrel_is_trained_resumed_and_saved_so_that_spandrel_r
 ) -> None:
     """SwinIR: integer buffers that stay integers, and paths dropped at random, exactly resumed."""
 
-    def swin(_: str) -> torch.nn.Module:
+    def swin(_: Located | None) -> torch.nn.Module:
         torch.manual_seed(0)
         return SwinIR(
             upscale=4, img_size=48, window_size=8, depths=[2], embed_dim=12, num_heads=[2],
@@ -461,7 +539,7 @@ def test_any_network_of_spandrel_is_trained_resumed_and_saved_so_that_spandrel_r
     assert stats(whole.folder) == stats(halves.folder)
     state = checkpoint.load(whole.folder)
     assert state is not None
-    trained, start = swin("").eval(), swin("").eval()
+    trained, start = swin(None).eval(), swin(None).eval()
     trained.load_state_dict(state["sr"])
     pictures = torch.rand(1, 3, 16, 16)
     with torch.no_grad():
@@ -492,7 +570,7 @@ def test_going_back_is_refused_and_paths_may_change(
 ) -> None:
     settings = config(manifest, models, tmp_path / "run", steps=2)
     loop.train(settings)
-    with pytest.raises(UserError, match=r"holds a run of 2 steps, --steps 1 would go back"):
+    with pytest.raises(UserError, match=r"holds a run of 2 steps, more than --steps 1; pass more"):
         loop.train(settings.model_copy(update={"steps": 1}))
     moved = tmp_path / "moved.parquet"
     shutil.copytree(manifest, moved)
@@ -512,7 +590,7 @@ def test_the_folder_explains_itself_and_tensorboard_has_scalars_and_pictures(
     settings = config(manifest, models, tmp_path / "run", steps=2)
     loop.train(settings, "python -m trainer.run --manifest x")
     text = (settings.folder / "README.md").read_text()
-    assert "`python -m trainer.run --manifest x` carries on" in text
+    assert "`python -m trainer.run --manifest x` resumes this run" in text
     for path in settings.folder.iterdir():
         named = "events.out.tfevents.*" if path.name.startswith("events") else path.name
         assert path.name == "README.md" or f"`{named}" in text, path
@@ -548,8 +626,10 @@ def test_fine_tuning_with_the_encoders_of_another_run(
     for one, other in itertools.pairwise(networks):
         assert any(not torch.equal(one[name], other[name]) for name in one)
 
-    with pytest.raises(UserError, match=r"--encoders .*nowhere: no checkpoint"):
+    with pytest.raises(
+        UserError, match=r"--encoders .*nowhere: no checkpoint there; pass the folder"
+    ):
         loop.train(tuned.model_copy(update={"encoders": tmp_path / "nowhere"}))
     save_clip(tmp_path / "other", embed_dim=32)
-    with pytest.raises(UserError, match="trained from another CLIP"):
+    with pytest.raises(UserError, match=r"run trained another CLIP than .*other; pass the same"):
         loop.train(tuned.model_copy(update={"clip": str(tmp_path / "other")}))

@@ -10,7 +10,7 @@ of any scale.
 
 import sys
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from lasr.pictures.find import find_pictures
 from lasr.weights.locate import locate
 from trainer.upscale.config import UpscaleConfig
@@ -27,18 +27,9 @@ def run(config: UpscaleConfig) -> None:
     upscale_files(results, located, config)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m trainer.upscale`."""
-    config = parse(
-        UpscaleConfig,
-        argv,
-        "python -m trainer.upscale",
-        __doc__ or "",
-        positional="inputs",
-        weights=True,
-    )
-    return run_command(lambda: run(config))
-
+main = Command(
+    UpscaleConfig, run, name="lasr upscale", about=__doc__, positional="inputs", weights=True
+)
 
 if __name__ == "__main__":
     sys.exit(main())

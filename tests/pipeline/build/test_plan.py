@@ -14,12 +14,15 @@ import pytest
 from PIL import Image
 
 from lasr.errors import UserError
-from pipeline.build import plan as stages
+from pipeline.build import workers
+from pipeline.build.models import load_models
+from pipeline.build.plan import plan_build, prepare
+from pipeline.build.publish import finish
 from pipeline.build.shard import build_shard
 from pipeline.config import BuildConfig
-from pipeline.stages.models import load_models
 from schemas.manifest import PATCHES, open_manifest, patch_id
 from tests.conftest import run_stages
+from tests.support.upstream import save_clip
 
 
 def config(images: Path, out: Path, **changes: Any) -> BuildConfig:
@@ -141,7 +144,7 @@ def test_new_and_changed_photographs_cost_only_themselves(
 
 def test_a_build_cut_short_ends_like_an_undisturbed_one(album: Path, tmp_path: Path) -> None:
     out, other = tmp_path / "patches.parquet", tmp_path / "other" / "patches.parquet"
-    build = stages.plan_build(config(album, out, shard_size=2))
+    build = plan_build(prepare(config(album, out, shard_size=2)))
     build_shard(build.job, build.plan.to_do[0])  # … and here it was killed
     (build.job.config.work.path / ".part-x.parquet.tmp").write_bytes(b"half a part")
     assert len(run_stages(config(album, out, shard_size=2))) == 1
@@ -174,8 +177,8 @@ def test_rows_do_not_depend_on_how_the_work_is_cut(album: Path, tmp_path: Path) 
 def test_one_photograph_that_breaks_the_depth_network_is_alone_in_failing(
     album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = stages.plan_build(config(album, tmp_path / "patches.parquet"))
-    models = load_models(build.job.config)
+    build = plan_build(prepare(config(album, tmp_path / "patches.parquet")))
+    models = load_models(build.job)
 
     def predict(prepared: Sequence[np.ndarray]) -> list[np.ndarray]:
         if any(p.shape[0] == 300 for p in prepared):  # chelsea
@@ -184,11 +187,43 @@ def test_one_photograph_that_breaks_the_depth_network_is_alone_in_failing(
 
     monkeypatch.setattr(models, "_depth", replace(models.depth, predict=predict, batch=3))
     made = [build_shard(build.job, shard) for shard in build.plan.to_do]
-    stages.finish(build, made)
+    finish(build, made)
     found = catalogue(tmp_path / "patches.parquet")
-    assert found["chelsea.png"]["error"] == "RuntimeError: out of memory"
+    assert found["chelsea.png"]["error"] == "depth: RuntimeError: out of memory"
     status = {path: entry["status"] for path, entry in found.items()}
     assert status.pop("chelsea.png") == "failed" and set(status.values()) == {"ok"}
+
+
+def test_a_failure_names_its_stage_and_leaves_one_traceback(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Exception):
+        """A type that no other test raises."""
+
+    def fail(*arguments: object) -> None:
+        raise Broken("on purpose")
+
+    monkeypatch.setattr(workers, "select", fail)
+    caplog.set_level("DEBUG", workers.log.name)
+    with pytest.raises(UserError, match=r"none of 4 .*most often: select: Broken: on purpose"):
+        run_stages(config(album, tmp_path / "patches.parquet"))
+    assert [record.levelname for record in caplog.records].count("WARNING") == 4
+    assert caplog.text.count("Traceback") == 1 and "in fail" in caplog.text
+
+
+def test_weights_are_located_once(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their digests cost seconds; workers get the result."""
+    save_clip(tmp_path / "clip")
+    prepared = prepare(config(album, tmp_path / "patches.parquet", clip=str(tmp_path / "clip")))
+    for name in ("lasr.weights.locate.locate", "lasr.weights.locate.locate_all"):
+        monkeypatch.setattr(name, lambda *_: pytest.fail("located again"))
+    for module in ("lasr.weights.clip", "pipeline.stages.depth"):
+        monkeypatch.setattr(f"{module}.locate", lambda *_: pytest.fail("located again"))
+    build = plan_build(prepared)
+    finish(build, [build_shard(build.job, shard) for shard in build.plan.to_do])
+    assert len(rows(tmp_path / "patches.parquet")) == 16
 
 
 def test_columns_are_those_of_the_contract(manifest: Path) -> None:

@@ -11,10 +11,9 @@ from PIL import Image
 from lasr.weights.locate import TABLE as WEIGHTS
 from lasr.weights.locate import WeightsError, _in_wheel, locate
 from tests.support.upstream import any_content
-from trainer.models.interpolation import interpolation_start
-from trainer.models.load import load_sr
+from tests.support.weights import load_sr
 from trainer.models.ncnn import load_ncnn, write_ncnn
-from trainer.models.rrdb import RRDB
+from trainer.models.rrdb import RRDB, untrained_rrdb
 
 CARRIED = _in_wheel(WEIGHTS["realesrgan-x4plus"])
 assert CARRIED is not None
@@ -59,7 +58,7 @@ def test_equals_the_ncnn_runtime(name: str, blocks: int, photographs: Path) -> N
 def test_the_name_leads_to_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     located = locate("realesrgan-x4plus", "sr")
     assert located.path == CARRIED and located.identity.startswith("realesrgan-x4plus@")
-    network = load_sr(located)
+    network = load_sr("realesrgan-x4plus")
     assert isinstance(network, RRDB) and network.conv_first.weight.requires_grad
     any_content(monkeypatch, "realesrgan-x4plus")
     fetched = tmp_path / "weights" / "realesrgan-x4plus" / "RealESRGAN_x4plus.pth"
@@ -93,7 +92,7 @@ def test_other_bytes_are_refused_in_one_line(tmp_path: Path, fault: str) -> None
 
 @pytest.mark.parametrize("half", [False, True])
 def test_odd_counts_of_weights_are_padded(tmp_path: Path, half: bool) -> None:
-    network = interpolation_start(7, 1, 5).eval()
+    network = untrained_rrdb(7, 1, 5).eval()
     write_ncnn(network, tmp_path / "odd.param", tmp_path / "odd.bin", half)
     with torch.inference_mode():
         wanted = network(PICTURE)[0]

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from lasr.errors import UserError
 from lasr.pictures.read import read_rgb
-from lasr.weights.locate import locate
-from trainer.models.load import load_sr
+from tests.support.weights import load_sr
 from trainer.models.rrdb import RRDB
 from trainer.upscale.engines import Engine, make_engine
 from trainer.upscale.tiles import Tiling, upscale, upscale_array, upscale_strips
@@ -36,7 +35,7 @@ def test_output_equals_spandrels_whatever_the_tiles(weights: Path, photographs: 
     picture = read_rgb(photographs / "china.jpg")[:, 150:230, 200:301]
     with torch.no_grad():
         expected = network(picture[None])[0].clamp(0, 1)
-    ours = load_sr(locate(str(weights), "sr"))
+    ours = load_sr(str(weights))
     # 1e-5 is what 16 bit round to; one block sees 22 pixels around, so that nothing is missing.
     torch.testing.assert_close(upscale(ours, picture, 1024), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(upscale(ours, picture, 48), expected, atol=1e-5, rtol=0)
@@ -44,7 +43,7 @@ def test_output_equals_spandrels_whatever_the_tiles(weights: Path, photographs: 
 
 def test_the_seam_of_the_trained_network_is_bounded(photographs: Path) -> None:
     """Weights of Real-ESRGAN: the column where two tiles meet, against the untiled answer."""
-    network = load_sr(locate("realesrgan-x4plus", "sr")).eval()
+    network = load_sr("realesrgan-x4plus").eval()
     picture = read_rgb(photographs / "chelsea.png")[:, 80:112, 60:236]  # fur
     one = upscale(network, picture, 176)
     # Three tiles of 64, 64 and 48 columns, each of which sees 160 of the 176.
