@@ -1,8 +1,8 @@
 """Photographs: find, hash, decode, turn upright. No other module opens one."""
 
-import glob
 import hashlib
 import io
+import itertools
 import os
 import posixpath
 import stat
@@ -13,30 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.fs as pafs
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 from lasr.errors import UserError
+from lasr.pictures.find import FORMATS, expand_lists, find_files, is_picture_name
+from lasr.pictures.read import to_srgb
 from pipeline.storage import StoragePath, reason, reported
 
-FORMATS = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jp2",
-        ".png",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".bmp",
-        ".gif",
-        ".avif",
-        ".ppm",
-        ".pgm",
-        ".pnm",
-    ]
-)
 # Raise it when a file decodes to other pixels than before. 0, its first value, adds nothing to the
 # fingerprint: parts that were finished before it existed stay valid.
 VERSION = 0
@@ -89,20 +73,24 @@ class Unusable(Exception):
 
 
 def find(images: Iterable[str]) -> list[Found]:
-    """All photographs below the given paths, each once, sorted by name.
+    """Find all photographs below the given paths, each once, sorted by name.
 
-    images: folders (searched downwards for FORMATS; hidden ones passed over), files, globs, `.txt`
-    files with one path a line, or folders and files in object storage (`s3://bucket/folder`).
+    images: folders, files, globs and `.txt` lists as `lasr.pictures.find.find_files` takes them, or
+    folders and files in object storage (`s3://bucket/folder`).
     Names are relative to the deepest folder that holds them all.
-    Raises UserError: a path that leads nowhere, or nothing found.
+    Raises UserError: a path does not exist, a folder cannot be listed, or nothing is found.
     """
+    images = list(images)
+    inputs = list(expand_lists(images))
+    local = (_stat(path) for path, _ in find_files(given for given in inputs if "://" not in given))
+    remote = (found for given in inputs if "://" in given for found in _in_object_storage(given))
     files: dict[str, Found] = {}
-    for given in images:
-        for found in _expand(given):
-            files.setdefault(found.place.uri, found)
+    for found in itertools.chain(local, remote):
+        files.setdefault(found.place.uri, found)
     if not files:
         raise UserError(
-            f"no photograph found in {', '.join(images)}; looked for {' '.join(sorted(FORMATS))}"
+            f"no photograph found in {', '.join(images)}",
+            f"give a file, or a folder with files that end in {' '.join(sorted(FORMATS))}",
         )
     try:
         root = posixpath.commonpath([posixpath.dirname(uri) for uri in files])
@@ -119,35 +107,6 @@ def _named(found: Found, root: str) -> Found:
     relative = posixpath.relpath(found.place.uri, root)
     name = os.fsencode(relative).decode("utf-8", "backslashreplace")
     return Found(name, found.place, found.size, found.modified)
-
-
-def _expand(given: str) -> Iterable[Found]:
-    if "://" in given:
-        return _in_object_storage(given)
-    path = Path(given)
-    if path.is_dir():
-        return (_stat(file) for file in _walk(path))
-    if path.suffix.lower() == ".txt" and path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        # As a shell script would: relative paths in a list are seen from the current folder.
-        return [found for line in lines if line.strip() for found in _expand(line.strip())]
-    if path.is_file():
-        return [_stat(path)]
-    if matches := sorted(glob.glob(given, recursive=True)):
-        return [_stat(Path(match)) for match in matches if os.path.isfile(match)]
-    raise UserError(f"--images {given}: no such folder, file, glob or list; check the path")
-
-
-def _walk(folder: Path) -> Iterable[Path]:
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for file in files:
-            if _is_photograph(file):
-                yield Path(parent, file)
-
-
-def _is_photograph(name: str) -> bool:
-    return posixpath.splitext(name)[1].lower() in FORMATS and not name.startswith(".")
 
 
 def _stat(file: Path) -> Found:
@@ -175,7 +134,7 @@ def _in_object_storage(given: str) -> list[Found]:
     return [
         Found("", StoragePath(f"{scheme}://{file.path}"), file.size, file.mtime_ns or 0)
         for file in found
-        if file.is_file and (_is_photograph(file.base_name) or file is info)
+        if file.is_file and (is_picture_name(file.base_name) or file is info)
     ]
 
 
@@ -244,16 +203,5 @@ def _through_profile(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     if not profile or image.mode not in ("RGB", "CMYK"):
         return image
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(source).lower():
-            return image
-        target = ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-        return converted or image
-    except (
-        ImageCms.PyCMSError,
-        OSError,
-        ValueError,
-    ):  # a broken profile: show the numbers as they stand, as viewers do
-        return image
+    # With a broken profile the numbers are shown as they are, as viewers do.
+    return to_srgb(image, profile) or image
