@@ -27,7 +27,7 @@ HELP, HELP_SHORT, HELP_ALL = "--help", "-h", "--help-all"
 WEIGHTS_DIR, DEBUG = "--weights-dir", "--debug"
 COMMON = {  # flags that are no fields: metavar and description
     WEIGHTS_DIR: ("DIR", "folder of model weights (default: $LASR_WEIGHTS, else data/weights)"),
-    DEBUG: ("", "log more, and show the traceback of an unexpected error"),
+    DEBUG: ("", "log more, and show the traceback of an error (or set LASR_DEBUG=1)"),
     HELP: ("", "show the common options"),
     HELP_ALL: ("", "show all options"),
 }

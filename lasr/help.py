@@ -40,7 +40,7 @@ def page(flags: Flags[Any], everything: bool = False) -> str:
 def _usage(flags: Flags[Any]) -> str:
     words, required = [flags.name], []
     for name, field in flags.model.model_fields.items():
-        metavar = _metavar(name, field)
+        metavar = _metavar(flags, name)
         if flags.is_positional(name):
             words.append(metavar if field.is_required() else f"[{metavar}]")
         elif field.is_required():
@@ -51,21 +51,22 @@ def _usage(flags: Flags[Any]) -> str:
 def _section(title: str, flags: Flags[Any], names: Iterable[str]) -> list[str]:
     lines: list[str] = []
     for name in names:
-        field = flags.model.model_fields[name]
-        metavar = _metavar(name, field)
+        metavar = _metavar(flags, name)
         label = metavar if flags.is_positional(name) else f"{flags.label(name)} {metavar}".strip()
-        lines += entry(label, _description(field))
+        lines += entry(label, _description(flags.model.model_fields[name]))
     return [f"{title}:", *lines, ""] if lines else []
 
 
-def _metavar(name: str, field: FieldInfo) -> str:
-    kind = without_none(field.annotation)
+def _metavar(flags: Flags[Any], name: str) -> str:
+    """What stands for the value: PATH, N (an integer), X (a number), or the name in capitals."""
+    kind = without_none(flags.model.model_fields[name].annotation)
     if kind is bool:
         return ""
-    is_list = get_origin(kind) is list
-    words: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}
-    word = words.get(get_args(kind)[0] if is_list else kind, name.upper().replace("_", "-"))
-    return f"{word}..." if is_list else word
+    item = get_args(kind)[0] if get_origin(kind) is list else kind
+    word = name.upper().replace("_", "-")
+    if not flags.is_positional(name):
+        word = {int: "N", float: "X", Path: "PATH"}.get(item, word)
+    return word if item is kind else f"{word}..."
 
 
 def _description(field: FieldInfo) -> str:

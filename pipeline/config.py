@@ -4,11 +4,12 @@ Each stage declares its own parameters in `pipeline/stages`; here they become on
 """
 
 import os
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from lasr.device import Device
+from lasr.flags import Sections
 from lasr.weights.locate import PROFILES, Profile
 from pipeline.stages.captions import CaptionConfig
 from pipeline.stages.depth import DepthConfig
@@ -44,6 +45,15 @@ class BuildConfig(SelectConfig, CaptionConfig, DepthConfig, OutputConfig, Images
     """What `pipeline.run` and the deployment `build-patches` take."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # What `--help-all` shows; `--help` shows the other fields.
+    SECTIONS: ClassVar[Sections] = {
+        "Models": ("depth", "clip", "dictionary"),
+        "Choice of patches": ("min_separation", "min_texture"),
+        "Execution": (
+            "shard_size", "workers", "kept", "runner", "ray_address", "gpus_per_task"
+        ),
+    }  # fmt: skip
 
     shard_size: int = Field(256, ge=1, description="photographs per part")
     workers: int = Field(

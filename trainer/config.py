@@ -1,11 +1,12 @@
 """The settings of a training run: one model for the command's flags and the run's config.json."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from lasr.device import Device
+from lasr.flags import Sections
 from lasr.weights.locate import PROFILES, Profile
 
 Pairing = Literal["photograph", "random"]
@@ -27,6 +28,18 @@ class TrainConfig(BaseModel):
     """What `trainer.run` takes. The defaults are the paper's (section 4)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # What `--help-all` shows; `--help` shows the other fields.
+    SECTIONS: ClassVar[Sections] = {
+        "Models": ("sr_init", "clip", "vgg", "encoders", "freeze_encoders"),
+        "Losses": (
+            "weight_content", "weight_quality", "weight_vgg", "good", "bad", "vgg_layers",
+            "vgg_distance",
+        ),
+        "Data": ("pairing", "workers"),
+        "Speed": ("precision", "compile"),
+        "Output": ("log_every", "sample_every", "checkpoint_every", "weights_every", "ema"),
+    }  # fmt: skip
 
     manifest: Path = Field(
         description="folder of Parquet parts, or one Parquet file, as SQL writes it"

@@ -9,6 +9,7 @@ Upstream is https://github.com/CompVis/depth-fm. Its self-attention has a rescal
 installations without xformers; this is the form with xformers, which its requirements install.
 """
 
+import logging
 import math
 import zipfile
 from collections.abc import Mapping
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from torch import Tensor
+
+# diffusers imports bitsandbytes if it is installed, which warns of a kernel that nothing here uses.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 IS_NETWORK = True
 DRAWS_NOISE = True

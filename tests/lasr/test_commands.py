@@ -1,74 +1,115 @@
-"""The person at the terminal: help, dry runs, and mistakes answered by one line."""
+"""Every command: its help, what it imports, and mistakes answered by one line."""
 
-from collections.abc import Callable
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import lasr.doctor.__main__
 import lasr.weights.__main__
-import pipeline.finetune
-import pipeline.query.__main__
 import pipeline.report.picture
 import pipeline.run
-import trainer.evaluate.__main__
-import trainer.evaluate.curve
-import trainer.evaluate.metrics
-import trainer.evaluate.sidebyside
-import trainer.export
-import trainer.features.__main__
 import trainer.run
-import trainer.upscale.__main__
+from benchmarks.startup import MISSING
+from lasr.__main__ import SECTIONS
+from lasr.cli import Command, Group, Lazy
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "pipeline.run": pipeline.run.main,
-    "pipeline.query": pipeline.query.__main__.main,
-    "pipeline.report.picture": pipeline.report.picture.main,
-    "pipeline.finetune": pipeline.finetune.main,
-    "trainer.run": trainer.run.main,
-    "trainer.upscale": trainer.upscale.__main__.main,
-    "trainer.features": trainer.features.__main__.main,
-    "trainer.export": trainer.export.main,
-    "trainer.evaluate": trainer.evaluate.__main__.main,
-    "trainer.evaluate.metrics": trainer.evaluate.metrics.main,
-    "trainer.evaluate.sidebyside": trainer.evaluate.sidebyside.main,
-    "trainer.evaluate.curve": trainer.evaluate.curve.main,
-    "lasr.weights": lasr.weights.__main__.main,
-    "lasr.doctor": lasr.doctor.__main__.main,
-}
+ROOT = Path(__file__).parents[2]
+COMMANDS = {c.name: c for section in SECTIONS.values() for c in section}
+HEAVY = (
+    "torch", "diffusers", "transformers", "clip_interrogator", "prefect", "duckdb", "open_clip",
+    "matplotlib", "onnxruntime", "pyiqa", "sklearn",
+)  # fmt: skip
+# Runs `lasr` in a process of its own and prints which heavy modules it has loaded.
+PROBE = f"""
+import json, sys
+from lasr.__main__ import main
+
+status = main(sys.argv[1:])
+print(json.dumps([status, [name for name in {HEAVY!r} if name in sys.modules]]))
+"""
+TAKE_WEIGHTS = {"build", "finetune-set", "train", "upscale", "evaluate", "features", "export"}
 
 
-TAKE_WEIGHTS = {
-    "pipeline.run", "pipeline.finetune", "trainer.run", "trainer.upscale", "trainer.evaluate",
-    "trainer.features", "trainer.export",
-}  # fmt: skip
+def all_commands() -> list[Command[Any]]:
+    """Every command, those of groups such as `lasr weights` included."""
+    found: list[Command[Any]] = []
+    groups = [Group("lasr", "", SECTIONS)]
+    while groups:
+        for command in groups.pop().commands.values():
+            loaded = command.load() if isinstance(command, Lazy) else command
+            if isinstance(loaded, Group):
+                groups.append(loaded)
+            else:
+                found.append(loaded)
+    return found
+
+
+def probe(*argv: str, folder: Path = ROOT) -> tuple[int, list[str], str]:
+    """The exit status of `lasr ARGV`, the heavy modules it loaded, and its standard error."""
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *argv],
+        cwd=folder, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    status, loaded = json.loads(done.stdout.splitlines()[-1])
+    return status, loaded, done.stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_explains_every_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert COMMANDS[name](["--help"]) == 0
+def test_help_and_a_missing_input_load_nothing_heavy(name: str, tmp_path: Path) -> None:
+    status, loaded, _ = probe(name, "--help", folder=tmp_path)
+    assert (status, loaded) == (0, [])
+    status, loaded, error = probe(name, "--no-such-flag", folder=tmp_path)
+    assert (status, loaded) == (2, []) and error.count("\n") == 1
+    if MISSING[name]:
+        status, loaded, error = probe(name, *MISSING[name].split(), folder=tmp_path)
+        assert status in (1, 2) and loaded == [], error
+        last = error.splitlines()[-1]
+        assert last.startswith("error: ") and "nowhere" in last, error
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_every_command_is_a_module_too() -> None:
+    for name, command in COMMANDS.items():
+        module = command.module.removesuffix(".__main__")
+        if name != "completion":
+            done = subprocess.run(
+                [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
+            )
+            assert done.stdout.startswith(f"Usage: lasr {name} "), done.stderr
+
+
+@pytest.mark.parametrize("command", all_commands(), ids=lambda command: command.name)
+def test_help_explains_every_flag(
+    command: Command[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(["--help"]) == 0
+    short = capsys.readouterr().out
+    assert command(["--help-all"]) == 0
     text = capsys.readouterr().out
-    assert ("--weights-dir DIR" in text) == (name in TAKE_WEIGHTS)
+    assert text.startswith(f"Usage: {command.name} ") and (command.about or "").strip() in text
+    takes_weights = command.name.split()[1] in TAKE_WEIGHTS | {"weights", "metrics"}
+    assert ("--weights-dir DIR" in text) == takes_weights
+    assert max(map(len, text.splitlines())) <= 100 and "\x1b" not in text
     lines = text.splitlines()
     for number, line in enumerate(lines):
-        if line.startswith("  --"):  # its help stands on this line or the next
+        if line.startswith("  --"):  # its help is on this line or the next
             explained = line.split("  ", 2)[-1].strip() or lines[number + 1]
             assert len(explained.split()) > 1, line
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["--images", "a", "--k", "0"], "--k 0: input should be greater than or equal to 1"),
-        (["--images", "a", "--strategy", "best"], "--strategy best: choose from depth, random, "),
-        ([], "--images is required; see `lasr build --help`"),
-    ],
-)
-def test_bad_flags_name_the_flag(
-    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert pipeline.run.main(argv) == 2 and message in capsys.readouterr().err
+    fields = command.model.model_fields
+    hidden = [name for names in command.flags.sections.values() for name in names]
+    assert set(hidden) <= fields.keys() and len(set(hidden)) == len(hidden)
+    for name, field in fields.items():
+        label = command.flags.label(name)
+        assert f"  {label}" in text and (f"\n  {label}" in short) == (name not in hidden)
+        assert field.description, name
+    assert len(fields) - len(hidden) <= 12, "a newcomer sees about ten options"
 
 
 @pytest.fixture
@@ -151,7 +192,7 @@ def test_dry_runs_say_what_would_be_done_and_do_nothing(
     argv = ["--images", str(photographs), "--profile", "offline", "--dry-run"]
     assert pipeline.run.main(argv) == 0
     text = capsys.readouterr().out
-    assert "7 photographs, 0 done before, 7 to do in 1 parts" in text and "1000 words" in text
+    assert "7 photographs, 0 finished, 7 to do in 1 parts" in text and "1000 words" in text
     assert trainer.run.main(["--manifest", str(manifest), "--profile", "offline", "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "28 lr and" in text and "tiny-clip@built-in" in text

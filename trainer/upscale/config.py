@@ -1,11 +1,12 @@
 """The parameters of `lasr upscale`. Imports no PyTorch, so that `--help` answers at once."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
 from lasr.device import Device
+from lasr.flags import Sections
 from lasr.pictures.write import Format
 
 EngineName = Literal["auto", "torch", "compile", "onnx"]
@@ -19,6 +20,11 @@ SMALLEST_TILE = 16
 
 class UpscaleConfig(BaseModel):
     """The flags of `lasr upscale`."""
+
+    # What `--help-all` shows; `--help` shows the other fields.
+    SECTIONS: ClassVar[Sections] = {
+        "Execution": ("tile", "overlap", "engine", "precision"),
+    }
 
     inputs: list[str] = Field(
         min_length=1, description="pictures, folders (searched recursively), globs, .txt lists"
