@@ -148,9 +148,10 @@ class PlainModels:
         from clip_interrogator import Config, LabelTable
 
         from lasr.weights.clip import load_clip
+        from lasr.weights.locate import locate
 
         self.device = pick_device(config.device)
-        self.clip = load_clip(config.clip_name, self.device)
+        self.clip = load_clip(locate(config.clip_name, "clip"), self.device)
         settings = Config(caption_model_name=None, quiet=True, device=str(self.device))
         settings.cache_path, settings.download_cache = None, False
         words = read_dictionary(DICTIONARY)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from lasr.errors import UserError
 from lasr.weights.clip import Clip, load_clip
+from lasr.weights.locate import locate
 from schemas.manifest import WORDS_PER_PATCH
 
 BATCH = {"cpu": 16, "cuda": 128}  # patches per CLIP call
@@ -66,7 +67,7 @@ class Captioner:
     """
 
     def __init__(self, clip_name: str, words: Sequence[str], device: torch.device):
-        self.clip = load_clip(clip_name, device)
+        self.clip = load_clip(locate(clip_name, "clip"), device)
         self.words = list(words)
         self.device = device
         self.batch = BATCH[device.type]

@@ -14,8 +14,7 @@ import cv2
 import numpy as np
 import torch
 
-from lasr.weights.locate import Located, WeightsError, locate
-from lasr.weights.variants import check_variant
+from lasr.weights.locate import Located, WeightsError, check_expected, locate
 from pipeline.stages.depthfm import DepthFMDistance, load_depthfm
 
 BATCH = {"cpu": 1, "cuda": 8}  # photographs of one size per call of Depth Anything
@@ -198,7 +197,7 @@ def _check_configs(located: Located, folder: Path) -> None:
             f"{folder}: estimates metres, which grow with distance: LR and HR would change places;"
             " take Depth Anything V2 without Metric in its name"
         )
-    check_variant(located, {"hidden_size": backbone.get("hidden_size")})
+    check_expected(located, {"hidden_size": backbone.get("hidden_size")})
 
 
 def _depthfm(located: Located, device: torch.device, seed: int) -> DepthModel:

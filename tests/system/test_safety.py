@@ -25,13 +25,13 @@ import torch
 
 from lasr.errors import UserError
 from lasr.weights.clip import load_clip
+from lasr.weights.locate import locate
 from pipeline.stages.depth import load_depth
 from tests.support.upstream import (
     SMALL,
     save_clip,
     save_depth_anything,
     save_depthfm,
-    save_openai_archive,
     save_vae,
     save_vgg19,
 )
@@ -54,8 +54,6 @@ def save_all(folder: Path) -> None:
     (folder / "vgg").mkdir()
     save_vgg19(folder / "vgg" / "vgg19.pth", width=8)
     save_clip(folder / "clip")
-    (folder / "openai").mkdir()
-    save_openai_archive(folder / "openai" / "ViT.pt")
     save_depth_anything(folder / "depth-anything")
     (folder / "depthfm").mkdir()
     save_depthfm(folder / "depthfm" / "depthfm.ckpt", SMALL)
@@ -77,14 +75,18 @@ ENTRIES: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "CLIP folder": (
         "clip/open_clip_model.safetensors",
         "open_clip_model.safetensors",
-        lambda d: load_clip(str(d), CPU),
+        lambda d: load_clip(locate(str(d), "clip"), CPU),
     ),
     "CLIP folder with .bin": (
         "clip/open_clip_model.safetensors",
         "open_clip_pytorch_model.bin",
-        lambda d: load_clip(str(d), CPU),
+        lambda d: load_clip(locate(str(d), "clip"), CPU),
     ),
-    "CLIP archive": ("openai/ViT.pt", "ViT.pt", lambda d: load_clip(str(d / "ViT.pt"), CPU)),
+    "CLIP file": (
+        "clip/open_clip_model.safetensors",
+        "ViT.pt",
+        lambda d: load_clip(locate(str(d / "ViT.pt"), "clip"), CPU),
+    ),
     "Depth Anything": (f"depth-anything/{MODEL}", MODEL, lambda d: load_depth(str(d), CPU)),
     "Depth Anything with .bin": (
         f"depth-anything/{MODEL}",
@@ -304,7 +306,7 @@ def test_clip_follows_no_config_to_other_loaders(good: Path, tmp_path: Path) -> 
     config["model_cfg"]["text_cfg"]["hf_model_name"] = str(folder)
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="asks for hf_model_name"):
-        load_clip(str(folder), CPU)
+        load_clip(locate(str(folder), "clip"), CPU)
     assert not trace.exists()
 
 

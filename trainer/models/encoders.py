@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lasr.weights.clip import Clip, load_clip
-from lasr.weights.locate import WeightsError
+from lasr.weights.locate import WeightsError, locate
 
 CAPTIONS = 2**18  # tokens of so many captions are kept, 160 MB
 
@@ -92,7 +92,7 @@ class FrozenImages(nn.Module):
 
 def load_encoders(name_or_path: str, device: torch.device) -> Encoders:
     """The encoders of a CLIP (see lasr.weights.clip), ready to be trained. WeightsError."""
-    return Encoders(load_clip(name_or_path, device)).to(device)
+    return Encoders(load_clip(locate(name_or_path, "clip"), device)).to(device)
 
 
 def remove_positions(visual: nn.Module) -> None:

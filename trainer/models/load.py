@@ -6,9 +6,8 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lasr.weights.locate import WeightsError, locate
+from lasr.weights.locate import TABLE, WeightsError, check_expected, locate
 from lasr.weights.tensors import read_tensors
-from lasr.weights.variants import VARIANTS, check_variant
 from schemas.manifest import SCALE
 from trainer.models.interpolation import interpolation_start
 from trainer.models.ncnn import is_ncnn, load_ncnn
@@ -82,11 +81,11 @@ def load_model(name_or_path: str) -> SRModel:
         try:
             network = rrdb_from(tensors, path)
         except WeightsError as error:
-            if located.name in VARIANTS:
+            if located.name in TABLE:
                 raise
             return _from_spandrel(tensors, path, error)
     sizes = {name: getattr(network, name) for name in ("features", "blocks", "growth")}
-    check_variant(located, sizes)
+    check_expected(located, sizes)
     return SRModel(network)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lasr.weights.__main__ import main
-from lasr.weights.digests import SUMS, add_sum, read_sums, sha256
+from lasr.weights.digests import SUMS, add_sums, read_sums, sha256
 from lasr.weights.locate import WeightsError, _in_wheel, locate
 from lasr.weights.registry import TABLE, File
 from tests.support.upstream import any_content, save_clip, save_vgg19
@@ -30,7 +30,7 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_vgg19(folder / VGG)
     for name in NAMES:
         for file in TABLE[name].files:
-            add_sum(folder, f"{name}/{file.name}", sha256(folder / name / file.name))
+            add_sums(folder, {f"{name}/{file.name}": sha256(folder / name / file.name)})
     return folder
 
 
@@ -58,8 +58,8 @@ def test_whole_weights_are_verified(folder: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("one bit", "has changed since it came (sha256 "),
-        ("cut", "has changed since it came (sha256 "),
+        ("one bit", "differs from SHA256SUMS (sha256 "),
+        ("cut", "differs from SHA256SUMS (sha256 "),
         ("gone", "is missing"),
         ("published", "is not the published file (sha256 "),
     ],
@@ -84,7 +84,7 @@ def test_each_defect_is_one_line(
     line = next(line for line in out.splitlines() if line.startswith(str(path)))
     assert status == 1 and message in line
     assert ("truncated, or no" in line) == (fault == "cut")
-    assert "error: 1 of " in error and "files are defective, named above" in error
+    assert "error: 1 of " in error and "files are defective, see above" in error
     if fault != "gone":  # a run refuses what verify finds
         kind = TABLE[name.split("/")[0]].kind
         with pytest.raises(WeightsError, match="fetch") as refused:
@@ -113,7 +113,7 @@ def test_an_exported_folder_holds_all_and_checks_itself(
     (folder / "metrics" / "hub" / "niqe.mat").write_bytes(b"a metric's")
     stick = tmp_path / "stick"
     status, out, _ = run(capsys, "export", str(stick))
-    assert status == 0 and f"5 files in {stick}, 5 of them copied now: take it along" in out
+    assert status == 0 and f"5 files in {stick}, 5 of them copied now: use the folder" in out
     wheel = "realesrgan-x4plus/realesrgan-x4plus.bin"
     assert read_sums(stick).keys() == {
         VGG, CLIP, "clip-vit-b-16/open_clip_config.json", wheel, "metrics/hub/niqe.mat"
