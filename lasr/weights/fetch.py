@@ -1,8 +1,8 @@
-"""Download weights into the weights folder. No other module reaches the network.
+"""Download weights into the weights folder. Other modules of lasr.weights never use the network.
 
-Files of the hub and plain files take the same way: `huggingface_hub` tells the address, the digest,
-the commit and the token, and `download` does the rest. `hf_hub_download` would start a file of
-gigabytes again after a kill, and give it its name before its digest is compared.
+For files of the hub, huggingface_hub supplies the address, digest, commit and token, and `download`
+does the transfer, as for plain files: the transfer of huggingface_hub starts from zero after the
+process was killed, and renames a file before its digest could be compared with the table's.
 """
 
 import contextlib

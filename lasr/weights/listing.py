@@ -1,5 +1,7 @@
 """The table of models as text: for a terminal, and in Markdown for docs/weights.md."""
 
+from collections.abc import Sequence
+
 from lasr.weights.locate import found, weights_folder
 from lasr.weights.registry import PROFILES, TABLE, Kind, Weights
 
@@ -55,7 +57,7 @@ def markdown() -> str:
     )
 
 
-def _rows(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _rows(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     every = [header, ("---",) * len(header), *rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in every)
 

@@ -64,9 +64,10 @@ def read_content(
         if head[8:9] == b"{":  # safetensors: a length in 8 bytes, then JSON; no pickle, no zip
             return safetensors.torch.load_file(path)
         if head.startswith(b"PK") and _is_torchscript(path):
+            command = fetch_command(["clip-vit-l-14"])
             raise WeightsError(
                 f"{path}: cannot be read as weights: it is a TorchScript archive, a program",
-                f"run `{fetch_command(['clip-vit-l-14'])}` for OpenAI's CLIP, else save a state_dict",
+                f"for OpenAI's CLIP run `{command}`, for others save a state_dict",
             )
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""Weights verified and carried in a folder: every defect named, nothing written outside."""
+"""Weights verified and exported: every defect named, nothing written where it is not ours."""
 
 import hashlib
 import shutil
@@ -157,6 +157,53 @@ def test_what_cannot_be_exported(
     (folder / VGG).write_bytes((folder / VGG).read_bytes()[:-1])
     status, _, error = run(capsys, "export", str(stick), "vgg19")
     assert status == 1 and "nothing was exported" in error and not (stick / VGG).exists()
+
+
+@pytest.mark.parametrize("foreign", ["files", "SHA256SUMS of something else", "a file"])
+def test_an_export_never_writes_where_it_is_not_ours(
+    folder: Path, tmp_path: Path, foreign: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    destination = tmp_path / "mine"
+    if foreign == "a file":
+        destination.write_bytes(b"mine")
+    else:
+        (destination / "vgg19").mkdir(parents=True)
+        (destination / VGG).write_bytes(b"mine")
+    if foreign.startswith(SUMS):
+        digest = hashlib.sha256(b"").hexdigest()
+        (destination / SUMS).write_text(f"{digest}  debian.iso\n{digest}  images/debian.iso\n")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("mine/**/*")}
+    status, _, error = run(capsys, "export", str(destination))
+    assert status == 1 and f"error: {destination}: is " in error
+    assert error.rstrip().endswith("; choose a new folder")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("mine/**/*")} == before
+
+
+def test_an_export_that_was_interrupted_is_finished_by_the_same_command(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    stick = tmp_path / "stick"
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    for step in ("add_sums", "_copy"):  # before the folder is marked, and after
+        with monkeypatch.context() as patch:
+            patch.setattr(f"lasr.weights.bundle.{step}", interrupted)
+            assert run(capsys, "export", str(stick))[0] == 130
+    assert run(capsys, "export", str(stick))[0] == 0
+    assert (stick / VGG).read_bytes() == (folder / VGG).read_bytes()
+
+
+def test_an_export_of_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LASR_WEIGHTS", str(tmp_path / "empty"))
+    monkeypatch.setattr("lasr.weights.locate._in_wheel", lambda weights: None)
+    status, _, error = run(capsys, "export", str(tmp_path / "stick"))
+    assert status == 1 and "no weights to export; run `lasr weights fetch default" in error
+    assert not (tmp_path / "stick").exists()
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../outside", ""])

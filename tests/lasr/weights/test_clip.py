@@ -171,7 +171,7 @@ def test_an_archive_is_never_run(tmp_path: Path) -> None:
     torch.jit.script(Writes(str(trace))).save(path)
     with pytest.raises(WeightsError, match="TorchScript archive") as refusal:
         clip(path)
-    assert "run `lasr weights fetch clip-vit-l-14` for OpenAI's CLIP" in refusal.value.fix
+    assert "for OpenAI's CLIP run `lasr weights fetch clip-vit-l-14`" in refusal.value.fix
     assert "\n" not in str(refusal.value) and not trace.exists()
     torch.jit.load(path)
     assert trace.exists()  # the trap works
