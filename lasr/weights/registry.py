@@ -161,7 +161,7 @@ _TABLE = (
         (File("vgg19-dcbb9e9d.pth", "dcbb9e9d"),),
         url="https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
     ),
-    Weights("tiny-rrdb", "sr", "RRDB that interpolates, UNTRAINED", "none needed", trained=False),
+    Weights("tiny-rrdb", "sr", "Interpolating RRDB, UNTRAINED", "none needed", trained=False),
     Weights(
         "rrdb-psnr-x4",
         "sr",
