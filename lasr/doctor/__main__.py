@@ -9,7 +9,6 @@ kernel on the GPU, a file in the data folder. Nothing is changed, downloaded or 
 status is 1 if a check fails (✗).
 """
 
-import argparse
 import json
 import platform
 import sys
@@ -17,14 +16,19 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
-from lasr.cli import run_command
+from pydantic import BaseModel, Field
+
+from lasr.cli import Command
 from lasr.doctor import environment, machine
 from lasr.doctor.environment import Result
 from lasr.errors import UserError, one_line
 from lasr.weights.locate import weights_folder
-from lasr.weights.registry import PROFILES, Kind
+from lasr.weights.registry import Kind, Profile
 
+BUG = "report this as a bug of LA-SR"
+Check = Callable[[], str | Iterable[Result]]
 MARKS = {"ok": "✓", "warning": "!", "wrong": "✗"}
 # The weights of a profile that each program loads.
 KINDS: dict[str, tuple[Kind, ...]] = {
@@ -32,14 +36,24 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     "trainer": ("clip", "vgg", "sr"),
     "both": ("depth", "clip", "vgg", "sr"),
 }
-BUG = "report this as a bug of LA-SR"
-Check = Callable[[], str | Iterable[Result]]
 
 
-def checks(arguments: argparse.Namespace) -> Iterator[tuple[str, Check, str]]:
+class DoctorConfig(BaseModel):
+    """The flags of `lasr doctor`."""
+
+    profile: Profile = Field("default", description="the models that will run")
+    program: Literal["pipeline", "trainer", "both"] = Field(
+        "both", description="what will run here"
+    )
+    data: Path = Field(Path("data"), description="the folder that will be written to")
+    photographs: int = Field(1000, ge=1, description="how many photographs will be built")
+    json_: bool = Field(False, description="print the results as JSON")
+
+
+def checks(config: DoctorConfig) -> Iterator[tuple[str, Check, str]]:
     """Each check's subject, the function, and what to do if the function raises."""
-    kinds, profile, data = KINDS[arguments.program], arguments.profile, arguments.data
-    extras = ["pipeline", "trainer"] if arguments.program == "both" else [arguments.program]
+    kinds, profile, data = KINDS[config.program], config.profile, config.data
+    extras = ["pipeline", "trainer"] if config.program == "both" else [config.program]
     yield "Python", lambda: f"{platform.python_version()} at {sys.executable}", BUG
     yield "packages", lambda: environment.packages(extras), "run `pip install .` in the project"
     fix = "run `pip install --force-reinstall torch torchvision`"
@@ -54,7 +68,7 @@ def checks(arguments: argparse.Namespace) -> Iterator[tuple[str, Check, str]]:
         yield "DuckDB", environment.duckdb, fix
         yield "Prefect", environment.prefect, BUG
     yield "weights", lambda: machine.weights(profile, kinds), BUG
-    yield "disk", lambda: machine.disk(data, profile, kinds, arguments.photographs), BUG
+    yield "disk", lambda: machine.disk(data, profile, kinds, config.photographs), BUG
     yield "memory", lambda: machine.memory(profile, kinds), BUG
     yield "data folder", lambda: machine.writable(data), BUG
     yield "temporary folder", lambda: machine.writable(Path(tempfile.gettempdir())), BUG
@@ -62,9 +76,9 @@ def checks(arguments: argparse.Namespace) -> Iterator[tuple[str, Check, str]]:
     yield "settings", lambda: machine.settings(), BUG
 
 
-def examine(arguments: argparse.Namespace) -> Iterator[Result]:
+def examine(config: DoctorConfig) -> Iterator[Result]:
     """Run all checks; one that raises does not stop the others."""
-    for about, check, fix in checks(arguments):
+    for about, check, fix in checks(config):
         try:
             outcome = check()
             yield from [Result("ok", about, outcome)] if isinstance(outcome, str) else outcome
@@ -81,14 +95,14 @@ def show(result: Result) -> None:
         print(f"    → {' '.join(result.fix.split())}", flush=True)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(config: DoctorConfig) -> None:
     """Run all checks and print the results. Raises UserError if one of them fails."""
     results = []
-    for result in examine(arguments):
+    for result in examine(config):
         results.append(result)
-        if not arguments.json:
+        if not config.json_:
             show(result)
-    if arguments.json:
+    if config.json_:
         print(json.dumps([asdict(result) for result in results], indent=2, ensure_ascii=False))
     failed = [result.about for result in results if result.level == "wrong"]
     if failed:
@@ -98,19 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m lasr.doctor", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add = parser.add_argument
-    add("--profile", choices=list(PROFILES), default="default", help="the models that will run")
-    add("--program", choices=list(KINDS), default="both", help="what will run here (default: both)")
-    add("--data", type=Path, default=Path("data"), help="the folder that will be written to")
-    add("--photographs", type=int, default=1000, help="how many will be built (default: 1000)")
-    add("--json", action="store_true", help="print the results as JSON")
-    arguments = parser.parse_args(argv)
-    return run_command(lambda: run(arguments))
-
+main = Command(DoctorConfig, run, name="lasr doctor", about=__doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

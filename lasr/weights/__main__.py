@@ -1,11 +1,12 @@
 """The command `lasr weights`: list, fetch, verify, export."""
 
-import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from lasr.cli import add_weights_dir, run_command
+from pydantic import BaseModel, Field
+
+from lasr.cli import Command, Group
 from lasr.weights.listing import markdown, show_list
 from lasr.weights.locate import WeightsError, with_needs
 from lasr.weights.registry import PROFILES, TABLE, Weights
@@ -38,59 +39,91 @@ def chosen(names: list[str]) -> list[Weights] | None:
     return with_needs(entries) if names else None
 
 
-def _fetch(names: list[str]) -> None:
+class ListConfig(BaseModel):
+    """The flags of `lasr weights list`."""
+
+    markdown: bool = Field(False, description="print the tables of docs/weights.md")
+
+
+class FetchConfig(BaseModel):
+    """The flags of `lasr weights fetch`."""
+
+    names: list[str] = Field(min_length=1, description="weights or profiles")
+
+
+class VerifyConfig(BaseModel):
+    """The flags of `lasr weights verify`."""
+
+    names: list[str] = Field([], description="weights or profiles (default: all on this machine)")
+
+
+class ExportConfig(BaseModel):
+    """The flags of `lasr weights export`."""
+
+    folder: Path = Field(description="a new folder, or an earlier export")
+    names: list[str] = Field([], description="weights or profiles (default: all on this machine)")
+
+
+def _list(config: ListConfig) -> None:
+    if config.markdown:
+        print(markdown())
+    else:
+        show_list()
+
+
+def _fetch(config: FetchConfig) -> None:
     from lasr.weights.fetch import fetch  # imports huggingface_hub
 
-    fetch(chosen(names) or [])
+    fetch(chosen(config.names) or [])
 
 
-def _verify(names: list[str]) -> None:
+def _verify(config: VerifyConfig) -> None:
     from lasr.weights.bundle import verify
 
-    verify(chosen(names))
+    verify(chosen(config.names))
 
 
-def _export(folder: Path, names: list[str]) -> None:
+def _export(config: ExportConfig) -> None:
     from lasr.weights.bundle import export
 
-    export(folder, chosen(names))
+    export(config.folder, chosen(config.names))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lasr.weights",
-        description=ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    named: Callable[..., argparse.ArgumentParser] = commands.add_parser
-    adders = {
-        "list": "list all weights with their licence and size, and which are on this machine",
-        "fetch": "download weights by name or profile; resumes an interrupted download",
-        "verify": "compare files with published and recorded digests",
-        "export": "copy weights into one folder, for a machine without a network",
-    }
-    parsers = {name: named(name, help=text, description=text) for name, text in adders.items()}
-    parsers["list"].add_argument(
-        "--markdown", action="store_true", help="print the tables of docs/weights.md"
-    )
-    parsers["export"].add_argument("folder", type=Path, metavar="DIR", help="a new folder")
-    parsers["fetch"].add_argument("names", nargs="+", metavar="NAME", help="weights or profiles")
-    for name in ("verify", "export"):
-        about = "weights or profiles (default: all on this machine)"
-        parsers[name].add_argument("names", nargs="*", metavar="NAME", help=about)
-    for each in parsers.values():
-        add_weights_dir(each)
-    given = parser.parse_args(argv)
-    commands_of: dict[str, Callable[[], None]] = {
-        "list": lambda: print(markdown()) if given.markdown else show_list(),
-        "fetch": lambda: _fetch(given.names),
-        "verify": lambda: _verify(given.names),
-        "export": lambda: _export(given.folder, given.names),
-    }
-    return run_command(commands_of[given.command])
+_COMMANDS: list[Command[Any]] = [
+    Command(
+        ListConfig,
+        _list,
+        name="lasr weights list",
+        about="List all weights with their licence and size, and which are on this machine.",
+        weights=True,
+    ),
+    Command(
+        FetchConfig,
+        _fetch,
+        name="lasr weights fetch",
+        about="Download weights by name or profile; resumes an interrupted download.",
+        positional="names",
+        weights=True,
+    ),
+    Command(
+        VerifyConfig,
+        _verify,
+        name="lasr weights verify",
+        about="Compare files with published and recorded digests.",
+        positional="names",
+        weights=True,
+    ),
+    Command(
+        ExportConfig,
+        _export,
+        name="lasr weights export",
+        about="Copy weights into one folder, for a machine without a network.",
+        positional="folder names",
+        weights=True,
+    ),
+]
 
+main = Group("lasr weights", about=ABOUT, sections={"Commands": _COMMANDS})
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -26,6 +26,7 @@ class Weights:
 
     name: str
     kind: Kind
+    family: str  # the architecture; for depth, the module pipeline.stages.<family> that loads it
     about: str
     licence: str
     megabytes: int = 0
@@ -59,6 +60,7 @@ def _depth_anything(
     return Weights(
         f"depth-anything-v2-{size.lower()}",
         "depth",
+        "depth_anything",
         f"Depth Anything V2 {size}",
         "Apache-2.0" if size == "Small" else "CC-BY-NC-4.0",
         megabytes,
@@ -83,7 +85,7 @@ def _openai_clip(
     files = (File("open_clip_config.json"), File("open_clip_model.safetensors", sha256))
     about = f"OpenAI {name.upper().replace('VIT', 'ViT')}, QuickGELU"
     return Weights(
-        f"clip-{name}", "clip", about, "MIT", megabytes, files,
+        f"clip-{name}", "clip", "open_clip", about, "MIT", megabytes, files,
         repository=repository, revision=revision,
         expected={
             "quick_gelu": True, "patch_size": patch_size, "width": width, "layers": layers
@@ -95,7 +97,13 @@ _RRDB = {"features": 64, "blocks": 23, "growth": 32}
 
 
 _TABLE = (
-    Weights("colour-attenuation", "depth", "Formula of Zhu et al. 2015", "none needed"),
+    Weights(
+        "colour-attenuation",
+        "depth",
+        "colour_attenuation",
+        "Formula of Zhu et al. 2015",
+        "none needed",
+    ),
     _depth_anything(
         "Small",
         99,
@@ -110,6 +118,7 @@ _TABLE = (
     Weights(
         "depthfm-v1",
         "depth",
+        "depthfm",
         "DepthFM, the paper's estimator",
         "MIT",
         3464,
@@ -120,6 +129,7 @@ _TABLE = (
     Weights(
         "sd15-vae",
         "depth",
+        "vae",
         "VAE of SD 1.5, used by DepthFM",
         "CreativeML OpenRAIL-M",
         335,
@@ -133,7 +143,9 @@ _TABLE = (
         repository="stable-diffusion-v1-5/stable-diffusion-v1-5",
         revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
     ),
-    Weights("tiny-clip", "clip", "Small CLIP, UNTRAINED", "none needed", trained=False),
+    Weights(
+        "tiny-clip", "clip", "open_clip", "Small CLIP, UNTRAINED", "none needed", trained=False
+    ),
     _openai_clip(
         "vit-l-14",
         "timm/vit_large_patch14_clip_224.openai",
@@ -151,20 +163,24 @@ _TABLE = (
         "e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31",
         "a6f597a30f7b82c51704746581f9a4e41421e878",
     ),
-    Weights("tiny-vgg", "vgg", "Small VGG19, UNTRAINED", "none needed", trained=False),
+    Weights("tiny-vgg", "vgg", "vgg19", "Small VGG19, UNTRAINED", "none needed", trained=False),
     Weights(
         "vgg19",
         "vgg",
+        "vgg19",
         "VGG19 on ImageNet (torchvision)",
         "BSD-3-Clause",
         575,
         (File("vgg19-dcbb9e9d.pth", "dcbb9e9d"),),
         url="https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
     ),
-    Weights("tiny-rrdb", "sr", "Interpolating RRDB, UNTRAINED", "none needed", trained=False),
+    Weights(
+        "tiny-rrdb", "sr", "rrdb", "Interpolating RRDB, UNTRAINED", "none needed", trained=False
+    ),
     Weights(
         "rrdb-psnr-x4",
         "sr",
+        "rrdb",
         "RRDB for PSNR, the paper's start",
         "Apache-2.0",
         67,
@@ -175,6 +191,7 @@ _TABLE = (
     Weights(
         "esrgan-x4",
         "sr",
+        "rrdb",
         "ESRGAN, to compare with",
         "Apache-2.0",
         67,
@@ -186,6 +203,7 @@ _TABLE = (
     Weights(
         "realesrgan-x4plus",
         "sr",
+        "rrdb",
         "Real-ESRGAN x4plus, GAN-trained",
         "BSD-3-Clause",
         67,

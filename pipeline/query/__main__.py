@@ -21,7 +21,7 @@ from typing import Literal
 import duckdb
 from pydantic import BaseModel, Field, model_validator
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from lasr.errors import UserError
 from lasr.files import atomic_path
 from pipeline.query.errors import one_line
@@ -188,11 +188,7 @@ def _without_pixels(answer: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
     return answer.query("answer", f"SELECT * REPLACE ({names}) FROM answer")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m pipeline.query`."""
-    config = parse(QueryConfig, argv, "python -m pipeline.query", __doc__ or "", positional="sql")
-    return run_command(lambda: query(config))
-
+main = Command(QueryConfig, query, name="lasr query", about=__doc__, positional="sql")
 
 if __name__ == "__main__":
     sys.exit(main())

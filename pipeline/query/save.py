@@ -14,7 +14,7 @@ from lasr.errors import UserError
 from lasr.files import atomic_path
 from pipeline.ownership import check_file
 from pipeline.sidecars.write import write_companions
-from pipeline.storage import Place
+from pipeline.storage import StoragePath
 from schemas.manifest import (
     IMAGES,
     PATCH_SIZE,
@@ -132,5 +132,5 @@ def _write_catalogue(
         rows_to(temporary, IMAGES, metadata) as write,
     ):
         write(rows)
-    out = Place(str(target))
+    out = StoragePath(str(target))
     write_companions(out, metadata, work=out.parent)

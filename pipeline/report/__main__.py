@@ -6,6 +6,8 @@ The page is a single file that needs no network. Sums are over all patches; phot
 are drawn at random, from --seed.
 """
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import math
@@ -13,34 +15,23 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import duckdb
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, progress, run_command
+from lasr.cli import Command, progress
 from lasr.device import Device
 from lasr.errors import UserError
 from lasr.files import write_bytes
 from lasr.weights.locate import TABLE, untrained
-from pipeline.query.__main__ import connect
-from pipeline.report import charts as report_charts
-from pipeline.report import pictures as report_pictures
-from pipeline.report.data import Questions
 from pipeline.report.originals import Originals
-from pipeline.report.overview import Row, top_words
 from pipeline.report.picture import COLOURS
-from pipeline.report.pictures import (
-    DETAILS,
-    Detail,
-    Sheet,
-    patch_picture,
-    photograph_uri,
-    pixels_uri,
-)
 from schemas.manifest import Manifest, open_manifest
+
+if TYPE_CHECKING:  # they load DuckDB and matplotlib
+    from pipeline.report.data import Questions
+    from pipeline.report.overview import Row
+    from pipeline.report.pictures import Detail, Sheet
 
 HERO = 6  # pairs at the top
 TABLE_ROWS = 6  # of a distribution in the table that stands for its chart
@@ -86,6 +77,12 @@ class Drawn:
 def report(config: ReportConfig) -> tuple[str, Detail]:
     """The page as HTML, and how finely its pictures are written. Raises UserError."""
     manifest = open_manifest(config.manifest, NEEDED)
+    import duckdb
+
+    from pipeline.query.__main__ import connect
+    from pipeline.report.data import Questions
+    from pipeline.report.pictures import DETAILS
+
     with connect(config.manifest) as connection:
         questions = Questions(connection, config.seed)
         try:
@@ -107,6 +104,9 @@ def report(config: ReportConfig) -> tuple[str, Detail]:
 
 def _facts(config: ReportConfig, manifest: Manifest, questions: Questions) -> dict[str, Any]:
     """All that is said about the whole manifest."""
+    from pipeline.report import charts as report_charts
+    from pipeline.report.overview import top_words
+
     roles = questions.roles()
     if not roles:
         raise UserError(f"{config.manifest}: no patch in it; there is nothing to show")
@@ -166,6 +166,8 @@ def _models(rows: list[Row]) -> list[Row]:
 
 def _draw(config: ReportConfig, questions: Questions, originals: Originals) -> Drawn:
     """Draw photographs and pairs, and read the pixels of these alone."""
+    from pipeline.report import pictures as report_pictures
+
     photographs = questions.sample(config.photographs)
     pairs = questions.pairs(config.pairs)
     wanted = questions.patches_of([photograph["image_id"] for photograph in photographs])
@@ -181,6 +183,11 @@ def _draw(config: ReportConfig, questions: Questions, originals: Originals) -> D
 
 def _page(facts: dict[str, Any], drawn: Drawn, detail: Detail) -> str:
     """Fill the template."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    from pipeline.report.pictures import patch_picture, photograph_uri, pixels_uri
+
     environment = Environment(
         loader=PackageLoader("pipeline"),
         autoescape=True,  # names, captions and paths come from anywhere
@@ -219,6 +226,8 @@ def run(config: ReportConfig) -> None:
     """Write the page and say what it holds."""
     start = time.monotonic()
     page, detail = report(config)
+    from pipeline.report.pictures import DETAILS
+
     content = page.encode()
     write_bytes(config.out, content)
     smaller = " (pictures made smaller to fit)" if detail is not DETAILS[0] else ""
@@ -226,11 +235,7 @@ def run(config: ReportConfig) -> None:
     print(f"time:   {time.monotonic() - start:.0f} s")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m pipeline.report`."""
-    config = parse(ReportConfig, argv, "python -m pipeline.report", __doc__ or "")
-    return run_command(lambda: run(config))
-
+main = Command(ReportConfig, run, name="lasr report", about=__doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,6 +12,7 @@ from typing import Any
 import duckdb
 from PIL import Image
 
+from lasr.pictures.png import decode_png
 from pipeline.query.__main__ import connect
 from schemas.manifest import PATCH_SIZE, open_manifest
 
@@ -35,7 +36,10 @@ class Artifacts:
 
 
 def describe(manifest: Path) -> Artifacts:
-    """Everything to show of a published manifest. Raises ManifestError, duckdb.Error, OSError."""
+    """Everything to show of a published manifest.
+
+    Raises ManifestError, duckdb.Error, ValueError.
+    """
     parameters = open_manifest(manifest, columns=()).metadata.get("parameters", {})
     with connect(manifest) as connection:
         return Artifacts(
@@ -94,8 +98,7 @@ def contact_sheet(connection: duckdb.DuckDBPyConnection) -> Image.Image:
     for role, place, png in chosen:
         # LR patches keep their square pixels: this is what they look like.
         how = Image.Resampling.NEAREST if role == "lr" else Image.Resampling.BOX
-        with Image.open(io.BytesIO(png)) as patch:
-            tile = patch.convert("RGB").resize((TILE, TILE), how)
+        tile = Image.fromarray(decode_png(png)).resize((TILE, TILE), how)
         sheet.paste(tile, (place * step, lines.index(role) * step))
     return sheet
 

@@ -6,26 +6,23 @@ python -m pipeline.report.picture --images ~/photos --photograph a.jpg --out ove
 import io
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from lasr.device import Device
 from lasr.errors import UserError
 from lasr.files import atomic_path
 from pipeline.report.originals import Missing, Originals
 from schemas.manifest import open_manifest
 
-matplotlib.use("Agg")  # draws into files; needs no screen
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS: dict[str, str] = {"lr": "#ffb000", "hr": "#2f6fff"}  # the paper's yellow and blue
 TITLES: dict[str, str] = {"lr": "far: LR patches, enlarged", "hr": "near: HR patches"}
@@ -83,6 +80,11 @@ def _draw(
     rows: list[dict[str, Any]],
     parameters: dict[str, Any],
 ) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")  # draws into files; needs no screen
+    from matplotlib import pyplot as plt
+
     figure = plt.figure(figsize=(16, 8.8), dpi=100, layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.55, 1])
     photo, far_map = top.subplots(1, 2)
@@ -118,7 +120,9 @@ def _draw(
             drawn.convert("RGB").save(temporary, format=FORMATS[out.suffix.lower()], quality=85)
 
 
-def _outline(axes: Axes, row: dict[str, Any]) -> None:
+def _outline(axes: "Axes", row: dict[str, Any]) -> None:
+    from matplotlib.patches import Rectangle
+
     corner, side = (row["x"], row["y"]), row["size"]
     for width, colour in ((4, "black"), (2, COLOURS[row["role"]])):  # legible on any ground
         axes.add_patch(Rectangle(corner, side, side, fill=False, linewidth=width, edgecolor=colour))
@@ -130,11 +134,7 @@ def run(config: PictureConfig) -> None:
     print(f"{name}: {config.out}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m pipeline.report.picture`."""
-    config = parse(PictureConfig, argv, "python -m pipeline.report.picture", __doc__ or "")
-    return run_command(lambda: run(config))
-
+main = Command(PictureConfig, run, name="lasr picture", about=__doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

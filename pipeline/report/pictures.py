@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
+from lasr.pictures.png import decode_png
 from pipeline.report.originals import Missing, Originals
 from pipeline.report.overview import Row
 from pipeline.report.picture import DISTANCE_COLOURS
@@ -89,8 +90,7 @@ def _patches_in_place(photograph: Row, patches: Sequence[Row]) -> Image.Image:
 
 def patch_picture(patch: Row) -> Image.Image:
     """The pixels of a patch."""
-    with Image.open(io.BytesIO(patch["png"])) as image:
-        return image.convert("RGB")
+    return Image.fromarray(decode_png(patch["png"]))
 
 
 @functools.lru_cache(maxsize=1024)  # the same whatever the detail, and slow to write

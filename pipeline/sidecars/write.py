@@ -7,13 +7,13 @@ import pyarrow.parquet as pq
 
 from pipeline.sidecars.card import data_card
 from pipeline.sidecars.duplicates import find_duplicates
-from pipeline.storage import Place, read_table, reported, scratch
+from pipeline.storage import StoragePath, read_table, reported, scratch
 from schemas.manifest import BESIDE, DUPLICATES, beside, encoded_metadata
 
 _COLUMNS = ("patch_id", "role", "rank", "phash", "split")  # light ones: no pixel is read
 
 
-def write_companions(manifest: Place, metadata: dict[str, Any], work: Place) -> None:
+def write_companions(manifest: StoragePath, metadata: dict[str, Any], work: StoragePath) -> None:
     """Write `duplicates.parquet` and `card.md` beside a manifest and its catalogue.
 
     Both are made from the rows as they stand, and replace what was there. work: a folder on the
@@ -35,7 +35,7 @@ def write_companions(manifest: Place, metadata: dict[str, Any], work: Place) -> 
         card_place.take(temporary)
 
 
-def _read_patches(manifest: Place) -> pa.Table:
+def _read_patches(manifest: StoragePath) -> pa.Table:
     names = [name for name in manifest.names() if name.endswith(".parquet")]
     files = [manifest / name for name in names] or [manifest]
     schema = pq.read_schema(files[0].key, filesystem=files[0].fs)

@@ -1,8 +1,8 @@
-"""The only way in for photographs: find, hash, decode, turn upright. Nothing else opens one."""
+"""Photographs: find, hash, decode, turn upright. No other module opens one."""
 
-import glob
 import hashlib
 import io
+import itertools
 import os
 import posixpath
 import stat
@@ -13,34 +13,36 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.fs as pafs
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field
 
 from lasr.errors import UserError
-from pipeline.storage import Place, reason, reported
+from lasr.pictures.find import FORMATS, expand_lists, find_files, is_picture_name
+from lasr.pictures.read import to_srgb
+from pipeline.storage import StoragePath, reason, reported
 
-FORMATS = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jp2",
-        ".png",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".bmp",
-        ".gif",
-        ".avif",
-        ".ppm",
-        ".pgm",
-        ".pnm",
-    ]
-)
-MAX_PIXELS = (
-    2**27
-)  # 134 megapixels: what one photograph may ask of memory (see pipeline.build.shard)
+# Raise it when a file decodes to other pixels than before. 0, its first value, adds nothing to the
+# fingerprint: parts that were finished before it existed stay valid.
+VERSION = 0
+MAX_PIXELS = 2**27  # 134 megapixels: bounds the memory for one photograph
 MAX_BYTES = 2**30
-_BACKDROP = (128, 128, 128)  # behind transparency: neither of the two edges of the range
+_BACKDROP = (128, 128, 128)  # behind transparent pixels: in the middle of the range
+
+
+class ImagesConfig(BaseModel):
+    """The parameters of this stage."""
+
+    model_config = ConfigDict(frozen=True)
+
+    images: list[str] = Field(
+        min_length=1,
+        description="photographs: folders (searched downwards), files, globs, .txt lists of paths",
+    )
+
+
+def fingerprint_inputs() -> tuple[object, ...]:
+    """What determines the pixels of a photograph, besides its bytes."""
+    return ("images", VERSION) if VERSION else ()
 
 
 @dataclass(frozen=True, order=True)
@@ -48,7 +50,7 @@ class Found:
     """A file that may be a photograph, as the file system knows it."""
 
     name: str  # POSIX path relative to the images root: goes into the manifest
-    place: Place
+    place: StoragePath
     size: int  # bytes; -1: no regular file
     modified: int  # nanoseconds
 
@@ -71,20 +73,24 @@ class Unusable(Exception):
 
 
 def find(images: Iterable[str]) -> list[Found]:
-    """All photographs below the given paths, each once, sorted by name.
+    """Find all photographs below the given paths, each once, sorted by name.
 
-    images: folders (searched downwards for FORMATS; hidden ones passed over), files, globs, `.txt`
-    files with one path a line, or folders and files in object storage (`s3://bucket/folder`).
+    images: folders, files, globs and `.txt` lists as `lasr.pictures.find.find_files` takes them, or
+    folders and files in object storage (`s3://bucket/folder`).
     Names are relative to the deepest folder that holds them all.
-    Raises UserError: a path that leads nowhere, or nothing found.
+    Raises UserError: a path does not exist, a folder cannot be listed, or nothing is found.
     """
+    images = list(images)
+    inputs = list(expand_lists(images))
+    local = (_stat(path) for path, _ in find_files(given for given in inputs if "://" not in given))
+    remote = (found for given in inputs if "://" in given for found in _in_object_storage(given))
     files: dict[str, Found] = {}
-    for given in images:
-        for found in _expand(given):
-            files.setdefault(found.place.uri, found)
+    for found in itertools.chain(local, remote):
+        files.setdefault(found.place.uri, found)
     if not files:
         raise UserError(
-            f"no photograph found in {', '.join(images)}; looked for {' '.join(sorted(FORMATS))}"
+            f"no photograph found in {', '.join(images)}",
+            f"give a file, or a folder with files that end in {' '.join(sorted(FORMATS))}",
         )
     try:
         root = posixpath.commonpath([posixpath.dirname(uri) for uri in files])
@@ -103,37 +109,8 @@ def _named(found: Found, root: str) -> Found:
     return Found(name, found.place, found.size, found.modified)
 
 
-def _expand(given: str) -> Iterable[Found]:
-    if "://" in given:
-        return _in_object_storage(given)
-    path = Path(given)
-    if path.is_dir():
-        return (_stat(file) for file in _walk(path))
-    if path.suffix.lower() == ".txt" and path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        # As a shell script would: relative paths in a list are seen from the current folder.
-        return [found for line in lines if line.strip() for found in _expand(line.strip())]
-    if path.is_file():
-        return [_stat(path)]
-    if matches := sorted(glob.glob(given, recursive=True)):
-        return [_stat(Path(match)) for match in matches if os.path.isfile(match)]
-    raise UserError(f"--images {given}: no such folder, file, glob or list; check the path")
-
-
-def _walk(folder: Path) -> Iterable[Path]:
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for file in files:
-            if _is_photograph(file):
-                yield Path(parent, file)
-
-
-def _is_photograph(name: str) -> bool:
-    return posixpath.splitext(name)[1].lower() in FORMATS and not name.startswith(".")
-
-
 def _stat(file: Path) -> Found:
-    place = Place(os.path.abspath(file))
+    place = StoragePath(os.path.abspath(file))
     try:
         state = file.stat()
     except OSError:  # gone, or a link to nothing or to itself: still found, recorded as unreadable
@@ -144,7 +121,7 @@ def _stat(file: Path) -> Found:
 
 
 def _in_object_storage(given: str) -> list[Found]:
-    place = Place(given.rstrip("/"))
+    place = StoragePath(given.rstrip("/"))
     with reported(place, "read"):
         info = place.fs.get_file_info(place.key)
         if info.type == pafs.FileType.Directory:
@@ -155,21 +132,22 @@ def _in_object_storage(given: str) -> list[Found]:
         raise UserError(f"--images {given}: no such folder or file; check the address")
     scheme = given.split("://", 1)[0]
     return [
-        Found("", Place(f"{scheme}://{file.path}"), file.size, file.mtime_ns or 0)
+        Found("", StoragePath(f"{scheme}://{file.path}"), file.size, file.mtime_ns or 0)
         for file in found
-        if file.is_file and (_is_photograph(file.base_name) or file is info)
+        if file.is_file and (is_picture_name(file.base_name) or file is info)
     ]
 
 
 def load(found: Found, min_side: int) -> Photograph:
-    """Read a photograph once: hash its bytes, decode them, turn it upright, make it sRGB.
+    """Read a photograph: hash its bytes, decode them, turn it upright, convert it to sRGB.
 
-    16-bit and grey pictures become 8-bit RGB, palettes are resolved, transparency is laid over mid
-    grey, CMYK and wide-gamut pictures go through their ICC profile. Of several frames, the first.
-    Raises Unusable (too_small below `min_side` pixels, too_large, unreadable).
+    16-bit and grey pictures become 8-bit RGB, palettes are resolved, transparency is composited
+    over mid grey, CMYK and wide-gamut pictures are converted by their ICC profile. The first of
+    several frames is used. Raises Unusable (too_small below `min_side` pixels, too_large,
+    unreadable).
     """
     if found.size < 0:
-        raise Unusable("unreadable", "no regular file")
+        raise Unusable("unreadable", "not a regular file")
     if found.size > MAX_BYTES:
         raise Unusable("too_large", f"{found.size} bytes: over {MAX_BYTES}")
     try:
@@ -181,7 +159,7 @@ def load(found: Found, min_side: int) -> Photograph:
         raise Unusable("unreadable", "the file is empty", image_id)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd EXIF and sizes below MAX_PIXELS are no news here
+            warnings.simplefilter("ignore")  # of odd EXIF and of sizes below MAX_PIXELS
             with Image.open(io.BytesIO(content)) as image:
                 _check_size(image.size, min_side, image_id)
                 pixels = np.array(_to_rgb(ImageOps.exif_transpose(image)))
@@ -191,7 +169,7 @@ def load(found: Found, min_side: int) -> Photograph:
         raise Unusable("too_large", f"more than {MAX_PIXELS} pixels", image_id) from error
     except UnidentifiedImageError as error:
         raise Unusable("unreadable", "not a picture in a known format", image_id) from error
-    except Exception as error:  # decoders raise nearly anything on damaged files
+    except Exception as error:  # decoders raise many types on damaged files
         raise Unusable(
             "unreadable", f"damaged: {error or type(error).__name__}", image_id
         ) from error
@@ -225,16 +203,5 @@ def _through_profile(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     if not profile or image.mode not in ("RGB", "CMYK"):
         return image
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(source).lower():
-            return image
-        target = ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-        return converted or image
-    except (
-        ImageCms.PyCMSError,
-        OSError,
-        ValueError,
-    ):  # a broken profile: show the numbers as they stand, as viewers do
-        return image
+    # With a broken profile the numbers are shown as they are, as viewers do.
+    return to_srgb(image, profile) or image

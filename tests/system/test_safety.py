@@ -24,8 +24,6 @@ import safetensors.torch
 import torch
 
 from lasr.errors import UserError
-from lasr.weights.clip import load_clip
-from lasr.weights.locate import locate
 from pipeline.stages.depth import load_depth
 from tests.support.upstream import (
     SMALL,
@@ -35,13 +33,10 @@ from tests.support.upstream import (
     save_vae,
     save_vgg19,
 )
+from tests.support.weights import load_clip, load_model, load_vgg
 from trainer import checkpoint
-from trainer.config import TrainConfig
-from trainer.loop import trained_encoders
-from trainer.models.interpolation import interpolation_start
-from trainer.models.load import load_model
+from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network
-from trainer.models.vgg import load_vgg_named
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -50,7 +45,7 @@ MODEL, VAE = "model.safetensors", "diffusion_pytorch_model.safetensors"
 
 def save_all(folder: Path) -> None:
     """Something good for every way in."""
-    save_network(interpolation_start(8, 1, 8), folder / "sr")
+    save_network(untrained_rrdb(8, 1, 8), folder / "sr")
     (folder / "vgg").mkdir()
     save_vgg19(folder / "vgg" / "vgg19.pth", width=8)
     save_clip(folder / "clip")
@@ -61,9 +56,9 @@ def save_all(folder: Path) -> None:
     checkpoint.save(folder / "run", 3, encoders={"weight": torch.zeros(1, 2)})
 
 
-def encoders_of(run: Path) -> object:
-    config = TrainConfig(manifest=Path("m"), encoders=run)
-    return trained_encoders(config, torch.nn.Linear(2, 1, bias=False))  # type: ignore[arg-type]
+def load_encoders_of(run: Path) -> None:
+    encoders = torch.nn.Linear(2, 1, bias=False)
+    checkpoint.load_trained_encoders(run, encoders, "clip")
 
 
 # Name: the file that is spoilt, what it is called then, and the function that is given its folder.
@@ -71,21 +66,21 @@ ENTRIES: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "SR safetensors": ("sr/model.safetensors", MODEL, lambda d: load_model(str(d / MODEL))),
     "SR .pth": ("sr/model.pth", "model.pth", lambda d: load_model(str(d / "model.pth"))),
     "SR .bin": ("sr/model.pth", "model.bin", lambda d: load_model(str(d / "model.bin"))),
-    "VGG": ("vgg/vgg19.pth", "vgg.pth", lambda d: load_vgg_named(str(d / "vgg.pth"), None)),
+    "VGG": ("vgg/vgg19.pth", "vgg.pth", lambda d: load_vgg(d / "vgg.pth")),
     "CLIP folder": (
         "clip/open_clip_model.safetensors",
         "open_clip_model.safetensors",
-        lambda d: load_clip(locate(str(d), "clip"), CPU),
+        lambda d: load_clip(str(d), CPU),
     ),
     "CLIP folder with .bin": (
         "clip/open_clip_model.safetensors",
         "open_clip_pytorch_model.bin",
-        lambda d: load_clip(locate(str(d), "clip"), CPU),
+        lambda d: load_clip(str(d), CPU),
     ),
     "CLIP file": (
         "clip/open_clip_model.safetensors",
         "ViT.pt",
-        lambda d: load_clip(locate(str(d / "ViT.pt"), "clip"), CPU),
+        lambda d: load_clip(str(d / "ViT.pt"), CPU),
     ),
     "Depth Anything": (f"depth-anything/{MODEL}", MODEL, lambda d: load_depth(str(d), CPU)),
     "Depth Anything with .bin": (
@@ -101,7 +96,7 @@ ENTRIES: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
         lambda d: load_depth(str(d.parent / "depthfm.ckpt"), CPU),
     ),
     "run to carry on": ("run/checkpoint.pt", "checkpoint.pt", checkpoint.load),
-    "--encoders RUN": ("run/checkpoint.pt", "checkpoint.pt", encoders_of),
+    "--encoders RUN": ("run/checkpoint.pt", "checkpoint.pt", load_encoders_of),
 }
 # Read by transformers and diffusers, or told from the checkpoint before it.
 OWN_WORDS = ("depth-anything", "vae", "run")
@@ -306,7 +301,7 @@ def test_clip_follows_no_config_to_other_loaders(good: Path, tmp_path: Path) -> 
     config["model_cfg"]["text_cfg"]["hf_model_name"] = str(folder)
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="asks for hf_model_name"):
-        load_clip(locate(str(folder), "clip"), CPU)
+        load_clip(str(folder), CPU)
     assert not trace.exists()
 
 
@@ -314,7 +309,8 @@ def test_nothing_of_ours_reads_a_pickle_otherwise() -> None:
     """`torch.load` with weights_only alone; no other reader that can call what a file names."""
     readers = {"np.load", "numpy.load", "pickle.load", "pickle.loads", "torch.jit.load", "eval"}
     found = 0
-    for file in (f for p in ("schemas", "pipeline", "trainer") for f in (ROOT / p).rglob("*.py")):
+    packages = ("schemas", "lasr", "pipeline", "trainer")
+    for file in (file for package in packages for file in (ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if not isinstance(node, ast.Call):
                 continue

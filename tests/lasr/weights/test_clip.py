@@ -12,17 +12,13 @@ from open_clip import get_model_config
 from PIL import Image
 from torch import Tensor
 
-from lasr.weights.clip import Clip, load_clip
-from lasr.weights.locate import WeightsError, locate
+from lasr.weights.locate import WeightsError
 from lasr.weights.registry import TABLE
 from tests.support.upstream import any_content, expect, save_clip
-from trainer.models.encoders import Encoders, load_encoders
+from tests.support.weights import load_clip, load_encoders
+from trainer.models.encoders import Encoders
 
 CPU = torch.device("cpu")
-
-
-def clip(name_or_path: str | Path) -> Clip:
-    return load_clip(locate(str(name_or_path), "clip"), CPU)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +75,7 @@ def test_without_positions_shuffled_tiles_look_the_same(folder: Path) -> None:
     torch.testing.assert_close(
         encoders.images(pictures), encoders.images(shuffled), atol=1e-5, rtol=0
     )
-    unmodified = clip(folder).model.encode_image
+    unmodified = load_clip(folder).model.encode_image
     assert (unmodified(pictures) - unmodified(shuffled)).abs().max() > 1e-3
 
 
@@ -108,19 +104,19 @@ def test_activation_is_what_the_folder_says(folder: Path, tmp_path: Path) -> Non
 
 def test_folders_that_are_no_clip_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no open_clip_config\.json"):
-        clip(tmp_path)
+        load_clip(tmp_path)
     save_clip(tmp_path)
     weights = tmp_path / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(WeightsError, match="damaged, incomplete"):
-        clip(tmp_path)
+        load_clip(tmp_path)
     weights.unlink()  # open_clip alone would only warn, and go on with random weights
     with pytest.raises(WeightsError, match="no weights beside open_clip_config"):
-        clip(tmp_path)
+        load_clip(tmp_path)
 
 
 def test_tiny_clip_is_the_same_everywhere() -> None:
-    first, second = (clip("tiny-clip") for _ in range(2))
+    first, second = (load_clip("tiny-clip") for _ in range(2))
     for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)
     assert first.identity == "tiny-clip@built-in"
@@ -136,7 +132,7 @@ def test_preprocessing_is_what_the_folder_says(tmp_path: Path) -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8))
     resized = picture.resize((56, 56), Image.Resampling.BILINEAR)
     expected = (np.asarray(resized) / 255 - 0.5) / 0.25
-    found = clip(tmp_path).preprocess(picture).permute(1, 2, 0).numpy()
+    found = load_clip(tmp_path).preprocess(picture).permute(1, 2, 0).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     pixel = load_encoders(str(tmp_path), CPU)
     assert pixel.mean.flatten().tolist() == [0.5] * 3 and pixel.std.flatten().tolist() == [0.25] * 3
@@ -170,7 +166,7 @@ def test_an_archive_is_never_run(tmp_path: Path) -> None:
     trace, path = tmp_path / "it ran", tmp_path / "crafted.pt"
     torch.jit.script(Writes(str(trace))).save(path)
     with pytest.raises(WeightsError, match="TorchScript archive") as refusal:
-        clip(path)
+        load_clip(path)
     assert "for OpenAI's CLIP run `lasr weights fetch clip-vit-l-14`" in refusal.value.fix
     assert "\n" not in str(refusal.value) and not trace.exists()
     torch.jit.load(path)
@@ -186,11 +182,11 @@ def test_gelu_where_quickgelu_is_due_is_refused(
     expect(monkeypatch, "clip-vit-l-14", patch_size=14, width=32, layers=2, quick_gelu=True)
     folder = tmp_path / "clip-vit-l-14"
     save_clip(folder)
-    clip("clip-vit-l-14")
+    load_clip("clip-vit-l-14")
     save_clip(folder, quick_gelu=False)
     with pytest.raises(WeightsError, match="is not clip-vit-l-14: its quick_gelu is False"):
-        clip("clip-vit-l-14")
-    clip(folder)
+        load_clip("clip-vit-l-14")
+    load_clip(folder)
 
 
 def test_a_vit_b_is_no_vit_l(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +197,7 @@ def test_a_vit_b_is_no_vit_l(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     told = {"model_cfg": get_model_config("ViT-B-32-quickgelu")}
     (folder / "open_clip_config.json").write_text(json.dumps(told))
     with pytest.raises(WeightsError, match="its patch_size is 32, not 14"):
-        clip("clip-vit-l-14")
+        load_clip("clip-vit-l-14")
 
 
 @pytest.mark.parametrize("name", ["vit-l-14", "vit-b-16", "vit-b-32"])
@@ -232,13 +228,13 @@ def test_weights_that_do_not_fit_their_config_are_refused(
     told["model_cfg"]["vision_cfg"] |= change
     config.write_text(json.dumps(told))
     with pytest.raises(WeightsError, match=message) as refusal:
-        clip(tmp_path)
+        load_clip(tmp_path)
     assert "\n" not in str(refusal.value)
 
 
 def test_folders_answer_as_through_open_clip(folder: Path) -> None:
     theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-    ours = clip(folder)
+    ours = load_clip(folder)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 70, 3), np.uint8))
     assert torch.equal(ours.preprocess(picture), preprocess(picture))
     pixels, tokens = preprocess(picture)[None], ours.tokenize(["a dog"])

@@ -10,8 +10,8 @@ from clip_interrogator import Config, Interrogator, LabelTable
 from PIL import Image
 
 from lasr.errors import UserError
-from pipeline.config import DICTIONARY
-from pipeline.stages.captions import Captioner, dictionary_sha256, read_dictionary
+from lasr.weights.locate import locate
+from pipeline.stages.captions import DICTIONARY, Captioner, dictionary_sha256, read_dictionary
 from tests.support.upstream import save_clip
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def captioner(tmp_path_factory: pytest.TempPathFactory) -> Captioner:
     folder = tmp_path_factory.mktemp("clip")
     save_clip(folder)
-    return Captioner(str(folder), read_dictionary(DICTIONARY), CPU)
+    return Captioner(locate(str(folder), "clip"), read_dictionary(DICTIONARY), CPU)
 
 
 def crops(photographs: Path) -> list[np.ndarray]:
@@ -70,10 +70,10 @@ def test_own_dictionary(tmp_path: Path) -> None:
     bare = dictionary_sha256(words)
     assert bare == dictionary_sha256(read_dictionary(path)) != dictionary_sha256(words[::-1])
     path.write_text("\n".join(words[:10]))
-    with pytest.raises(UserError, match=r"mine\.txt: 10 words, a caption needs 24"):
+    with pytest.raises(UserError, match=r"mine\.txt: 10 words, but a caption needs 24"):
         read_dictionary(path)
     path.write_text("\n".join([*words, "word3"]))
-    with pytest.raises(UserError, match="'word3' stands there twice"):
+    with pytest.raises(UserError, match="'word3' is listed twice"):
         read_dictionary(path)
     with pytest.raises(UserError, match="cannot be read"):
         read_dictionary(tmp_path / "missing.txt")

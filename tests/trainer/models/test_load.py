@@ -13,7 +13,7 @@ from torch import nn
 
 from lasr.weights.locate import WeightsError
 from tests.support.upstream import any_content, expect
-from trainer.models.load import load_model, load_sr
+from tests.support.weights import load_model, load_sr
 from trainer.models.rrdb import RRDB
 from trainer.models.save import save_network
 
