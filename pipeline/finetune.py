@@ -31,16 +31,9 @@ from pipeline.stages.images import Found, Photograph, Unusable
 from pipeline.stages.rows import captioned, catalogue_row, patch_row, unusable_row
 from pipeline.stages.select import Patch, texture_map
 from pipeline.storage import Place
-from schemas.manifest import (
-    IMAGES,
-    PATCH_SIZE,
-    PATCHES,
-    Role,
-    Row,
-    file_metadata,
-    images_path,
-    rows_to,
-)
+from schemas.catalogue import IMAGES, images_path
+from schemas.manifest import PATCH_SIZE, PATCHES, Role, Row, file_metadata
+from schemas.parquet import rows_to
 
 
 class GivenConfig(BaseModel):

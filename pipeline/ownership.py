@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 from lasr.errors import UserError
 from pipeline.storage import Place, reported
-from schemas.manifest import METADATA_KEY, beside
+from schemas.catalogue import beside
+from schemas.parquet import METADATA_KEY
 
 _CARD_MARK = "\n# LA-SR patches: "  # the title of every data card
 _WORK_NAME = re.compile(

@@ -6,7 +6,6 @@ second written last: where it stands, the part is complete. Parts are never chan
 fingerprint of all that determines the rows: the stages (see identity.py) and the photographs.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +16,8 @@ import pyarrow as pa
 from pipeline.build.fingerprint import Identities, fingerprint
 from pipeline.stages.images import Found
 from pipeline.storage import Place, read_table
-from schemas.manifest import METADATA_KEY, Row
+from schemas.manifest import Row
+from schemas.parquet import decoded_metadata
 
 RETRIED = {"failed", "unreadable"}  # what a rerun tries again: the reason may have passed
 
@@ -142,7 +142,7 @@ def read_parts(work: Place) -> list[Part]:
 def _read_part(work: Place, name: str) -> Part | None:
     try:
         table = read_table(part_files(work, name)[1], ["path", "status"])
-        about = json.loads((table.schema.metadata or {})[METADATA_KEY])
+        about = decoded_metadata(table.schema)
         status = dict(zip(table["path"].to_pylist(), table["status"].to_pylist(), strict=True))
         return Part(name, about["selection"], about["rows"], about["states"], status)
     except (OSError, pa.ArrowInvalid, KeyError, ValueError):

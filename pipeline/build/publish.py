@@ -1,6 +1,5 @@
 """How finished parts become the manifest: readers see the old one or the new one."""
 
-import json
 import os
 import shutil
 from collections import Counter
@@ -18,7 +17,8 @@ from lasr.errors import UserError
 from lasr.files import replace_folder
 from pipeline.build.parts import RETRIED, part_files
 from pipeline.storage import Place, read_table, reported, scratch
-from schemas.manifest import IMAGES, METADATA_KEY, ROW_GROUP, beside, parquet_writer
+from schemas.catalogue import IMAGES, beside
+from schemas.parquet import ROW_GROUP, encoded_metadata, parquet_writer
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def publish(
     with reported(out, "written"):
         publish_parts(out, work, parts, unwanted.combine_chunks())
     images = out.parent / beside(out.name, "images.parquet")
-    encoded = {METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
+    encoded = encoded_metadata(IMAGES, metadata)
     with scratch(work, images.name) as temporary:  # on the same disk, and tidied
         pq.write_table(catalogue.replace_schema_metadata(encoded), temporary)
         images.take(temporary)

@@ -30,7 +30,9 @@ from pipeline.build.workers import Cut, Steps
 from pipeline.config import BuildConfig
 from pipeline.stages.models import load_models
 from pipeline.storage import scratch
-from schemas.manifest import IMAGES, PATCHES, Row, rows_to
+from schemas.catalogue import IMAGES
+from schemas.manifest import PATCHES, Row
+from schemas.parquet import rows_to
 
 M_ARENA_MAX = -8  # of glibc's malloc.h
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import duckdb
 
 from lasr.errors import UserError
-from schemas.manifest import BESIDE, Manifest, beside
+from schemas.catalogue import BESIDE, beside
+from schemas.manifest import Manifest
 
 # MULTI is PIVOT. DESCRIBE, SUMMARIZE, SHOW and VALUES count as SELECT.
 _QUESTIONS = {"SELECT", "MULTI"}

@@ -15,17 +15,9 @@ from lasr.files import atomic_path
 from pipeline.ownership import check_file
 from pipeline.sidecars.write import write_companions
 from pipeline.storage import Place
-from schemas.manifest import (
-    IMAGES,
-    PATCH_SIZE,
-    ROW_GROUP,
-    Manifest,
-    check_columns,
-    encoded_metadata,
-    images_path,
-    parquet_writer,
-    rows_to,
-)
+from schemas.catalogue import IMAGES, images_path
+from schemas.manifest import PATCH_SIZE, Manifest, check_columns
+from schemas.parquet import ROW_GROUP, encoded_metadata, parquet_writer, rows_to
 
 PATCH_ROWS = ("image_id", "role", "size", "caption", "image")  # what a row needs to be trained on
 

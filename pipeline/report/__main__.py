@@ -182,7 +182,7 @@ def _draw(config: ReportConfig, questions: Questions, originals: Originals) -> D
 def _page(facts: dict[str, Any], drawn: Drawn, detail: Detail) -> str:
     """Fill the template."""
     environment = Environment(
-        loader=PackageLoader("pipeline"),
+        loader=PackageLoader("pipeline.report"),
         autoescape=True,  # names, captions and paths come from anywhere
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.manifest import DUPLICATES, PATCH_SIZE
+from schemas.catalogue import DUPLICATES
+from schemas.manifest import PATCH_SIZE
 
 # Of 64 bits. A hash has as many ones as zeros, so two differ in an even number. Of photographs,
 # compression, half the size or more light change 0 to 6, other photographs differ in 26 and more.

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 from pipeline.sidecars.card import data_card
 from pipeline.sidecars.duplicates import find_duplicates
 from pipeline.storage import Place, read_table, reported, scratch
-from schemas.manifest import BESIDE, DUPLICATES, beside, encoded_metadata
+from schemas.catalogue import BESIDE, DUPLICATES, beside
+from schemas.parquet import encoded_metadata
 
 _COLUMNS = ("patch_id", "role", "rank", "phash", "split")  # light ones: no pixel is read
 

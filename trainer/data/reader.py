@@ -25,7 +25,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from schemas.manifest import PATCH_SIZE, ROW_GROUP, Manifest, ManifestError, Role
+from schemas.manifest import PATCH_SIZE, Manifest, ManifestError, Role
+from schemas.parquet import ROW_GROUP
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.query.__main__ import connect
 from pipeline.report import overview as artifacts
-from schemas.manifest import images_path
+from schemas.catalogue import images_path
 
 
 def test_counts_reconcile_with_the_catalogue(manifest: Path, tmp_path: Path) -> None:

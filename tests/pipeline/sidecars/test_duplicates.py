@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.config import BuildConfig
 from pipeline.sidecars.duplicates import MOST, _near_pairs, find_duplicates, keep_first
-from schemas.manifest import DUPLICATES, IMAGES
+from schemas.catalogue import DUPLICATES, IMAGES
 from tests.conftest import run_stages
 
 

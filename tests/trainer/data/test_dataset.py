@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from schemas.manifest import PATCHES, ROW_GROUP, open_manifest
+from schemas.manifest import PATCHES, open_manifest
+from schemas.parquet import ROW_GROUP
 from tests.support.parts import write_part
 from trainer.data import dataset as module
 from trainer.data.dataset import COLUMNS, Batch, Pairing, Patches, _turned
