@@ -24,7 +24,7 @@ from lasr.weights.locate import PROFILES, Profile, untrained
 from pipeline.build.workers import cut_out
 from pipeline.config import DICTIONARY
 from pipeline.ownership import check_file
-from pipeline.sidecars.write import write_companions
+from pipeline.sidecars import write_sidecars
 from pipeline.stages import images
 from pipeline.stages.captions import Captioner, dictionary_sha256, read_dictionary
 from pipeline.stages.images import Found, Photograph, Unusable
@@ -110,7 +110,7 @@ def write_manifest(config: GivenConfig) -> dict[Role, int]:
     ):
         write(sorted(catalogue.values(), key=lambda entry: entry["path"]))
     out = Place(str(config.out))
-    write_companions(out, metadata, work=out.parent)
+    write_sidecars(out, metadata, work=out.parent)
     return counts
 
 

@@ -87,7 +87,7 @@ class Manifest:
 
     @property
     def identity(self) -> str:
-        """12 hex digits from the names and sizes of the parts. A part's name identifies its rows."""
+        """12 hex digits from the names and sizes of the parts; a name identifies its rows."""
         states = [(file.name, file.stat().st_size) for file in self.files]
         return hashlib.sha256(repr(states).encode()).hexdigest()[:12]
 

@@ -19,7 +19,7 @@ from pipeline.build.publish import Summary, publish, tidy
 from pipeline.build.shard import Job
 from pipeline.config import DICTIONARY, BuildConfig
 from pipeline.ownership import check_outputs
-from pipeline.sidecars.write import write_companions
+from pipeline.sidecars import write_sidecars
 from pipeline.stages import images
 from pipeline.stages.captions import dictionary_sha256, read_dictionary
 from pipeline.storage import Place, read_table
@@ -103,7 +103,7 @@ def finish(build: Build, made: Sequence[str]) -> Summary:
     """
     config, finished = build.job.config, build.plan.finished
     summary = publish(Place(config.out), config.work, finished, made, build.job.metadata)
-    write_companions(Place(config.out), build.job.metadata, config.work)
+    write_sidecars(Place(config.out), build.job.metadata, config.work)
     tidy(config.work, [*finished, *made])
     if config.kept is None:
         image_ids = read_table(Place(summary.images), ["image_id"])["image_id"]

@@ -25,7 +25,7 @@ from lasr.device import Device
 from lasr.errors import UserError
 from lasr.files import write_bytes
 from lasr.weights.locate import TABLE, untrained
-from pipeline.query.__main__ import connect
+from pipeline.query.views import connect
 from pipeline.report import charts as report_charts
 from pipeline.report import pictures as report_pictures
 from pipeline.report.data import Questions

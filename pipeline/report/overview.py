@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 from PIL import Image
 
-from pipeline.query.__main__ import connect
+from pipeline.query.views import connect
 from schemas.manifest import PATCH_SIZE, open_manifest
 
 WORDS = 10  # of each role: one page of Prefect's table

@@ -73,7 +73,7 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     metadata = file_metadata({}, "") | {"schema_version": 2}
     schema = PATCHES.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
     pq.write_table(schema.empty_table(), tmp_path / "m.parquet")
-    with pytest.raises(ManifestError, match=r"schema version 2, this program reads version 1"):
+    with pytest.raises(ManifestError, match=r"schema version 2; this program reads version 1"):
         open_manifest(tmp_path / "m.parquet")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.query.__main__ import connect
+from pipeline.query.views import connect
 from pipeline.report import overview as artifacts
 from schemas.catalogue import images_path
 

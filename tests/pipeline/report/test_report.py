@@ -22,7 +22,7 @@ from PIL import Image
 
 from pipeline.build.cache import Kept
 from pipeline.build.fingerprint import CODE, fingerprint
-from pipeline.query.__main__ import connect
+from pipeline.query.views import connect
 from pipeline.report import pictures as report_pictures
 from pipeline.report.__main__ import ReportConfig, figures, main, report
 from pipeline.report.data import WORDS, Comparison, Histogram, Questions
