@@ -29,10 +29,10 @@ import torch
 from PIL import Image, ImageEnhance
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from lasr.device import Device, pick_device
-from pipeline.config import DICTIONARY, BuildConfig
-from pipeline.stages.captions import read_dictionary
+from pipeline.config import BuildConfig
+from pipeline.stages.captions import DICTIONARY, read_dictionary
 from schemas.manifest import PATCH_SIZE, patch_id
 
 Way = Literal["ours", "flow", "loop"]
@@ -83,11 +83,12 @@ def make_photographs(folder: Path, number: int, width: int) -> None:
 
 def run_stages(config: BuildConfig) -> None:
     """Ours, without Prefect."""
-    from pipeline.build import plan as stages
+    from pipeline.build.plan import plan_build, prepare
+    from pipeline.build.publish import finish
     from pipeline.build.shard import build_shard
 
-    build = stages.plan_build(config)
-    stages.finish(build, [build_shard(build.job, shard) for shard in build.plan.to_do])
+    build = plan_build(prepare(config))
+    finish(build, [build_shard(build.job, shard) for shard in build.plan.to_do])
 
 
 def run_flow(config: BuildConfig) -> None:
@@ -148,9 +149,10 @@ class PlainModels:
         from clip_interrogator import Config, LabelTable
 
         from lasr.weights.clip import load_clip
+        from lasr.weights.locate import locate
 
         self.device = pick_device(config.device)
-        self.clip = load_clip(config.clip_name, self.device)
+        self.clip = load_clip(locate(config.clip_name, "clip"), self.device)
         settings = Config(caption_model_name=None, quiet=True, device=str(self.device))
         settings.cache_path, settings.download_cache = None, False
         words = read_dictionary(DICTIONARY)
@@ -205,9 +207,10 @@ def child(options: BuildBenchmark) -> None:
         started = time.perf_counter()
         run_loop(config, models)
     else:
-        from pipeline.stages.models import load_models
+        from pipeline.build.models import load_models
+        from pipeline.build.plan import prepare
 
-        loaded = load_models(config)
+        loaded = load_models(prepare(config).job)
         assert loaded.depth and loaded.captioner
         started = time.perf_counter()
         (run_flow if options.child == "flow" else run_stages)(config)
@@ -296,18 +299,16 @@ def grow(options: BuildBenchmark) -> None:
             )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m benchmarks.build`."""
-    options = parse(BuildBenchmark, argv, "python -m benchmarks.build", __doc__ or "")
+def run(options: BuildBenchmark) -> None:
+    """Measure all ways, or the one that a parent process asks for."""
     if options.child:
-        return run_command(lambda: child(options))
-
-    def run() -> None:
+        child(options)
+    else:
         compare(options)
         grow(options)
 
-    return run_command(run)
 
+main = Command(BuildBenchmark, run, name="python -m benchmarks.build", about=__doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -32,10 +32,10 @@ from pydantic import BaseModel, Field
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from schemas.manifest import Manifest, open_manifest
+from trainer.config import Degradation
 from trainer.data.dataset import COLUMNS, Patches
-from trainer.data.degradation import Degradation
 
 try:
     import datasets
@@ -202,7 +202,8 @@ def _memory() -> float:
 
 def make_manifest(folder: Path, count: int) -> Path:
     """A manifest of `count` crops of sample photographs, by the pipeline's own stages."""
-    from pipeline.build import plan as stages
+    from pipeline.build.plan import plan_build, prepare
+    from pipeline.build.publish import finish
     from pipeline.build.shard import build_shard
     from pipeline.config import BuildConfig
     from pipeline.demo import copy_photographs
@@ -222,8 +223,8 @@ def make_manifest(folder: Path, count: int) -> Path:
         profile="offline",
         shard_size=max(count // 4, 1),
     )
-    build = stages.plan_build(config)
-    stages.finish(build, [build_shard(build.job, shard) for shard in build.plan.to_do])
+    build = plan_build(prepare(config))
+    finish(build, [build_shard(build.job, shard) for shard in build.plan.to_do])
     return folder / "patches.parquet"
 
 
@@ -289,11 +290,7 @@ def run(config: LoaderConfig) -> None:
             )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m benchmarks.loader`."""
-    config = parse(LoaderConfig, argv, "python -m benchmarks.loader", __doc__ or "")
-    return run_command(lambda: run(config))
-
+main = Command(LoaderConfig, run, name="python -m benchmarks.loader", about=__doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
 from lasr.weights.clip import Clip
@@ -35,7 +35,7 @@ from trainer.models.encoders import Encoders
 from trainer.models.rrdb import RRDB
 from trainer.models.vgg import VGG, WIDTHS, vgg_term
 from trainer.plan import check_compiler
-from trainer.step import Step
+from trainer.step import TrainStep
 
 WORDS = ["sky", "water", "wood", "stone", "leaf", "metal", "cloud", "grass", "sand", "brick"]
 
@@ -167,7 +167,7 @@ def count_flops(settings: TrainConfig, setting: str, batch: Batch) -> dict[str, 
 
     plain = settings.model_copy(update={"compile": "off", "precision": "float32"})
     with mock.patch.object(torch, "autocast", lambda *a, **k: nullcontext()):  # has no meta device
-        step = Step(plain, *networks(setting, torch.device("meta")), region=count)
+        step = TrainStep(plain, *networks(setting, torch.device("meta")), region=count)
         lr, hr, tokens = (x.to("meta") for x in (batch.lr, batch.hr, step.texts_of(batch)))
         step.backward(step.terms(lr, hr, tokens)[1])
     return found
@@ -226,7 +226,7 @@ def run(config: BenchmarkConfig) -> None:
     flops = count_flops(settings, config.setting, batches[0])
 
     stopwatch = Stopwatch(device)
-    ours = Step(settings, *networks(config.setting, device))
+    ours = TrainStep(settings, *networks(config.setting, device))
     plain = PlainStep(settings, *networks(config.setting, device))
     tokens = [ours.texts_of(batch) for batch in batches]  # trainer.data.prefetch does this ahead
     difference = check_equal(ours, plain, batches, tokens)
@@ -243,7 +243,9 @@ def run(config: BenchmarkConfig) -> None:
     report(config, device, ours, flops, stopwatch.found, times, difference)
 
 
-def check_equal(ours: Step, plain: PlainStep, batches: list[Batch], tokens: list[Tensor]) -> float:
+def check_equal(
+    ours: TrainStep, plain: PlainStep, batches: list[Batch], tokens: list[Tensor]
+) -> float:
     """Largest difference of a loss term over a few steps from the same weights (also a warm-up).
 
     Raises UserError: the two do not train alike.
@@ -263,7 +265,7 @@ def check_equal(ours: Step, plain: PlainStep, batches: list[Batch], tokens: list
 def report(
     config: BenchmarkConfig,
     device: torch.device,
-    step: Step,
+    step: TrainStep,
     flops: dict[str, int],
     regions: dict[str, list[float]],
     times: dict[str, list[float]],
@@ -303,11 +305,7 @@ def report(
     print(f"largest difference of a loss term: {difference:.2g}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m benchmarks.train_step`."""
-    config = parse(BenchmarkConfig, argv, "python -m benchmarks.train_step", __doc__ or "")
-    return run_command(lambda: run(config))
-
+main = Command(BenchmarkConfig, run, name="python -m benchmarks.train_step", about=__doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

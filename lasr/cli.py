@@ -1,117 +1,204 @@
-"""Flags from a pydantic model, errors as one line, progress for terminals and for logs."""
+"""Commands: what runs behind `lasr NAME`, errors as one line, and progress bars."""
 
-import argparse
+import contextlib
+import difflib
+import importlib
 import logging
 import os
+import shlex
 import sys
-from collections.abc import Callable
-from types import NoneType
-from typing import Any, Literal, TextIO, TypeVar, get_args, get_origin
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TextIO
 
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
-from tqdm import tqdm
-
-from lasr.errors import UserError
+from lasr import help as pages
+from lasr.errors import UserError, one_line, printable
+from lasr.flags import HELP, HELP_ALL, HELP_SHORT, Config, Flags, UsageError, summary
 from lasr.weights.locate import use_folder
 
-Config = TypeVar("Config", bound=BaseModel)
+if TYPE_CHECKING:
+    import cyclopts
+    from tqdm import tqdm
+
+OURS = ("lasr", "pipeline", "trainer", "schemas", "benchmarks")
 
 
-def parse(
-    model: type[Config],
-    argv: list[str] | None,
-    prog: str,
-    about: str,
-    positional: str = "",
-    weights: bool = False,
-) -> Config:
-    """Read `model` from the command line: one flag per field, its description as the help text.
+@dataclass
+class Command(Generic[Config]):
+    """A command; calling it with arguments runs it and returns the exit status.
 
-    Defaults and checks stay in the model, so that a flag, a Prefect form and a stored
-    configuration can never disagree. positional: the field that is given without a flag, if any.
-    weights: whether the command takes weights, and so --weights-dir.
-    Raises SystemExit(2) with argparse's one-line error on bad arguments.
+    Each command module ends with
+
+        main = Command(UpscaleConfig, run, name="lasr upscale", about=__doc__)
+
+    model: the pydantic model whose fields are the flags. run: what to do with an instance of it;
+    it raises UserError where the user can help. name, about, positional, weights: see Flags.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog, description=about, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for name, field in model.model_fields.items():
-        _add_flag(parser, name, field, positional == name)
-    if weights:
-        add_weights_dir(parser)
-    given = vars(parser.parse_args(argv))
-    given.pop("weights_dir", None)
-    try:
-        return model(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        flag = "--" + "-".join(str(part) for part in first["loc"][:1]).replace("_", "-")
-        parser.error(f"{flag}: {first['msg']}" if first["loc"] else first["msg"])
+
+    model: type[Config]
+    run: Callable[[Config], object]
+    name: str
+    about: str | None = ""
+    positional: str = ""
+    weights: bool = False
+    line: str = field(default="", init=False)  # the command line of the last call
+
+    @property
+    def flags(self) -> Flags[Config]:
+        """The flags of this command."""
+        return Flags(self.model, self.name, self.about or "", self.positional, self.weights)
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        argv = sys.argv[1:] if argv is None else argv
+        self.line = f"{self.name} {shlex.join(argv)}"
+        asked = [word for word in argv if word in (HELP, HELP_SHORT, HELP_ALL)]
+        if asked:
+            return show(pages.page(self.flags, everything=HELP_ALL in asked))
+        try:
+            config, common = self.flags.parse(argv)
+        except UsageError as error:
+            return refuse(error)
+        if "weights_dir" in common:
+            use_folder(str(common["weights_dir"]))
+        return run_command(lambda: self.run(config), debug=bool(common.get("debug")))
+
+    @property
+    def summary(self) -> str:
+        """A line about the command."""
+        return summary(self.about or "")
+
+    def app(self) -> "cyclopts.App":
+        """The command for cyclopts, which generates shell completion from it."""
+        return self.flags.app()
 
 
-def add_weights_dir(parser: argparse.ArgumentParser) -> None:
-    """The flag --weights-dir. It sets LASR_WEIGHTS, so that processes started later follow."""
-    parser.add_argument(
-        "--weights-dir",
-        type=use_folder,
-        default=argparse.SUPPRESS,
-        metavar="DIR",
-        help="folder of weights, such as `lasr.weights export` writes (default: $LASR_WEIGHTS,"
-        " else data/weights)",
-    )
+@dataclass(frozen=True)
+class Lazy:
+    """A command of another module, which is imported when the command is called."""
+
+    name: str
+    module: str
+    summary: str
+
+    def load(self) -> "Command[Any] | Group":
+        """The module's `main`."""
+        main: Command[Any] | Group = importlib.import_module(self.module).main
+        return main
 
 
-def _add_flag(
-    parser: argparse.ArgumentParser, name: str, field: FieldInfo, positional: bool
-) -> None:
-    kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType]
-    kind: Any = field.annotation
-    if len(kinds) < len(get_args(kind)):
-        kind = kinds[0]  # `int | None`
-    options: dict[str, Any] = {"help": _help(field), "default": argparse.SUPPRESS}
-    if not positional:
-        options["required"] = field.is_required()
-    elif not field.is_required():
-        options["nargs"] = "?"
-    if kind is bool:
-        options.pop("required")
-        options["action"] = "store_true"
-    elif get_origin(kind) is list:
-        options |= {"nargs": "+", "type": get_args(kind)[0]}
-    elif get_origin(kind) is Literal:
-        options["choices"] = get_args(kind)
-    else:
-        options["type"] = kind
-    parser.add_argument(name if positional else "--" + name.replace("_", "-"), **options)
+@dataclass
+class Group:
+    """Several commands behind one name; calling it runs the one that the first argument names.
+
+    sections: commands by the title that `--help` lists them under. version: what --version prints.
+    """
+
+    name: str
+    about: str | None
+    sections: Mapping[str, Sequence[Command[Any] | Lazy]]
+    version: Callable[[], str] | None = None
+
+    @property
+    def commands(self) -> dict[str, Command[Any] | Lazy]:
+        """All commands by name."""
+        return {c.name.split()[-1]: c for section in self.sections.values() for c in section}
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        argv = sys.argv[1:] if argv is None else argv
+        first = argv[0] if argv else HELP
+        if first in (HELP, HELP_SHORT, HELP_ALL):
+            return show(self._page())
+        if first == "--version" and self.version:
+            return show(self.version())
+        if first not in self.commands:
+            what = "flag" if first.startswith("-") else "command"
+            nearest = difflib.get_close_matches(first, self.commands, 1)
+            fix = f"did you mean {nearest[0]}?" if nearest else f"see `{self.name} --help`"
+            return refuse(UsageError(f"unknown {what} {first}", fix))
+        command = self.commands[first]
+        return (command.load() if isinstance(command, Lazy) else command)(argv[1:])
+
+    def _page(self) -> str:
+        lines = [f"Usage: {self.name} COMMAND [options]", "", (self.about or "").strip(), ""]
+        for title, commands in self.sections.items():
+            lines.append(f"{title}:")
+            for command in commands:
+                lines += pages.entry(command.name.split()[-1], command.summary)
+            lines.append("")
+        return "\n".join([*lines, f"`{self.name} COMMAND --help` describes the options of one."])
+
+    def app(self) -> "cyclopts.App":
+        """All commands for cyclopts, which generates shell completion from them."""
+        import cyclopts
+
+        app = cyclopts.App(name=self.name, help=summary(self.about or ""), version_flags=())
+        for name, command in self.commands.items():
+            loaded = command.load() if isinstance(command, Lazy) else command
+            app.command(loaded.app(), name=name)
+        return app
 
 
-def _help(field: FieldInfo) -> str:
-    text = (field.description or "").replace("%", "%%")
-    plain = field.default is None or isinstance(field.default, bool) or field.is_required()
-    return text if plain or field.default_factory else f"{text} (default: {field.default})"
-
-
-def run_command(command: Callable[[], None]) -> int:
-    """Run a command's body; a user's error becomes one line on stderr. Returns the exit status."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
-    for ours in ("pipeline", "trainer", "schemas"):
-        logging.getLogger(ours).setLevel(logging.INFO)
-    # Loaded by other libraries where it is installed, and warns of a kernel that nobody asked for.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    try:
-        command()
-        sys.stdout.flush()
-    except UserError as error:
-        line = " ".join(str(error).split())  # libraries' words and file names may hold newlines
-        print(f"error: {line}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command carries on from here", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `| head` closed the pipe: nothing left to say it to
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def show(text: str) -> int:
+    """Print what was asked for; returns the exit status."""
+    with _until_pipe_closes():
+        print(text)
     return 0
+
+
+def refuse(error: UsageError) -> int:
+    """Print what is wrong with the arguments; returns the exit status."""
+    if os.environ.get("RANK", "0") == "0":  # under torchrun, one process of many prints it
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+    return 2
+
+
+def run_command(command: Callable[[], object], debug: bool = False) -> int:
+    """Run a command's body; an error becomes one line on stderr. Returns the exit status.
+
+    debug: log at debug level and show the traceback of an unexpected error; so does LASR_DEBUG=1.
+    """
+    debug = debug or os.environ.get("LASR_DEBUG", "0") not in ("", "0")
+    _set_up_logging(debug)
+    try:
+        with _until_pipe_closes():
+            command()
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to resume", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exception(error)
+        print(f"error: {_describe(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return printable(str(error))
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return printable(f"{error.filename}: {error.strerror}")
+    return (
+        f"unexpected {type(error).__name__}: {one_line(error)}; run again with --debug for the"
+        " traceback, and report it"
+    )
+
+
+def _set_up_logging(debug: bool) -> None:
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+@contextlib.contextmanager
+def _until_pipe_closes() -> Iterator[None]:
+    """End quietly where the reader of a pipe is gone, such as `| head`."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Lines:
@@ -141,6 +228,8 @@ def progress(
 
     quiet: show nothing, where another process shows it. scaled: 12.3M instead of 12300000.
     """
+    from tqdm import tqdm
+
     stream = sys.stderr
     if stream.isatty():
         return tqdm(

@@ -1,16 +1,21 @@
 """Where networks run."""
 
-from typing import Literal
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from lasr.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 Device = Literal["auto", "cpu", "cuda"]
 
 
 def pick_device(wanted: Device) -> torch.device:
     """`auto`: a GPU where there is one. Raises UserError where `cuda` is asked for in vain."""
+    import torch
+
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "--device cuda: PyTorch sees no GPU here; check `nvidia-smi` and the installed torch"
@@ -21,4 +26,6 @@ def pick_device(wanted: Device) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     """The GPU's name, or CPU: what stands beside a score or a time."""
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

@@ -1,4 +1,4 @@
-"""Copy the photographs that scikit-learn and scikit-image carry into a folder, for `make demo`.
+"""Copy the sample photographs of scikit-learn and scikit-image into a folder, for `make demo`.
 
 python -m pipeline.demo data/demo/photographs
 """
@@ -20,17 +20,17 @@ PHOTOGRAPHS = {
 
 
 def copy_photographs(folder: Path) -> list[Path]:
-    """Put the seven photographs into `folder`. Raises UserError: a package is not installed."""
+    """Copy the seven photographs into `folder`. Raises UserError: a package is not installed."""
     folder.mkdir(parents=True, exist_ok=True)
     copies = []
-    for package, (place, names) in PHOTOGRAPHS.items():
-        spec = find_spec(package)  # finds the files without importing the package
+    for package, (subfolder, names) in PHOTOGRAPHS.items():
+        spec = find_spec(package)  # does not import the package
         if spec is None or spec.origin is None:
-            raise UserError(f"{package} is not installed; run `pip install '.[demo]'`")
+            raise UserError(f"{package} is not installed", "run `pip install 'la-sr[demo]'`")
         for name in names:
-            source = Path(spec.origin).parent / place / name
+            source = Path(spec.origin).parent / subfolder / name
             copies.append(folder / name)
-            # copy2 keeps the time of change, by which a rerun sees that nothing is new.
+            # copy2 preserves the modification time, by which a rerun sees that nothing changed.
             shutil.copy2(source, copies[-1])
     return copies
 

@@ -1,12 +1,13 @@
-"""Make a manifest of given pictures, to fine-tune a network on them (appendix E.1).
+"""Make a manifest of a few pictures, to fine-tune a network on them (appendix E.1).
 
-    python -m pipeline.finetune --lr-images old-photos/ --out data/mine.parquet
-    python -m trainer.run --manifest data/mine.parquet --sr-init FILE --freeze-encoders --lr 1e-7
+    lasr finetune-set --lr-images old-photos/ --out data/mine.parquet
+    lasr train --manifest data/mine.parquet --sr-init FILE --freeze-encoders --lr 1e-7
 
-LR patches come from all over the pictures that are to be enlarged, at random places: a network that
-learns from a picture has to do well on the whole of it, not on what is far away. So no depth is
-estimated. HR patches come from the good pictures of --hr-images, or else from the given ones where
-they are large enough; while the encoders are frozen, HR patches change nothing.
+LR patches come from all over the pictures that are to be upscaled, at random positions: a network
+that learns from a picture has to do well on the whole of it, not only on what is far away. So no
+depth is estimated. HR patches come from the good pictures of --hr-images, or by default from the
+pictures of --lr-images that are large enough. While the encoders are frozen, HR patches have no
+effect.
 """
 
 import sys
@@ -16,43 +17,42 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, progress, run_command
+from lasr.cli import Command, progress
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
 from lasr.files import atomic_path
-from lasr.weights.locate import PROFILES, Profile, untrained
+from lasr.weights.locate import PROFILES, Profile, locate, untrained
 from pipeline.build.workers import cut_out
-from pipeline.config import DICTIONARY
 from pipeline.ownership import check_file
 from pipeline.sidecars import write_sidecars
 from pipeline.stages import images
-from pipeline.stages.captions import Captioner, dictionary_sha256, read_dictionary
+from pipeline.stages.captions import DICTIONARY, Captioner, dictionary_sha256, read_dictionary
 from pipeline.stages.images import Found, Photograph, Unusable
 from pipeline.stages.rows import captioned, catalogue_row, patch_row, unusable_row
 from pipeline.stages.select import Patch, texture_map
-from pipeline.storage import Place
+from pipeline.storage import StoragePath
 from schemas.catalogue import IMAGES, images_path
 from schemas.manifest import PATCH_SIZE, PATCHES, Role, Row, file_metadata
 from schemas.parquet import rows_to
 
 
-class GivenConfig(BaseModel):
-    """What `pipeline.finetune` takes."""
+class FinetuneConfig(BaseModel):
+    """The parameters of `lasr finetune-set`."""
 
     lr_images: list[str] = Field(
         min_length=1,
-        description="pictures to be enlarged: folders, files, globs, .txt lists of paths",
+        description="pictures to be upscaled: folders, files, globs, .txt lists of paths",
     )
     hr_images: list[str] | None = Field(
-        None, min_length=1, description="good pictures, likewise (default: the given ones)"
+        None, min_length=1, description="good pictures, likewise (default: those of --lr-images)"
     )
     out: Path = Field(Path("data/mine.parquet"), description="the manifest to write: one file")
-    profile: Profile = Field("default", description="whose CLIP makes the captions")
+    profile: Profile = Field("default", description="the profile whose CLIP makes the captions")
     clip: str | None = Field(
         None, description="CLIP for captions: a name or a folder (default: the profile's)"
     )
     k: int = Field(64, ge=1, description="patches per role and picture")
-    seed: int = Field(0, ge=0, description="of the places")
+    seed: int = Field(0, ge=0, description="for the positions of patches")
     device: Device = Field("auto", description="where the CLIP runs")
 
     @property
@@ -61,20 +61,20 @@ class GivenConfig(BaseModel):
         return self.clip or PROFILES[self.profile]["clip"]
 
 
-def write_manifest(config: GivenConfig) -> dict[Role, int]:
-    """Write the manifest and its catalogue; returns how many patches of each role there are.
+def write_manifest(config: FinetuneConfig) -> dict[Role, int]:
+    """Write the manifest and its catalogue; returns the number of patches of each role.
 
-    A picture that cannot be used is recorded and stops no other. Raises UserError: no picture, no
-    place for a patch of one role, weights that are not here.
+    A picture that cannot be used is recorded in the catalogue and does not stop the others. Raises
+    UserError: no picture, no picture large enough for a role, missing weights.
     """
     if config.out.is_dir():
-        raise UserError(f"--out {config.out}: a folder of parts stands there; choose another name")
+        raise UserError(f"--out {config.out}: is a folder of parts", "choose another name")
     check_file(config.out)
     found = images.find([*config.lr_images, *(config.hr_images or [])])
     far = {picture.place for picture in images.find(config.lr_images)}
     near = {picture.place for picture in images.find(config.hr_images or config.lr_images)}
     words = read_dictionary(DICTIONARY)
-    captioner = Captioner(config.clip_name, words, pick_device(config.device))
+    captioner = Captioner(locate(config.clip_name, "clip"), words, pick_device(config.device))
     parameters: dict[str, Any] = config.model_dump(mode="json") | {
         "clip": config.clip_name,
         "caption_model": captioner.clip.identity,
@@ -82,12 +82,12 @@ def write_manifest(config: GivenConfig) -> dict[Role, int]:
     }
     metadata = file_metadata(parameters, dictionary_sha256(words))
     counts: dict[Role, int] = dict.fromkeys(PATCH_SIZE, 0)
-    catalogue: dict[str, Row] = {}  # by image_id, or by name where there is none
+    catalogue: dict[str, Row] = {}  # by image_id, or by name if there is none
     with atomic_path(config.out) as temporary, rows_to(temporary, PATCHES, metadata) as write:
         with progress(len(found), "pictures", "img") as bar:
             for picture in found:
                 roles: dict[Role, bool] = {"lr": picture.place in far, "hr": picture.place in near}
-                rows, entry = _patches(picture, [r for r in roles if roles[r]], captioner, config)
+                rows, entry = _rows(picture, [r for r in roles if roles[r]], captioner, config)
                 first = catalogue.setdefault(entry["image_id"] or picture.name, entry)
                 if first is entry:
                     write(rows)
@@ -97,32 +97,39 @@ def write_manifest(config: GivenConfig) -> dict[Role, int]:
                     why = Unusable("duplicate", f"same bytes as {first['path']}", entry["image_id"])
                     catalogue[picture.name] = unusable_row(picture, why)
                 bar.update()
-        for role, count in counts.items():
-            if not count:
-                reasons = sorted({entry["error"] for entry in catalogue.values()} - {None})
-                raise UserError(
-                    f"no picture is large enough for '{role}' patches of {PATCH_SIZE[role]} pixels;"
-                    f" give others with --{role}-images ({'; '.join(reasons) or 'all are smaller'})"
-                )
+        _check_counts(counts, catalogue)
     with (
         atomic_path(images_path(config.out)) as temporary,
         rows_to(temporary, IMAGES, metadata) as write,
     ):
         write(sorted(catalogue.values(), key=lambda entry: entry["path"]))
-    out = Place(str(config.out))
+    out = StoragePath(str(config.out))
     write_sidecars(out, metadata, work=out.parent)
     return counts
 
 
-def _patches(
-    found: Found, roles: list[Role], captioner: Captioner, config: GivenConfig
+def _check_counts(counts: dict[Role, int], catalogue: dict[str, Row]) -> None:
+    for role, count in counts.items():
+        if not count:
+            reasons = sorted({entry["error"] for entry in catalogue.values()} - {None})
+            raise UserError(
+                f"no picture is large enough for '{role}' patches of {PATCH_SIZE[role]} pixels"
+                f" ({', '.join(reasons) or 'all are smaller'})",
+                f"give others with --{role}-images",
+            )
+
+
+def _rows(
+    found: Found, roles: list[Role], captioner: Captioner, config: FinetuneConfig
 ) -> tuple[list[Row], Row]:
-    """Rows of the manifest, LR first, and the row of the catalogue."""
+    """The manifest rows of a picture, LR first, and its catalogue row."""
     try:
         photograph = images.load(found, min(PATCH_SIZE[role] for role in roles))
     except Unusable as reason:
         return [], unusable_row(found, reason)
-    patches = [patch for role in roles for patch in place(photograph, role, config.k, config.seed)]
+    patches = [
+        patch for role in roles for patch in random_patches(photograph, role, config.k, config.seed)
+    ]
     crops = [cut_out(photograph.pixels, patch) for patch in patches]
     rows = [
         captioned(
@@ -135,10 +142,10 @@ def _patches(
     return rows, catalogue_row(photograph, patches)
 
 
-def place(photograph: Photograph, role: Role, k: int, seed: int) -> list[Patch]:
-    """Up to k different places, uniformly; none where the picture is smaller than the patch.
+def random_patches(photograph: Photograph, role: Role, k: int, seed: int) -> list[Patch]:
+    """Up to k different patches at uniform positions; none if the picture is smaller than one.
 
-    Drawn from the seed and the picture alone. The distance is not known: NaN.
+    The positions depend on the seed and the picture alone. The distance is unknown: NaN.
     """
     size = PATCH_SIZE[role]
     height, width = photograph.pixels.shape[:2]
@@ -157,7 +164,7 @@ def place(photograph: Photograph, role: Role, k: int, seed: int) -> list[Patch]:
     ]
 
 
-def run(config: GivenConfig) -> None:
+def run(config: FinetuneConfig) -> None:
     """Write the manifest and print a summary."""
     if untrained(config.clip_name):
         print("UNTRAINED: tiny-clip; captions are noise, they show the path only", file=sys.stderr)
@@ -167,11 +174,7 @@ def run(config: GivenConfig) -> None:
     print(f"catalogue: {images_path(config.out)}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m pipeline.finetune`."""
-    config = parse(GivenConfig, argv, "python -m pipeline.finetune", __doc__ or "", weights=True)
-    return run_command(lambda: run(config))
-
+main = Command(FinetuneConfig, run, name="lasr finetune-set", about=__doc__, weights=True)
 
 if __name__ == "__main__":
     sys.exit(main())

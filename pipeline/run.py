@@ -10,43 +10,39 @@ Stopped or killed, the same command carries on where it was.
 import sys
 import time
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from lasr.weights.locate import untrained
 from pipeline.config import BuildConfig
 
 
 def run(config: BuildConfig) -> None:
     """Build through the Prefect flow and print a summary."""
-    from pipeline.build import plan as stages  # heavy imports after --help and flag errors
+    # Errors come before Prefect's server starts, which takes seconds.
     from pipeline.build.lock import check_free
+    from pipeline.build.plan import plan_build, prepare
 
     started = time.monotonic()
-    # Errors come before Prefect's server starts.
-    planned = stages.plan_build(config)
+    prepared = prepare(config)
     check_free(config.work)
     if untrained(config.clip_name):
         print("UNTRAINED: tiny-clip; captions are noise, they show the path only", file=sys.stderr)
     if config.dry_run:
-        print(planned.summary())
+        print(plan_build(prepared).summary())
         return
-    from pipeline.flows import flow as flows
+    from pipeline.flows import flow
 
-    summary = flows.build(config)
+    summary = flow.build(config, prepared)
     status = ", ".join(f"{count} {name}" for name, count in sorted(summary["status"].items()))
     print(f"photographs: {status}")
     if again := sum(summary["status"].get(name, 0) for name in ("failed", "unreadable")):
-        print(f"             the same command tries the {again} failed and unreadable ones again")
+        print(f"             run the same command to retry {again} failed or unreadable ones")
     print(f"patches:     {summary['patches']['lr']} lr, {summary['patches']['hr']} hr")
     print(f"manifest:    {summary['manifest']} ({summary['parts']} parts)")
     print(f"catalogue:   {summary['images']}")
     print(f"time:        {time.monotonic() - started:.0f} s")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m pipeline.run`."""
-    config = parse(BuildConfig, argv, "python -m pipeline.run", __doc__ or "", weights=True)
-    return run_command(lambda: run(config))
-
+main = Command(BuildConfig, run, name="lasr build", about=__doc__, weights=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,8 +2,8 @@
 
 `s3://bucket/name` and `gs://…` go through pyarrow, other schemes through fsspec and its packages;
 credentials, region and endpoint come from the usual variables (AWS_ACCESS_KEY_ID,
-AWS_ENDPOINT_URL, …). There a file appears whole when it is closed, so nothing half-written is ever
-seen; on this machine lasr.files gives the same promise.
+AWS_ENDPOINT_URL, …). In object storage a file appears when it is closed, so readers never see half
+a file; on local disks, atomic renames give the same guarantee.
 """
 
 import contextlib
@@ -22,16 +22,16 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from lasr.errors import UserError
+from lasr.errors import UserError, one_line
 from lasr.files import fsync_folder, remove
 
-_BLOCK = 1 << 22  # bytes sent at a time
-# Seconds. The library gives up after three attempts; a copy inside the storage is silent meanwhile.
-_CONNECT, _SILENCE = 5, 15
+_BLOCK = 1 << 22  # bytes per write of an upload
+# Seconds. The library makes three attempts. A copy inside the storage sends nothing until it ends.
+_CONNECT_TIMEOUT, _REQUEST_TIMEOUT = 5, 15
 
 
 class StorageError(UserError):
-    """A place that cannot be read or written; says which and why."""
+    """A file or folder that cannot be read or written."""
 
 
 @functools.lru_cache
@@ -44,7 +44,10 @@ def _file_system(scheme: str, bucket: str) -> pafs.FileSystem:
             return pafs.FileSystem.from_uri(address)[0]
         return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme)))
     except (pa.ArrowException, OSError, ValueError, ImportError) as error:
-        raise StorageError(f"{address}: cannot be opened ({reason(error)})") from error
+        raise StorageError(
+            f"{address}: cannot be opened ({reason(error)})",
+            "check the scheme, the credentials and the endpoint",
+        ) from error
 
 
 def _s3(bucket: str) -> pafs.S3FileSystem:
@@ -57,21 +60,21 @@ def _s3(bucket: str) -> pafs.S3FileSystem:
         scheme=scheme or "http",
         endpoint_override=host.rstrip("/") or None,
         region=region,
-        connect_timeout=_CONNECT,
-        request_timeout=_SILENCE,
+        connect_timeout=_CONNECT_TIMEOUT,
+        request_timeout=_REQUEST_TIMEOUT,
         allow_delayed_open=True,  # a small file is one request, not three
     )
 
 
 @dataclass(frozen=True, order=True)
-class Place:
-    """A file or folder: a local path, or an address such as `s3://bucket/folder/name`."""
+class StoragePath:
+    """A file or folder: a local path, or a URI such as `s3://bucket/folder/name`."""
 
     uri: str
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a path of this machine."""
+        """Whether this is a path of the local file system."""
         return "://" not in self.uri
 
     @property
@@ -81,23 +84,25 @@ class Place:
 
     @property
     def name(self) -> str:
-        """The last part of the address."""
+        """The last component."""
         return self.uri.rstrip("/").rsplit("/", 1)[-1]
 
     @property
-    def parent(self) -> "Place":
-        """The folder that holds it."""
-        return Place(str(self.path.parent) if self.is_local else self.uri.rsplit("/", 1)[0])
+    def parent(self) -> "StoragePath":
+        """The folder that contains it."""
+        return StoragePath(str(self.path.parent) if self.is_local else self.uri.rsplit("/", 1)[0])
 
-    def __truediv__(self, name: str) -> "Place":
-        return Place(str(self.path / name) if self.is_local else f"{self.uri.rstrip('/')}/{name}")
+    def __truediv__(self, name: str) -> "StoragePath":
+        return StoragePath(
+            str(self.path / name) if self.is_local else f"{self.uri.rstrip('/')}/{name}"
+        )
 
     def __str__(self) -> str:
         return self.uri
 
     @property
     def fs(self) -> pafs.FileSystem:
-        """pyarrow's file system that holds it."""
+        """The pyarrow file system that contains it."""
         if self.is_local:
             return _LOCAL
         scheme, rest = self.uri.split("://", 1)
@@ -105,18 +110,18 @@ class Place:
 
     @property
     def key(self) -> str:
-        """Its path within `fs`."""
+        """The path within `fs`."""
         return self.uri if self.is_local else self.uri.split("://", 1)[1]
 
     def exists(self) -> bool:
-        """Whether there is a file or folder. Raises StorageError."""
+        """Whether the file or folder exists. Raises StorageError."""
         if self.is_local:
             return self.path.exists()
         with reported(self, "read"):
             return bool(self.fs.get_file_info(self.key).type != pafs.FileType.NotFound)
 
     def names(self) -> list[str]:
-        """Names of the files and folders directly in it, sorted; none where it does not exist.
+        """Names of the files and folders directly inside, sorted; empty if it does not exist.
 
         Raises StorageError.
         """
@@ -127,18 +132,18 @@ class Place:
             return sorted(info.base_name for info in self.fs.get_file_info(selector))
 
     def read_bytes(self) -> bytes:
-        """Everything in the file. Raises OSError."""
+        """The content of the file. Raises OSError."""
         if self.is_local:
             return self.path.read_bytes()
-        # One request for all of it; `open_input_stream` would ask for 256 kB at a time.
+        # A single request; `open_input_stream` would request 256 kB at a time.
         with self.fs.open_input_file(self.key) as file:
             content: bytes = file.read()
         return content
 
     def write_bytes(self, content: bytes) -> None:
-        """Replace the file; a reader sees the old one or the new one.
+        """Replace the file atomically: readers see the old content or the new.
 
-        Not made durable (fsync): for what can be made again. Raises StorageError.
+        Calls no fsync: use it for content that can be computed again. Raises StorageError.
         """
         with reported(self, "written"):
             if not self.is_local:
@@ -146,7 +151,7 @@ class Place:
                     stream.write(content)
                 return
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Two threads may hold photographs of the same bytes, hence a name of its own.
+            # A unique name: two threads may write the same file (photographs of the same bytes).
             handle, temporary = tempfile.mkstemp(".tmp", ".", self.path.parent)
             try:
                 with open(handle, "wb") as file:
@@ -157,7 +162,7 @@ class Place:
                 raise
 
     def take(self, temporary: Path) -> None:
-        """Let a finished local file (see `scratch`) become this one, durably and in one step."""
+        """Move a finished local file (see `scratch`) here, atomically and durably (fsync)."""
         with reported(self, "written"):
             if self.is_local:
                 with open(temporary, "rb") as file:
@@ -169,7 +174,7 @@ class Place:
                 shutil.copyfileobj(source, stream, _BLOCK)
 
     def remove(self) -> None:
-        """Delete the file or folder; nothing happens where there is none. Raises StorageError."""
+        """Delete the file or folder if it exists. Raises StorageError."""
         with reported(self, "removed"):
             if self.is_local:
                 remove(self.path)
@@ -184,19 +189,20 @@ class Place:
 _LOCAL = pafs.LocalFileSystem()
 
 
-def read_table(place: Place, columns: list[str] | None = None) -> pa.Table:
-    """A whole Parquet file, or some of its columns. Raises OSError, ArrowInvalid."""
-    return pq.read_table(place.key, columns=columns, filesystem=place.fs, partitioning=None)
+def read_table(path: StoragePath, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet file, or some of its columns. Raises OSError, ArrowInvalid."""
+    return pq.read_table(path.key, columns=columns, filesystem=path.fs, partitioning=None)
 
 
 @contextlib.contextmanager
-def scratch(folder: Place, name: str) -> Iterator[Path]:
-    """A local path to write a file at that `Place.take` will move into `folder`; gone afterwards.
+def scratch(folder: StoragePath, name: str) -> Iterator[Path]:
+    """Yield a local path for a temporary file; `StoragePath.take` then moves it into `folder`.
 
-    In a local folder it stands beside its goal, on the same disk, and ends in `.tmp`: Parquet
-    readers take every `*.parquet` for a part, and a rerun after a kill finds and removes it. On a
-    shared disk two machines may be at one shard, when one of them was given up too early: each
-    writes to a name of its own. For object storage the file has no name that could stay behind.
+    The file is deleted on exit. For a local folder it is created inside that folder, on the same
+    disk. Its name ends in `.tmp`, because Parquet readers take every `*.parquet` for a part, and
+    because a rerun after a kill finds and removes it by that suffix. The name is unique: on a
+    shared disk two machines may work on one shard if one of them was given up too early.
+    For object storage the file has no name, so that nothing is left behind after a kill.
     """
     with reported(folder, "written"):
         if not folder.is_local:
@@ -212,21 +218,22 @@ def scratch(folder: Place, name: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def reported(place: Place, what: str) -> Iterator[None]:
-    """A full disk, a missing right or a lost connection as a StorageError: "cannot be `what`"."""
+def reported(path: StoragePath, what: str) -> Iterator[None]:
+    """Turn an OSError (disk full, permission, lost connection) into a StorageError.
+
+    what: "read", "written" or "removed", for the message "PATH: cannot be WHAT".
+    """
     try:
         yield
     except OSError as error:
-        advice = "mend it and run the same command again"
-        if not place.is_local:
-            advice = f"check the address, the credentials and the endpoint, {advice}"
-        where = error.filename or place
-        raise StorageError(
-            f"{where}: cannot be {what} ({reason(error)}); nothing finished is lost: {advice}"
-        ) from error
+        fix = "fix it and run the same command again; finished parts are kept"
+        if not path.is_local:
+            fix = f"check the address, the credentials and the endpoint; {fix}"
+        where = error.filename or path
+        raise StorageError(f"{where}: cannot be {what} ({reason(error)})", fix) from error
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, without the library's preamble and request numbers."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    """The message of an error without the library's preamble and request ids."""
+    text = getattr(error, "strerror", None) or one_line(error, 1000)
     return re.sub(r"^.*?AWS Error |\s*\(Request ID: .*\)", "", text)

@@ -12,7 +12,8 @@ os.environ |= {
 import pytest
 import torch
 
-from pipeline.build import plan as stages
+from pipeline.build.plan import plan_build, prepare
+from pipeline.build.publish import finish
 from pipeline.build.shard import build_shard
 from pipeline.config import BuildConfig
 from pipeline.demo import copy_photographs
@@ -39,7 +40,7 @@ def manifest(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def run_stages(config: BuildConfig) -> list[str]:
     """Build without Prefect; returns the names of the parts that had to be made."""
-    build = stages.plan_build(config)
+    build = plan_build(prepare(config))
     made = [build_shard(build.job, shard) for shard in build.plan.to_do]
-    stages.finish(build, made)
+    finish(build, made)
     return made

@@ -1,4 +1,8 @@
-"""A run's state on disk: written atomically, tensors and plain values only: it runs no code."""
+"""The state of a run on disk: checkpoints, and the config.json that says whose folder it is.
+
+Checkpoints are replaced atomically. They hold tensors and plain values, and loading one runs no
+code.
+"""
 
 import json
 import logging
@@ -7,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from lasr.errors import UserError
+from lasr.errors import UserError, one_line
 from lasr.files import atomic_path, write_bytes
-from trainer.config import FREE_TO_CHANGE, TrainConfig
+from trainer.config import MAY_CHANGE, TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -18,21 +23,29 @@ NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
 
 def save(folder: Path, step: int, **states: dict[str, Any]) -> None:
-    """Replace the checkpoint of a run by a new one when that is whole; the one before is kept too.
+    """Replace the checkpoint of a run; the last one stays as `checkpoint.previous.pt`.
 
-    step: how many steps are done. states: state dicts of networks and optimizers.
+    step: number of finished steps. states: state dicts of networks and optimizers. Raises
+    UserError: it cannot be written, for example because the disk is full. The last checkpoint then
+    stays as it is.
     """
     path = folder / NAME
-    with atomic_path(path) as temporary:
-        torch.save({"step": step, **states}, temporary)
-        if path.exists():
-            os.replace(path, folder / PREVIOUS)
+    try:
+        with atomic_path(path) as temporary:
+            torch.save({"step": step, **states}, temporary)
+            if path.exists():
+                os.replace(path, folder / PREVIOUS)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
+        raise UserError(
+            f"{path}: the checkpoint of step {step} cannot be written ({one_line(error)})",
+            "free some disk space and run the same command, which resumes from the last checkpoint",
+        ) from error
 
 
 def load(folder: Path) -> dict[str, Any] | None:
-    """The newest readable checkpoint of a run, on the CPU, or None where there is none yet.
+    """The newest readable checkpoint of a run, on the CPU, or None if there is none yet.
 
-    Raises UserError: there are some, and none can be read.
+    Raises UserError: there are checkpoints, and none can be read.
     """
     faults = []
     for path in (folder / NAME, folder / PREVIOUS):
@@ -45,99 +58,101 @@ def load(folder: Path) -> dict[str, Any] | None:
             faults.append(f"{path}: the checkpoint cannot be read ({type(error).__name__})")
             continue
         if faults:
-            log.warning("%s; carrying on from %s, after step %d", faults[0], path.name, step)
+            log.warning("%s; resuming from %s, after step %d", faults[0], path.name, step)
         return state
     if faults:
-        raise UserError(f"{'; '.join(faults)}; remove it to start over, or choose another --out")
+        raise UserError("; ".join(faults), "remove it to start over, or choose another --out")
     return None
 
 
-def check_folder(folder: Path, manifest: Path) -> dict[str, Any]:
-    """Refuse a folder that is no run's; returns the config.json of the run in it, {} for none.
+def load_trained_encoders(run: Path, encoders: nn.Module, clip_name: str) -> None:
+    """Give `encoders`, those of `clip_name`, the weights they have in another run (--encoders).
 
-    A run is known by its config.json. Writes nothing. Raises UserError.
+    Raises UserError: no checkpoint there, or one of another CLIP.
+    """
+    state = load(run)
+    if state is None:
+        raise UserError(f"--encoders {run}: no checkpoint there", "pass the folder of a run")
+    try:
+        encoders.load_state_dict(state["encoders"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"--encoders {run}: that run trained another CLIP than {clip_name}",
+            "pass the same --clip",
+        ) from error
+
+
+def check_folder(folder: Path, manifest: Path) -> dict[str, Any]:
+    """The config.json of the run in `folder`, {} if the folder is free. Writes nothing.
+
+    Raises UserError: the folder holds something else than a run, or cannot be a run's.
     """
     if folder.resolve() in (Path.cwd(), Path("/")):
-        raise UserError(f"--out '{folder}': names no run; give it a name, such as data/runs/mine")
+        raise UserError(f"--out '{folder}': not the name of a run", "pass one: data/runs/mine")
     if manifest.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise UserError(f"{folder}: lies inside the manifest {manifest}; choose another --out")
+        raise UserError(f"{folder}: is inside the manifest {manifest}", "choose another --out")
     path = folder / "config.json"
     if path.exists():
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
+            config = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); choose another --out") from error
-        if not isinstance(before, dict) or not {"manifest_identity", "weights"} <= before.keys():
             raise UserError(
-                f"{path}: is not the config.json of a run; nothing was changed: choose another"
-                " --out"
+                f"{path}: cannot be read ({one_line(error)})", "choose another --out"
+            ) from error
+        if not isinstance(config, dict) or not {"manifest_identity", "weights"} <= config.keys():
+            raise UserError(
+                f"{path}: is not the config.json of a run; nothing was changed",
+                "choose another --out",
             )
-        return before
+        return config
     if folder.exists():
-        others = (
-            [p.name for p in folder.iterdir() if p.name != ".config.json.tmp"]
-            if (folder.is_dir())
-            else [folder.name]
-        )
-        if others:
+        temporary = ".config.json.tmp"  # of a run that was killed at its very start
+        names = [p.name for p in folder.iterdir()] if folder.is_dir() else [folder.name]
+        if others := [name for name in names if name != temporary]:
             raise UserError(
-                f"{folder}: holds {min(others)} and no run; nothing was changed: choose another"
-                " --out"
+                f"{folder}: holds {min(others)} and no run; nothing was changed",
+                "choose another --out",
             )
     return {}
 
 
 def claim_folder(config: TrainConfig, manifest: str, weights: dict[str, str]) -> None:
-    """Make the run's folder and its config.json; refuse a folder that holds another run.
+    """Create the run's folder and its config.json.
 
-    manifest, weights: identities, so that config.json tells all that is needed to repeat the run.
-    Raises UserError naming the first setting that differs.
+    manifest, weights: identities, so that config.json is enough to repeat the run. Raises
+    UserError: the folder holds a run with other settings; it names the first that differs.
     """
-    path = config.folder / "config.json"
     settings = json.loads(config.model_dump_json()) | {
         "manifest_identity": manifest,
         "weights": weights,
     }
     if before := check_folder(config.folder, config.manifest):
-        # What a run of an older version did not know yet, it did as the default does now.
+        # A run of an older version did what is the default of a setting it did not have.
         defaults = {name: field.default for name, field in TrainConfig.model_fields.items()}
         for name, value in settings.items():
             was = before.get(name, defaults.get(name))
-            if name not in FREE_TO_CHANGE and was != value:
+            if name not in MAY_CHANGE and was != value:
                 raise UserError(
-                    f"{config.folder}: holds a run with {name} = {was}, now it is"
-                    f" {value}; choose another --out"
+                    f"{config.folder}: holds a run with {name} = {was}, now it is {value}",
+                    "choose another --out",
                 )
-    write_bytes(path, (json.dumps(settings, indent=2) + "\n").encode())
+    content = json.dumps(settings, indent=2) + "\n"
+    write_bytes(config.folder / "config.json", content.encode())
 
 
 def read_config(folder: Path) -> tuple[TrainConfig, dict[str, str]]:
     """The settings of a run, and the identities of the weights it started from (claim_folder).
 
-    Raises UserError: the folder holds no run, or one of another version of this program.
+    Raises UserError: no run in the folder, or one of an incompatible version.
     """
     path = folder / "config.json"
     try:
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_text(encoding="utf-8"))
         weights: dict[str, str] = settings["weights"]
         known = {k: v for k, v in settings.items() if k in TrainConfig.model_fields}
         return TrainConfig(**known), weights
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{folder}: no readable config.json of a run ({type(error).__name__}); give the folder"
-            " that trainer.run wrote, such as data/runs/NAME"
+            f"{folder}: no readable config.json of a run ({type(error).__name__})",
+            "pass the folder that `lasr train` wrote, such as data/runs/NAME",
         ) from error
-
-
-def trim_stats(path: Path, step: int) -> None:
-    """Drop the lines of stats.jsonl beyond `step`: they will be written again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            break  # a line cut short by a kill
-    write_bytes(path, "".join(line + "\n" for line in kept).encode())

@@ -1,4 +1,4 @@
-"""The parameters of a training run: one model behind the flags and the run's config.json."""
+"""The settings of a training run: one model for the command's flags and the run's config.json."""
 
 from pathlib import Path
 from typing import Literal
@@ -7,12 +7,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lasr.device import Device
 from lasr.weights.locate import PROFILES, Profile
-from trainer.data.dataset import Pairing
-from trainer.data.degradation import Degradation
 
-# A run may be carried on with other values of these: they change no number of it, or stand for
-# something that is compared by content (the manifest, the weights).
-FREE_TO_CHANGE = {
+Pairing = Literal["photograph", "random"]
+Degradation = Literal["none", "realesrgan"]
+Precision = Literal["float32", "bfloat16"]
+CompileMode = Literal["off", "default", "reduce-overhead", "max-autotune"]
+VGGDistance = Literal["l1", "l2"]
+
+# A resumed run may have other values of these. They do not change a result, or they name something
+# that is compared by content (the manifest, the weights).
+MAY_CHANGE = {
     "out", "steps", "log_every", "sample_every", "checkpoint_every", "weights_every", "workers",
     "dry_run",
     "manifest", "profile", "sr_init", "clip", "vgg",
@@ -25,7 +29,7 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     manifest: Path = Field(
-        description="folder of Parquet parts, or one Parquet file, as SQL writes"
+        description="folder of Parquet parts, or one Parquet file, as SQL writes it"
     )
     out: Path | None = Field(
         None, description="folder of the run (default: data/runs/ and the manifest's name)"
@@ -35,7 +39,7 @@ class TrainConfig(BaseModel):
     )
     sr_init: str | None = Field(
         None,
-        description="weights the SR network starts from: name or file (default: the profile's)",
+        description="initial weights of the SR network: name or file (default: the profile's)",
     )
     clip: str | None = Field(
         None, description="CLIP whose encoders are trained: name or folder (default: the profile's)"
@@ -47,40 +51,40 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(
         16,
         ge=2,
-        description="LR patches a step, and as many HR, of all processes together; equation (1)"
+        description="LR patches per step, and as many HR patches, over all processes; equation (1)"
         " needs 2 or more",
     )
-    lr: float = Field(5e-5, gt=0, description="learning rate of Adam, fixed")
-    weight_content: float = Field(0.5, ge=0, description="linguistic-content loss; 0 = without it")
-    weight_quality: float = Field(0.5, ge=0, description="linguistic-quality loss; 0 = without it")
-    weight_vgg: float = Field(0.1, ge=0, description="modified VGG loss; 0 = without it")
+    lr: float = Field(5e-5, gt=0, description="learning rate of Adam, constant")
+    weight_content: float = Field(0.5, ge=0, description="linguistic-content loss; 0 = off")
+    weight_quality: float = Field(0.5, ge=0, description="linguistic-quality loss; 0 = off")
+    weight_vgg: float = Field(0.1, ge=0, description="modified VGG loss; 0 = off")
     good: list[str] = Field(["good"], min_length=1, description="texts for high quality, Q+")
     bad: list[str] = Field(["bad"], min_length=1, description="texts for low quality, Q-")
     vgg_layers: list[str] | None = Field(
         None,
         min_length=1,
-        description="VGG19 layers compared, before (conv…) or after ReLU (default: conv5_4 as SRGAN"
-        " and ESRGAN; conv1_2 for tiny-vgg, whose untrained deep layers say nothing)",
+        description="VGG19 layers to compare, before (conv…) or after ReLU (default: conv5_4 as in"
+        " SRGAN and ESRGAN; conv1_2 for tiny-vgg, whose deep layers are untrained noise)",
     )
-    vgg_distance: Literal["l1", "l2"] = Field("l1", description="distance between VGG features")
+    vgg_distance: VGGDistance = Field("l1", description="distance between VGG features")
     freeze_encoders: bool = Field(
         False, description="train the SR network alone (appendix E.1, with --lr 1e-7)"
     )
     encoders: Path | None = Field(
         None,
-        description="folder of a run whose trained encoders to start from; E.1 fixes those"
+        description="folder of a run whose trained encoders to start from; E.1 freezes those"
         " (default: the CLIP's own)",
     )
     degrade: Degradation = Field(
-        "none", description="what LR patches go through: Real-ESRGAN's two-stage model (table 5)"
+        "none", description="degradation of LR patches: Real-ESRGAN's two-stage model (table 5)"
     )
     pairing: Pairing = Field(
-        "photograph", description="HR patches meet LR patches of their photograph, or random ones"
+        "photograph", description="pair HR patches with LR patches of their photograph, or any"
     )
-    precision: Literal["float32", "bfloat16"] = Field(
+    precision: Precision = Field(
         "float32", description="bfloat16: autocast for the networks, losses stay float32"
     )
-    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field(
+    compile: CompileMode = Field(
         "off",
         description="torch.compile of the networks, by its mode: minutes at the start, then faster"
         " steps; reduce-overhead adds CUDA graphs",
@@ -89,22 +93,22 @@ class TrainConfig(BaseModel):
         0,
         ge=0,
         lt=1,
-        description="moving average of the SR network's weights, such as 0.999, saved as"
+        description="decay of a moving average of the SR network's weights, such as 0.999, saved as"
         " model_ema; 0 = none",
     )
-    seed: int = Field(0, ge=0, description="of shuffling and augmentation")
+    seed: int = Field(0, ge=0, description="seed of shuffling and augmentation")
     log_every: int = Field(100, ge=1, description="steps between lines of stats.jsonl")
     sample_every: int = Field(5000, ge=1, description="steps between sample pictures")
     checkpoint_every: int = Field(5000, ge=1, description="steps between checkpoints")
     weights_every: int = Field(
         0,
         ge=0,
-        description="steps between weights kept as weights/stepNNNNNNN.safetensors, for a curve"
-        " over training (figure 8); 0 = none",
+        description="steps between snapshots weights/stepNNNNNNN.safetensors, for a curve over"
+        " training (figure 8); 0 = none",
     )
     workers: int = Field(4, ge=1, description="threads that read and decode patches")
     device: Device = Field("auto", description="where the networks run")
-    dry_run: bool = Field(False, description="say what would be done and what it needs, then stop")
+    dry_run: bool = Field(False, description="check everything, print what would be done, and stop")
 
     @property
     def folder(self) -> Path:
@@ -113,7 +117,7 @@ class TrainConfig(BaseModel):
 
     @property
     def sr_name(self) -> str:
-        """Name or path of the SR network's start."""
+        """Name or path of the SR network's initial weights."""
         return self.sr_init or PROFILES[self.profile]["sr"]
 
     @property

@@ -1,12 +1,12 @@
-"""Training on several devices under `torchrun`: who this process is, and what processes exchange.
+"""Training on several devices under `torchrun`: ranks, and what they exchange.
 
-Plain all-reduces instead of DistributedDataParallel: it regroups its buckets after the first
-backward pass of a process, so that a run carried on would add in another order than one that was
-never stopped. Here the order never changes. And the gradients of the encoders, 96 % of all bytes,
-travel while those of the SR network are still computed (see trainer/step.py).
+Gradients are averaged by plain all-reduces and not by DistributedDataParallel, which regroups its
+buckets after the first backward pass of a process: a resumed run would add in another order than an
+uninterrupted one. Here the order never changes. The gradients of the encoders, 96 % of all bytes,
+are reduced while those of the SR network are still computed (see trainer/step.py).
 
-Every process computes the loss of the global batch from gathered features, so the average over
-processes of the parameters' gradients is the gradient of that loss.
+Every rank computes the loss of the global batch from gathered features, so the mean over ranks of
+the parameters' gradients is the gradient of that loss.
 """
 
 import datetime
@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,72 +23,91 @@ from torch import Tensor
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
 
-MESSAGE = 64 * 2**20  # bytes of gradients that travel together
+T = TypeVar("T")
+
+BUCKET_BYTES = 64 * 2**20  # gradients that are reduced together
 
 
-class OwnError(UserError):
-    """An error that only this process has met: it has to be said here, or nobody says it."""
+class ReportedElsewhere(UserError):
+    """Ends a rank whose error another rank prints, so that the user reads it once."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, all of them started by `torchrun`, or a single one."""
+    """The processes of a run: those that `torchrun` started, or a single one."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def first(self) -> bool:
-        """Whether this process writes files and speaks."""
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
+    def exchange(self, value: T) -> list[T]:
+        """The values of all ranks, in the order of rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def on_all_ranks(self, action: Callable[[], T]) -> T:
+        """Run `action` on every rank and return this rank's result.
+
+        Raises UserError on all ranks where one rank raises it. Rank 0 reports it; the others raise
+        ReportedElsewhere.
+        """
+        results: list[T] = []
+        error: UserError | None = None
+        try:
+            results.append(action())
+        except UserError as caught:
+            error = caught
+        texts = self.exchange((error.problem, error.fix) if error else None)
+        for rank, text in enumerate(texts):
+            if text and not self.is_main:
+                raise ReportedElsewhere(*text)
+            if text:
+                raise error or UserError(f"rank {rank}: {text[0]}", text[1])
+        return results[0]
+
+    def on_rank_zero(self, action: Callable[[], object]) -> None:
+        """Run `action` on rank 0 while the others wait. Raises UserError as `on_all_ranks`."""
+        self.on_all_ranks(lambda: action() if self.is_main else None)
+
     def gather(self, features: Tensor) -> Tensor:
-        """Rows of all processes in the order of rank, (size * n, c). Differentiates."""
+        """The rows of all ranks, in the order of rank: (n, c) to (size * n, c). Differentiable."""
         if self.size == 1:
             return features
         gathered: Tensor = _Gather.apply(features, self)
         return gathered
 
     def average(self, numbers: Tensor) -> Tensor:
-        """The mean over processes of a detached tensor, the same everywhere."""
+        """The mean over ranks of a detached tensor, the same on every rank."""
         if self.size > 1:
             dist.all_reduce(numbers)
             numbers /= self.size
         return numbers
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> Callable[[], None]:
-        """Begin to average `.grad` over processes; calling the answer waits for the end of it."""
+        """Start to average `.grad` over ranks; call the result to wait until it is done."""
         if self.size == 1:
             return lambda: None
         gradients = [p.grad for p in parameters if p.grad is not None]
-        sent: list[tuple[list[Tensor], Tensor, Any]] = []
-        for together in _messages(gradients):
-            flat = torch.cat([gradient.flatten() for gradient in together])
-            sent.append((together, flat, dist.all_reduce(flat, async_op=True)))
+        started: list[tuple[list[Tensor], Tensor, Any]] = []
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            started.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
 
         def finish() -> None:
-            for together, flat, work in sent:
+            for bucket, flat, work in started:
                 work.wait()
-                pieces = (flat / self.size).split([gradient.numel() for gradient in together])
-                for gradient, piece in zip(together, pieces, strict=True):
+                pieces = (flat / self.size).split([gradient.numel() for gradient in bucket])
+                for gradient, piece in zip(bucket, pieces, strict=True):
                     gradient.copy_(piece.view_as(gradient))
 
         return finish
-
-    def by_first(self, action: Callable[[], None]) -> None:
-        """Do something in the first process; all wait, and all raise the UserError it raises."""
-        told: list[str | None] = [None]
-        if self.first:
-            try:
-                action()
-            except UserError as error:
-                if self.size == 1:
-                    raise
-                told = [str(error)]
-        if self.size > 1:
-            dist.broadcast_object_list(told)
-            if told[0] is not None:
-                raise UserError(told[0])
 
 
 class _Gather(torch.autograd.Function):
@@ -101,56 +120,69 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        # Nothing needs to travel: all processes hold the same loss, hence the same gradient. Times
-        # the number of processes, because the parameters' gradients are averaged.
+        # No communication: every rank has the same loss, hence the same gradient. Multiplied by the
+        # number of ranks, because the gradients of the parameters are averaged over ranks.
         return gradient.chunk(ctx.world.size)[ctx.world.rank] * ctx.world.size, None
 
 
-def _messages(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
-    together: list[Tensor] = []
+def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
     size = 0
     for gradient in gradients:
-        together.append(gradient)
+        bucket.append(gradient)
         size += gradient.nbytes
-        if size >= MESSAGE:
-            yield together
-            together, size = [], 0
-    if together:
-        yield together
+        if size >= BUCKET_BYTES:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
 
 
-def launched() -> World:
-    """This process's place as `torchrun` told it by environment variables."""
+def world_from_environment() -> World:
+    """This process's rank and the number of processes, from the variables that `torchrun` sets."""
     return World(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
 @contextmanager
-def joined(wanted: Device) -> Iterator[tuple[World, torch.device]]:
-    """Join the other processes (NCCL on GPUs, Gloo on CPUs); yields them and the device to use.
+def process_group(wanted: Device) -> Iterator[tuple[World, torch.device]]:
+    """Join the process group (NCCL on GPUs, Gloo on CPUs); yield the world and the device to use.
 
-    Raises UserError: fewer GPUs than processes, or another process has gone.
+    Raises UserError: no GPU for this process, or another process has ended.
     """
-    world, device = launched(), pick_device(wanted)
+    world = world_from_environment()
     if world.size == 1:
-        yield world, device
+        yield world, pick_device(wanted)
         return
-    if device.type == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        if local >= torch.cuda.device_count():
-            raise UserError(
-                f"process {local + 1} of this machine has no GPU of its own, there are"
-                f" {torch.cuda.device_count()}; lower --nproc-per-node or take --device cpu"
-            )
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
+    device = _device_of_rank(wanted)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    # Long enough for one process to write a checkpoint while the others wait.
+    # Long enough for rank 0 to write a checkpoint while the others wait.
     dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
     try:
         yield world, device
     except RuntimeError as error:
         if "onnection" in str(error) or isinstance(error, dist.DistBackendError):
-            raise UserError("another process of this run has ended; see what it said") from error
+            kind = UserError if world.is_main else ReportedElsewhere
+            raise kind("another process of this run has ended", "see its message") from error
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _device_of_rank(wanted: Device) -> torch.device:
+    local = int(os.environ.get("LOCAL_RANK", 0))  # rank on this machine
+    try:
+        device = pick_device(wanted)
+    except UserError as error:
+        if local:  # the first process of the machine raises the same
+            raise ReportedElsewhere(error.problem, error.fix) from error
+        raise
+    if device.type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local + 1} of this machine has no GPU, there are"
+                f" {torch.cuda.device_count()}",
+                "lower --nproc-per-node or pass --device cpu",
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    return device

@@ -25,7 +25,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from lasr.errors import UserError, require
 from lasr.files import atomic_path
 from lasr.weights.locate import TABLE, locate
@@ -72,7 +72,7 @@ def export(config: ExportConfig) -> list[Path]:
     if kind == ".param":
         _check_name(config.out)
     name, about = describe(config.weights, config.licence)
-    network = load_sr(name).eval()
+    network = load_sr(locate(name, "sr")).eval()
     if kind == ".onnx":
         _export_onnx(network, config, about)
     elif kind == ".param":
@@ -209,11 +209,7 @@ def run(config: ExportConfig) -> None:
         print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m trainer.export`."""
-    config = parse(ExportConfig, argv, "python -m trainer.export", __doc__ or "", weights=True)
-    return run_command(lambda: run(config))
-
+main = Command(ExportConfig, run, name="lasr export", about=__doc__, weights=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,263 +1,227 @@
-"""The whole training loop, to be read from top to bottom. One step of it stands in trainer/step.py.
+"""The training loop, to be read from top to bottom. One step of it is in trainer/step.py.
 
-The host launches a step and, while the device computes it, looks at the numbers of the step before:
-are they finite, was anybody asked to stop, are they to be logged. Before anything is written that
-another step builds on, it looks at all of them.
+The host launches a step and, while the device computes it, reads the numbers of the step before:
+are they finite, was the run asked to stop, are they due to be logged. Before anything is written
+that a later step builds on, it reads all of them.
 """
 
 import logging
-import math
 import signal
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import torch
-from torch import Tensor
 
 from lasr.cli import progress
-from lasr.errors import UserError
+from lasr.errors import UserError, one_line
 from trainer import checkpoint
 from trainer.config import TrainConfig
-from trainer.data.dataset import Batch, Patches
-from trainer.data.prefetch import Arriving, feed
-from trainer.distributed import OwnError, World, joined
-from trainer.models.encoders import Encoders, load_encoders
+from trainer.data.dataset import Patches
+from trainer.data.prefetch import AsyncNumbers, prefetch
+from trainer.distributed import World, process_group
+from trainer.models.encoders import load_encoders
 from trainer.models.load import load_sr
 from trainer.models.save import save_network, write_tensors
-from trainer.models.vgg import load_vgg_named
-from trainer.plan import check_compiler, find_weights, open_patches
-from trainer.run_log import Record
-from trainer.step import Step
+from trainer.models.vgg import load_vgg
+from trainer.plan import RunWeights, check_compiler, find_weights, open_patches
+from trainer.run_log import Monitor, PendingStep, RunLog
+from trainer.step import TrainStep
 
 log = logging.getLogger(__name__)
 
 SAMPLES = 4  # patches on a sample sheet
 
 
-@dataclass(frozen=True)
-class Launched:
-    """A step that the device was told to do: when, and how long was waited for what until then."""
-
-    step: int
-    time: float
-    waited: dict[str, float]
-    numbers: Arriving | None = None
-
-
 def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
-    """Train the SR network (and the encoders) as `config` says; carries on where a run stopped.
+    """Train the SR network (and the encoders) as `config` says, or resume the run in its folder.
 
-    Under torchrun every process calls this. Returns the paths of the final weights. Raises
-    UserError for what the user can mend, KeyboardInterrupt after a stop that was asked for.
+    Under torchrun every rank calls this. command: what the run's README says resumes it. Returns
+    the paths of the final weights, on rank 0. Raises UserError for what the user can fix, and
+    KeyboardInterrupt when the run was asked to stop.
     """
-    with joined(config.device) as (world, device):
-        patches = open_patches(config, world.size)
-        find_weights(config)  # all that is missing at once, before any is read
+    with process_group(config.device) as (world, device):
+        # --- Check: whatever is wrong is reported before a network is loaded ----------------------
+        patches = world.on_all_ranks(lambda: open_patches(config, world.size))
+        weights = world.on_all_ranks(lambda: find_weights(config))
         if config.compile != "off":
-            check_compiler(device, config.compile)
+            world.on_all_ranks(lambda: check_compiler(device, config.compile))
+
+        # --- Load the networks, then their state after the last checkpoint, if there is one -------
         torch.backends.cudnn.benchmark = True  # shapes never change
-        step = Step(
-            config,
-            load_sr(config.sr_name).to(device),
-            trained_encoders(config, load_encoders(config.clip_name, device)),
-            load_vgg_named(config.vgg_name, config.vgg_layers).to(device),
-            world,
+        train_step = world.on_all_ranks(lambda: load_step(config, weights, device, world))
+        world.on_rank_zero(
+            lambda: checkpoint.claim_folder(config, patches.manifest.identity, weights.identities)
         )
-        world.by_first(lambda: claim(config, patches))
-        done = take_up(config, step, world)
+        done = resume(config, train_step, world)
         log.info(
             "%d patches a step, %d on each of %d processes, %s on %s, after step %d",
             config.batch_size, config.batch_size // world.size, world.size, config.precision,
             device, done,
         )  # fmt: skip
-        record = Record(config.folder, done, command) if world.first else None
+
+        # --- Train --------------------------------------------------------------------------------
+        run_log = RunLog(config.folder, done, command) if world.is_main else None
         try:
-            run(config, step, patches, world, record, done)
+            train_steps(config, train_step, patches, world, run_log, done)
         finally:
-            if record:
-                record.close()
-        if not world.first:
+            if run_log:
+                run_log.close()
+
+        # --- Write the final weights --------------------------------------------------------------
+        if not world.is_main:
             return []
-        paths = save_network(step.sr_network, config.folder, "model")
-        if step.average is not None:
-            paths += save_network(step.average, config.folder, "model_ema")
+        paths = save_network(train_step.sr_network, config.folder, "model")
+        if train_step.average is not None:
+            paths += save_network(train_step.average, config.folder, "model_ema")
         return paths
 
 
-def trained_encoders(config: TrainConfig, encoders: Encoders) -> Encoders:
-    """The encoders as another run (`--encoders`) left them. Raises UserError: it left none."""
+def load_step(
+    config: TrainConfig, weights: RunWeights, device: torch.device, world: World
+) -> TrainStep:
+    """The training step with the run's initial weights, on `device`. Raises UserError."""
+    sr_network = load_sr(weights.sr).to(device)
+    encoders = load_encoders(weights.clip, device)
     if config.encoders is not None:
-        state = checkpoint.load(config.encoders)
+        checkpoint.load_trained_encoders(config.encoders, encoders, config.clip_name)
+    vgg = load_vgg(weights.vgg, config.vgg_layers).to(device)
+    return TrainStep(config, sr_network, encoders, vgg, world)
+
+
+def resume(config: TrainConfig, train_step: TrainStep, world: World) -> int:
+    """Load the run's checkpoint, if there is one; the number of finished steps.
+
+    Raises UserError: the checkpoint is not of this run, or is beyond `--steps`.
+    """
+
+    def load() -> int:
+        state = checkpoint.load(config.folder)
         if state is None:
-            raise UserError(f"--encoders {config.encoders}: no checkpoint; give a run's folder")
+            return 0
         try:
-            encoders.load_state_dict(state["encoders"])
-        except RuntimeError as error:
+            train_step.load_state(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"--encoders {config.encoders}: trained from another CLIP than {config.clip_name};"
-                " give the same --clip"
+                f"{config.folder}: the checkpoint is of another network ({one_line(error, 100)})",
+                "choose another --out",
             ) from error
-    return encoders
+        return int(state["step"])
 
+    done = world.on_all_ranks(load)
+    steps = world.exchange(done)
 
-def claim(config: TrainConfig, patches: Patches) -> None:
-    """Make the run's folder, or refuse one that holds another run."""
-    identities = {field: found.identity for field, found in find_weights(config).items()}
-    checkpoint.claim_folder(config, patches.manifest.identity, identities)
+    def check() -> None:
+        if len(set(steps)) > 1:
+            raise UserError(
+                f"{config.folder}: ranks read checkpoints of different steps {steps}",
+                "put the folder where all machines see the same files",
+            )
+        if done > config.steps:
+            raise UserError(
+                f"{config.folder}: holds a run of {done} steps, more than --steps {config.steps}",
+                "pass more steps or another --out",
+            )
 
-
-def take_up(config: TrainConfig, step: Step, world: World) -> int:
-    """Load the run's checkpoint where there is one; how many steps are done."""
-    state = checkpoint.load(config.folder)
-    done = int(state["step"]) if state else 0
-    if state:
-        step.load_state(state)
-    if world.average(torch.tensor(float(done), device=step.device)).item() != done:
-        raise UserError(f"{config.folder}: processes see different checkpoints; share the folder")
-    if done > config.steps:
-        raise UserError(
-            f"{config.folder}: holds a run of {done} steps, --steps {config.steps} would go back;"
-            " take more steps or another --out"
-        )
+    world.on_all_ranks(check)
     return done
 
 
-def run(
+def train_steps(
     config: TrainConfig,
-    step: Step,
+    train_step: TrainStep,
     patches: Patches,
     world: World,
-    record: Record | None,
+    run_log: RunLog | None,
     done: int,
 ) -> None:
-    """The steps after `done`. Raises UserError: a number is not finite, a patch is unreadable."""
-    fixed = patches.batch(0, max(SAMPLES, 2)).lr[:SAMPLES].to(step.device)  # at every interval
-    pending: deque[Launched] = deque()  # not looked at yet
-    waited = {"data": 0.0, "device": 0.0}  # seconds
-    before = Launched(done, time.perf_counter(), dict(waited))  # the last step that was logged
+    """Run the steps after `done`.
 
-    def look(at: Launched) -> bool:
-        """Look at a step's numbers; whether a process was asked to stop by then."""
-        nonlocal before
-        asked = time.perf_counter()
-        assert at.numbers is not None
-        values = dict(zip(step.names, at.numbers.read(), strict=True))
-        waited["device"] += time.perf_counter() - asked
-        if not all(map(math.isfinite, values.values())):
-            raise _not_finite(config, at.step, values, patches, record)
-        stop = values.pop("stop") > 0
-        if at.step % config.log_every == 0 or at.step == config.steps:
-            elapsed = at.time - before.time
-            for what, seconds in at.waited.items():
-                values[f"waiting_for_{what}"] = (seconds - before.waited[what]) / elapsed
-            values["seconds_per_step"] = elapsed / (at.step - before.step)
-            if record:
-                record.scalars(at.step, values)
-            bar.set_postfix(total=f"{values['total']:.4f}")
-            before = at
-        return stop
-
-    if record and done == 0:
-        record.samples(0, step.sr_network, fixed)
-    batches = feed(
+    Raises UserError (a number is not finite, a patch is unreadable, the device is out of memory) or
+    KeyboardInterrupt.
+    """
+    first_batch = world.on_all_ranks(lambda: patches.batch(0, max(SAMPLES, 2)))
+    samples = first_batch.lr[:SAMPLES].to(train_step.device)  # the same on every sheet
+    if run_log and done == 0:
+        run_log.samples(0, train_step.sr_network, samples)
+    batches = prefetch(
         patches.batches(
             done, config.steps, config.batch_size, config.workers, world.rank, world.size
         ),
-        step.texts_of,
-        step.device,
+        train_step.texts_of,
+        train_step.device,
     )
+    pending: deque[PendingStep] = deque()
     with (
-        progress(config.steps, "steps", "step", done, not world.first) as bar,
-        asked_to_stop() as stop,
+        progress(config.steps, "steps", "step", done, not world.is_main) as bar,
+        graceful_shutdown() as shutdown,
     ):
-        for number in range(done + 1, config.steps + 1):
-            asked = time.perf_counter()
-            batch, tokens = _next(batches, world)
-            waited["data"] += time.perf_counter() - asked
-
-            # Some SR networks drop paths at random; so nothing of it has to be in a checkpoint.
-            torch.manual_seed(((config.seed << 32) + number * world.size + world.rank) % 2**63)
-            numbers = Arriving(step(batch, tokens, stop.asked))
-            pending.append(Launched(number, time.perf_counter(), dict(waited), numbers))
+        monitor = Monitor(config, train_step, patches, world, run_log, bar, done)
+        for step in range(done + 1, config.steps + 1):
+            # --- Launch this step; the host does not wait for the device --------------------------
+            with monitor.waiting("data"):
+                batch, tokens = next(batches)
+            # Networks that drop paths at random draw from this seed: checkpoints need no RNG state.
+            torch.manual_seed(((config.seed << 32) + step * world.size + world.rank) % 2**63)
+            numbers = AsyncNumbers(train_step(batch, tokens, shutdown.requested))
+            pending.append(PendingStep(step, time.perf_counter(), dict(monitor.waited), numbers))
             bar.update()
 
-            sampling = number % config.sample_every == 0 or number == config.steps
-            saving = number % config.checkpoint_every == 0 or number == config.steps
-            keeping = config.weights_every > 0 and number % config.weights_every == 0
-            stopping = len(pending) > 1 and look(pending.popleft())
-            while pending and (sampling or saving or keeping or stopping):
-                stopping |= look(pending.popleft())
-            if record and sampling:
-                record.samples(number, step.sr_network, fixed)
-            if record and keeping:
-                save_weights(step, config.folder / "weights" / f"step{number:07}.safetensors")
-            if record and (saving or stopping):
-                record.flush()
-                checkpoint.save(config.folder, number, **step.state())
-            if stopping and number < config.steps:
+            # --- Read the step before, or all steps before something is written -------------------
+            last = step == config.steps
+            sample = last or step % config.sample_every == 0
+            save = last or step % config.checkpoint_every == 0
+            snapshot = config.weights_every > 0 and step % config.weights_every == 0
+            stop = False
+            while len(pending) > 1 or (pending and (sample or save or snapshot or stop)):
+                stop |= monitor.read(pending.popleft())
+
+            # --- Write, on rank 0 -----------------------------------------------------------------
+            if run_log and sample:
+                run_log.samples(step, train_step.sr_network, samples)
+            if run_log and snapshot:
+                save_snapshot(train_step, config.folder / "weights" / f"step{step:07}.safetensors")
+            if run_log and (save or stop):
+                run_log.flush()
+                checkpoint.save(config.folder, step, **train_step.state())
+            if stop and not last:
                 raise KeyboardInterrupt
 
 
-def save_weights(step: Step, path: Path) -> None:
-    """The SR network as it is now, its moving average where there is one."""
-    network = step.sr_network if step.average is None else step.average
+def save_snapshot(train_step: TrainStep, path: Path) -> None:
+    """Write the weights of the SR network now, or their moving average if there is one."""
+    network = train_step.sr_network if train_step.average is None else train_step.average
     write_tensors(path, {name: tensor.float() for name, tensor in network.state_dict().items()})
 
 
-def _next(batches: Iterator[tuple[Batch, Tensor]], world: World) -> tuple[Batch, Tensor]:
-    try:
-        return next(batches)
-    except UserError as error:  # a patch that only this process reads
-        raise (OwnError(str(error)) if world.size > 1 else error) from error
+class GracefulShutdown:
+    """Whether the run was asked to stop."""
 
-
-def _not_finite(
-    config: TrainConfig,
-    number: int,
-    values: dict[str, float],
-    patches: Patches,
-    record: Record | None,
-) -> UserError:
-    """Name a step's broken numbers and its patches, here and in nonfinite.json."""
-    broken = [name for name, value in values.items() if not math.isfinite(value)]
-    batch = patches.batch(number - 1, config.batch_size)  # of all processes
-    rows = {"lr": batch.lr_rows, "hr": batch.hr_rows}
-    if record:
-        record.broken(number, values, patches.manifest.files, rows)
-    return UserError(
-        f"step {number}: {', '.join(broken)} not finite (manifest rows lr {rows['lr']}, hr"
-        f" {rows['hr']}; their ids are in {config.folder / 'nonfinite.json'}); no weight was"
-        " changed by it and the last checkpoint is kept: lower --lr or leave these patches out,"
-        " with another --out"
-    )
-
-
-class Stop:
-    """Whether somebody asked the run to stop."""
-
-    asked = False
+    requested = False
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[Stop]:
-    """Ctrl-C and SIGTERM let the step under way finish, so that a checkpoint can be written."""
-    stop = Stop()
+def graceful_shutdown() -> Iterator[GracefulShutdown]:
+    """Note the first Ctrl-C or SIGTERM, so that the step finishes and a checkpoint is written.
 
-    def note(number: int, frame: object) -> None:
-        if stop.asked:  # asked twice: at once
+    The second one raises KeyboardInterrupt at once.
+    """
+    shutdown = GracefulShutdown()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if shutdown.requested:
             raise KeyboardInterrupt
-        stop.asked = True
+        shutdown.requested = True
 
     try:
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's
+    except ValueError:  # not the main thread, which alone may handle signals
         before = {}
     try:
-        yield stop
+        yield shutdown
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

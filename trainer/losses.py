@@ -1,9 +1,9 @@
 """The losses of LA-SR: equations (1) to (5) of the paper, sections 3.3 to 3.5.
 
-Every function is a pure function of feature tensors (rows = samples, columns = channels), so rows
-gathered from several processes give the loss of the global batch. Each returns a scalar tensor and
-differentiates. Cosines and logarithms are computed in float32 whatever the autocast; float64
-features stay float64. (A float32 product still follows the caller's TF32 setting on a GPU.)
+All are pure functions of feature tensors (rows = samples, columns = channels), so rows gathered
+from several processes give the loss of the global batch. Each returns a differentiable scalar.
+Cosines and logarithms are computed in float32 under any autocast; float64 features stay float64. (A
+float32 product still follows the caller's TF32 setting on a GPU.)
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """`x` in float32, or as it is when it is float64 already."""
+    """`x` in float32, or unchanged if it is float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
     """Cosine similarity of every row of `a` (n, c) with every row of `b` (m, c): (n, m)."""
-    # Eight bits of mantissa cannot tell apart cosines that differ by 0.004, and without a
-    # temperature all of equation (1) happens in such differences.
+    # bfloat16, with 8 bits of mantissa, cannot tell apart cosines that differ by 0.004. Without a
+    # temperature, equation (1) consists of such differences.
     with torch.autocast(a.device.type, enabled=False):
         a, b = F.normalize(full_precision(a), dim=1), F.normalize(full_precision(b), dim=1)
         return a @ b.T
@@ -32,11 +32,11 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
 def cont(a: Tensor, b: Tensor) -> Tensor:
     """Cont(A, B) of equation (1): row i of `a` against row i of `b`, contrasted with the others.
 
-    There is no temperature, and the positive pair is left out of the denominator: unlike InfoNCE
-    the value may be negative.
+    There is no temperature, and the denominator excludes the positive pair; so unlike InfoNCE the
+    value may be negative.
 
     Args:
-        a, b: features (n, c), n at least 2; any scale, for only directions count.
+        a, b: features (n, c), n at least 2, of any norm: only directions count.
 
     Raises:
         ValueError: the shapes differ, or there is a single row.
@@ -48,8 +48,8 @@ def cont(a: Tensor, b: Tensor) -> Tensor:
         )
     if len(a) < 2:
         raise ValueError(
-            "contrastive loss: a batch of 1 has nothing to contrast with, the sum in equation (1) "
-            "is empty; use a batch size of 2 or more"
+            "contrastive loss: a batch of 1 has no negatives, the sum in equation (1) is empty; "
+            "use a batch size of 2 or more"
         )
     cos = cosines(a, b)
     positive = torch.eye(len(a), dtype=torch.bool, device=a.device)
@@ -72,7 +72,7 @@ def content_sr(f_sr: Tensor, c_lr: Tensor) -> Tensor:
 
     Args:
         f_sr: image features of the super-resolved patches, (n, c), n at least 2.
-        c_lr: text features of the LR patches' captions, (n, c). A constant here: no gradient
+        c_lr: text features of the LR patches' captions, (n, c). Treated as a constant: no gradient
             reaches the text encoder.
     """
     return cont(f_sr, c_lr.detach())
@@ -81,7 +81,7 @@ def content_sr(f_sr: Tensor, c_lr: Tensor) -> Tensor:
 def quality_encoders(f_lr: Tensor, f_hr: Tensor, q_minus: Tensor, q_plus: Tensor) -> Tensor:
     """Equation (3), quality loss of the encoders: Cont(F_LR || F_HR, Q- x N || Q+ x N).
 
-    Literal: for N > 1 the copies of a row's own quality text count among the negatives.
+    As printed: for N > 1 the copies of a row's own quality text are among the negatives.
 
     Args:
         f_lr, f_hr: image features of the LR and HR patches, (n, c) each.
@@ -98,7 +98,7 @@ def quality_sr(f_sr: Tensor, q_minus: Tensor, q_plus: Tensor) -> Tensor:
     Args:
         f_sr: image features of the super-resolved patches, (n, c), n at least 1.
         q_minus, q_plus: text features of the quality words, (m, c) each, see `direction`.
-            Constants here: no gradient reaches the text encoder.
+            Treated as constants: no gradient reaches the text encoder.
     """
     # log(e^x / e^y) = x - y
     texts = torch.cat((direction(q_minus.detach()), direction(q_plus.detach())))
@@ -110,8 +110,8 @@ def direction(q: Tensor) -> Tensor:
     """The mean of the unit vectors along the rows of `q` (m, c): (1, c).
 
     The paper has one word per quality. Several are averaged as CLIP averages the prompts of a
-    class (Radford et al. 2021, 3.1.4), so each counts alike whatever its feature's norm; of a
-    single word only the norm is lost, which no cosine sees.
+    class (Radford et al. 2021, 3.1.4), so that each has the same weight whatever its norm. For a
+    single word this changes the norm only, which cosines ignore.
     """
     return F.normalize(full_precision(q), dim=1).mean(dim=0, keepdim=True)
 

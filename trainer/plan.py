@@ -1,6 +1,7 @@
-"""What is checked before the first step, and what a dry run says."""
+"""What is checked before the first step, and the text of a dry run."""
 
 import shutil
+from dataclasses import dataclass
 
 import torch
 
@@ -9,46 +10,68 @@ from lasr.errors import UserError
 from lasr.weights.locate import Located, locate_all
 from schemas.manifest import SCALE, open_manifest
 from trainer.checkpoint import check_folder
-from trainer.config import TrainConfig
+from trainer.config import CompileMode, TrainConfig
 from trainer.data.dataset import COLUMNS, Patches
 
 
-def find_weights(config: TrainConfig) -> dict[str, Located]:
-    """The run's weights by field of its config. Raises WeightsError that names all missing."""
-    sr, clip, vgg = locate_all(
-        (config.sr_name, "sr"), (config.clip_name, "clip"), (config.vgg_name, "vgg")
+@dataclass(frozen=True)
+class RunWeights:
+    """The weights that a run starts from."""
+
+    sr: Located
+    clip: Located
+    vgg: Located
+
+    @property
+    def identities(self) -> dict[str, str]:
+        """The identity of each, by its field of the config, as config.json records them."""
+        return {
+            "sr_init": self.sr.identity,
+            "clip": self.clip.identity,
+            "vgg": self.vgg.identity,
+        }
+
+
+def find_weights(config: TrainConfig) -> RunWeights:
+    """Locate the run's weights. Raises WeightsError that names all that are missing."""
+    return RunWeights(
+        *locate_all((config.sr_name, "sr"), (config.clip_name, "clip"), (config.vgg_name, "vgg"))
     )
-    return {"sr_init": sr, "clip": clip, "vgg": vgg}
 
 
 def open_patches(config: TrainConfig, processes: int = 1) -> Patches:
-    """The manifest, checked for what training needs. Raises ManifestError or UserError."""
+    """Open the manifest and check that it can be trained on. Raises ManifestError or UserError."""
     if config.batch_size % processes:
         raise UserError(
-            f"--batch-size {config.batch_size}: is the batch of all processes together, and"
-            f" {processes} cannot share it evenly; take a multiple of {processes}"
+            f"--batch-size {config.batch_size}: this is the batch of all processes together, and"
+            f" {processes} processes cannot share it evenly",
+            f"pass a multiple of {processes}",
         )
     check_folder(config.folder, config.manifest)
     manifest = open_manifest(config.manifest, COLUMNS)
     patches = Patches(manifest, config.seed, config.degrade, config.pairing)
     if len(patches) < config.batch_size:
+        most = len(patches) // processes * processes
+        fix = "build the manifest from more photographs, or with a larger --k"
         raise UserError(
             f"{config.manifest}: {len(patches)} lr patches are fewer than a batch of"
-            f" {config.batch_size}; take --batch-size {max(len(patches), 2)} or more photographs"
+            f" {config.batch_size}",
+            f"pass --batch-size {most}, or {fix}" if most >= 2 else fix,
         )
     return patches
 
 
-def check_compiler(device: torch.device, mode: str) -> None:
-    """Compile one line. Raises UserError where torch.compile cannot work on this machine."""
+def check_compiler(device: torch.device, mode: CompileMode) -> None:
+    """Compile one line. Raises UserError if torch.compile does not work on this machine."""
     try:
         torch.compile(torch.sin, mode=mode)(torch.zeros(8, device=device))
-    except Exception as error:  # a missing compiler shows as any of a dozen classes
+    except Exception as error:  # a missing compiler raises any of a dozen classes
         needs = "Triton (it comes with PyTorch for CUDA)" if device.type == "cuda" else "g++"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"--compile {mode}: torch.compile does not work here ({reason}); install {needs}"
-            f" and a C compiler ({shutil.which('cc') or 'none found'}), or leave --compile out"
+            f"--compile {mode}: torch.compile does not work here ({reason})",
+            f"install {needs} and a C compiler ({shutil.which('cc') or 'none found'}), or omit"
+            " --compile",
         ) from error
 
 
@@ -64,7 +87,7 @@ def describe(config: TrainConfig, processes: int = 1) -> str:
             f" x{SCALE} on {pick_device(config.device)}, {config.precision}",
             f"batch:    {config.batch_size} LR and as many HR patches,"
             f" {config.batch_size // processes} on each of {processes} processes",
-            f"weights:  {', '.join(found.identity for found in find_weights(config).values())}",
+            f"weights:  {', '.join(find_weights(config).identities.values())}",
             f"folder:   {config.folder}",
         ]
     )

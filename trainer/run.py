@@ -5,72 +5,68 @@
     python -m trainer.run --manifest data/patches.parquet --profile offline --steps 100 --dry-run
     torchrun --nproc-per-node 4 -m trainer.run --manifest data/patches.parquet
 
-Stopped or killed, the same command carries on from the last checkpoint, also with another number of
-processes: --batch-size is that of all together, and the loss does not depend on how many they are.
+If it is stopped or killed, the same command resumes it from the last checkpoint, also with another
+number of processes: --batch-size counts the patches of all processes together, and the loss does
+not depend on their number.
 """
 
-import contextlib
 import logging
 import os
-import shlex
 import sys
 import time
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
+from lasr.errors import UserError
 from lasr.weights.locate import untrained
 from trainer.config import TrainConfig
 
-SPEAKS = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun, one talks
+RANK = int(os.environ.get("RANK", "0"))  # set by torchrun; rank 0 alone prints
 
 
-def run(config: TrainConfig, command: str) -> None:
-    """Train and print a summary."""
-    from trainer import loop  # heavy imports after --help and flag errors
-    from trainer import plan as check
-    from trainer.distributed import launched
+def run(config: TrainConfig) -> None:
+    """Train, and print a summary on rank 0."""
+    from trainer import loop, plan  # heavy imports after --help and flag errors
+    from trainer.distributed import world_from_environment
 
+    if RANK:
+        run_on_other_rank(config)
+        return
     started = time.monotonic()
     if names := untrained(config.sr_name, config.clip_name, config.vgg_name):
-        print(f"UNTRAINED: {', '.join(names)}; shows the path, not the quality", file=sys.stderr)
+        print(
+            f"UNTRAINED: {', '.join(names)}; this shows that it runs, not what it can do",
+            file=sys.stderr,
+        )
     if config.dry_run:
-        print(check.describe(config, launched().size))
+        print(plan.describe(config, world_from_environment().size))
         return
-    weights = loop.train(config, command)
+    weights = loop.train(config, main.line)
     print(f"weights: {', '.join(map(str, weights))} (.pth: Real-ESRGAN's layout)")
     print(f"samples: {config.folder / 'samples'}")
     print(f"stats:   {config.folder / 'stats.jsonl'} (tensorboard --logdir {config.folder})")
     print(f"time:    {time.monotonic() - started:.0f} s")
-    print(f"next:    python -m trainer.upscale --weights {weights[0]} PICTURE --out data/upscaled")
+    print(f"next:    lasr upscale --weights {weights[0]} PICTURE --out data/upscaled")
 
 
-def run_silently(config: TrainConfig) -> None:
-    """The part of a process that does not speak. Raises OwnError, which nobody else can tell."""
-    from lasr.errors import UserError
+def run_on_other_rank(config: TrainConfig) -> None:
+    """Run on a non-zero rank: train, and report only errors that rank 0 does not report."""
+    if config.dry_run:
+        return
     from trainer import loop
-    from trainer.distributed import OwnError
+    from trainer.distributed import ReportedElsewhere
 
     logging.disable(logging.WARNING)
     try:
-        if not config.dry_run:
-            loop.train(config)
-    except OwnError:
-        raise
-    except (UserError, KeyboardInterrupt) as error:  # the first process says the same
-        raise SystemExit(1 if isinstance(error, UserError) else 130) from None
+        loop.train(config)
+    except ReportedElsewhere:
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:  # rank 0 says so
+        raise SystemExit(130) from None
+    except UserError as error:
+        raise UserError(f"rank {RANK}: {error.problem}", error.fix) from error
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m trainer.run`."""
-    said = sys.argv[1:] if argv is None else argv
-    with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as silence:
-        if not SPEAKS:
-            silence.enter_context(contextlib.redirect_stdout(nowhere))
-            silence.enter_context(contextlib.redirect_stderr(nowhere))
-        config = parse(TrainConfig, said, "python -m trainer.run", __doc__ or "", weights=True)
-    if not SPEAKS:
-        return run_command(lambda: run_silently(config))
-    return run_command(lambda: run(config, shlex.join(["python", "-m", "trainer.run", *said])))
-
+main = Command(TrainConfig, run, name="lasr train", about=__doc__, weights=True)
 
 if __name__ == "__main__":
     sys.exit(main())

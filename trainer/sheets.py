@@ -1,4 +1,4 @@
-"""Pictures to look at: LR | bicubic | SR."""
+"""Sheets that compare pictures: LR | bicubic | SR."""
 
 from pathlib import Path
 
@@ -15,40 +15,40 @@ _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 
 
 def to_uint8(picture: Tensor) -> np.ndarray:
-    """(3, h, w) in [0, 1], clamped, to h x w x 3 uint8."""
+    """A picture (3, h, w), clamped to [0, 1], as h x w x 3 uint8."""
     rounded = picture.detach().float().clamp(0, 1).mul(255).round().byte()
     array: np.ndarray = rounded.permute(1, 2, 0).cpu().numpy()
     return array
 
 
 def bicubic(pictures: Tensor, scale: int) -> Tensor:
-    """Antialiased bicubic enlargement of (n, 3, h, w), as Pillow and MATLAB do it."""
+    """Bicubic enlargement of (n, 3, h, w) in [0, 1], antialiased as in Pillow and MATLAB."""
     size = [side * scale for side in pictures.shape[-2:]]
     enlarged = F.interpolate(pictures.float(), size=size, mode="bicubic", antialias=True)
     return enlarged.clamp(0, 1)
 
 
-def compare(path: Path, lr: Tensor, sr: Tensor) -> None:
-    """Write a sheet with one row a picture: LR (pixels as squares) | bicubic | SR.
+def write_comparison(path: Path, lr: Tensor, sr: Tensor) -> None:
+    """Write a sheet with one row per picture: LR (pixels as squares) | bicubic | SR.
 
-    lr: (n, 3, h, w) and sr: (n, 3, s h, s w), both in [0, 1]. Written atomically.
+    lr: (n, 3, h, w) and sr: (n, 3, s h, s w), both in [0, 1]. Atomic.
     """
     scale = sr.shape[-1] // lr.shape[-1]
     columns = {
-        f"LR {lr.shape[-1]}x{lr.shape[-2]}": squares(lr, scale),
+        f"LR {lr.shape[-1]}x{lr.shape[-2]}": nearest(lr, scale),
         "bicubic": bicubic(lr, scale),
         f"SR {sr.shape[-1]}x{sr.shape[-2]}": sr,
     }
     write_sheet(path, columns)
 
 
-def squares(pictures: Tensor, side: int) -> Tensor:
-    """(n, 3, h, w) to (n, 3, side h, side w), every pixel a square."""
-    return pictures.repeat_interleave(side, -1).repeat_interleave(side, -2)
+def nearest(pictures: Tensor, scale: int) -> Tensor:
+    """Nearest-neighbour enlargement: (n, 3, h, w) to (n, 3, scale h, scale w)."""
+    return pictures.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
 
 
 def write_sheet(path: Path, columns: dict[str, Tensor]) -> None:
-    """Write titled columns of pictures side by side, each (n, 3, h, w) in [0, 1]. Atomic."""
+    """Write columns of pictures side by side, by title, each (n, 3, h, w) in [0, 1]. Atomic."""
     rows, _, height, width = next(iter(columns.values())).shape
     sheet = Image.new(
         "RGB",
@@ -70,6 +70,6 @@ def write_sheet(path: Path, columns: dict[str, Tensor]) -> None:
 def colour_shift(sr: Tensor, lr: Tensor) -> Tensor:
     """Mean absolute difference between the mean colours of SR and LR, a scalar in [0, 1].
 
-    Colour shift is what the method suffers from without its VGG term (section 4.3, figure 6c).
+    Without the VGG term the method shifts colours (section 4.3, figure 6c).
     """
     return (sr.float().mean((-2, -1)) - lr.mean((-2, -1))).abs().mean()

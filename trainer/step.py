@@ -1,16 +1,16 @@
-"""One training step: equations (1) to (5), their gradients, the update. The host never waits here.
+"""One training step: equations (1) to (5), their gradients, and the update.
 
-What is computed once, and what is not computed at all:
+The host never waits for the device here. What is computed once, and what is not computed at all:
 
 - One call of the text encoder takes the LR captions, the HR captions and the quality words. The SR
-  terms use the same features, as constants.
-- The SR terms go through a second view of the image encoder, over the same weights, that takes no
-  gradient: only gradients of the pictures are computed, and no activation is kept for others. The
-  graphs of the encoders' and of the SR network's loss have nothing in common, so neither can move
-  the other's network.
-- LR, HR and SR pictures go through the image encoder in three calls. HR and SR could share one, but
-  each of the two backward passes would then cross both halves: docs/training.md has the count.
-- Numbers for the log stay on the device. `trainer.later` brings them over while the next step runs.
+  terms use the same features as constants.
+- The SR terms use a second view of the image encoder, over the same weights, that takes no
+  gradient. Only gradients of the pictures are computed, and no activation is stored for others. The
+  graphs of the encoders' and of the SR network's loss share nothing, so neither loss can move the
+  other's network.
+- LR, HR and SR pictures take three calls of the image encoder. HR and SR could share one, but each
+  of the two backward passes would then cross both halves (docs/training.md has the count).
+- Numbers for the log stay on the device; trainer/loop.py reads them while the next step runs.
 """
 
 import copy
@@ -33,11 +33,11 @@ from trainer.sheets import colour_shift
 Region = Callable[[str], AbstractContextManager[object]]
 
 
-class Step:
-    """A training step as a callable, with the optimizer and the average of the weights.
+class TrainStep:
+    """A training step as a callable, with the optimizer and the moving average of the weights.
 
-    Networks stand on their device, with the weights that training starts from. region: opened
-    around each part of the step by name, for profilers and benchmarks.
+    The networks are given on their device, with their initial weights. region: a context manager
+    that is entered around each part of the step with its name, for profilers and benchmarks.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Step:
         region: Region = record_function,
     ):
         self.config, self.world, self.region = config, world or World(), region
-        # Convolutions run in this layout on tensor cores; others would convert, layer by layer.
+        # The layout of tensor cores: in another one every convolution converts its input.
         self.sr_network = sr_network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.vgg = vgg.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.encoders = encoders.requires_grad_(False)
@@ -64,30 +64,33 @@ class Step:
             [p for p in network.parameters() if p.requires_grad]
             for network in (sr_network, encoders)
         )
-        # One kernel for all tensors, which also takes a flag on the device to do nothing.
+        # Fused: one kernel for all tensors, which also skips the update if a device flag says so.
         self.optimizer = torch.optim.Adam(
             [*self.sr_parameters, *self.encoder_parameters], lr=config.lr, fused=True
         )
-        # Not AveragedModel: it counts on the host, and makes the host wait for a copy at each step.
+        # Not AveragedModel: it counts on the host, which waits for a copy at each step.
         self.average = copy.deepcopy(sr_network).requires_grad_(False) if config.ema else None
         self.move_average = get_ema_multi_avg_fn(config.ema)
         self.device = next(sr_network.parameters()).device
-        half = config.precision == "bfloat16"
         self.autocast = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=half, cache_enabled=False
+            self.device.type,
+            torch.bfloat16,
+            enabled=config.precision == "bfloat16",
+            cache_enabled=False,
         )
         self.words = encoders.tokens([*config.bad, *config.good])
-        self.names: list[str] = []  # of the numbers that a step returns
+        self.names: list[str] = []  # of the numbers that the last step returned
         if config.compile != "off":
             for module in (self.sr_network, vgg, *encoders.towers(), self.frozen_images.visual):
                 module.compile(mode=config.compile, dynamic=False)
 
     def __call__(self, batch: Batch, tokens: Tensor, stop: bool = False) -> Tensor:
-        """Train on a batch (this process's share of it) and return numbers for the log.
+        """Train on this rank's slice of a batch and return numbers for the log.
 
-        tokens: of the batch's texts (see `texts_of`). stop: whether this process was asked to stop.
-        Returns a float32 vector on the device, the same in all processes; `names` says what is in
-        it. Where one of its numbers is not finite, no weight has changed.
+        tokens: those of `texts_of(batch)`. stop: whether this process was asked to stop; the mean
+        over ranks is among the numbers, so all ranks stop after the same step. Returns a float32
+        vector on the device, the same on all ranks, with an entry for each of `names`. If one of
+        them is not finite, no weight has changed.
         """
         lr, hr, tokens = (
             x.to(self.device, non_blocking=True) for x in (batch.lr, batch.hr, tokens)
@@ -111,9 +114,11 @@ class Step:
         return result
 
     def terms(self, lr: Tensor, hr: Tensor, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """I_SR, and the terms of the loss, each a scalar: of the global batch, but for VGG's.
+        """The pictures I_SR and the terms of the loss, by name, each a float32 scalar.
 
-        float32 under any autocast. Frozen encoders have no terms of their own: nothing to train.
+        lr, hr: this rank's pictures (n, 3, h, w) in [0, 1]. tokens: of their texts, see `texts_of`.
+        The contrastive terms are of the global batch, the VGG term of this rank's slice. Frozen
+        encoders have no terms of their own.
         """
         region, encoders, n = self.region, self.encoders, len(lr)
         frozen = not self.encoder_parameters
@@ -136,23 +141,25 @@ class Step:
             q_minus, q_plus = texts[-len(self.words) :].split(
                 [len(self.config.bad), len(self.config.good)]
             )
-            found, precise = {}, losses.full_precision
+            terms, precise = {}, losses.full_precision
             if frozen:
                 c_lr = self.world.gather(precise(captions))
             else:
-                # One message for all that the encoders' terms need, and one for the SR network's.
-                together = self.world.gather(precise(torch.cat([f_lr, f_hr, captions], dim=1)))
-                f_lr, f_hr, c_lr, c_hr = together.chunk(4, dim=1)
-                found["content_encoders"] = losses.content_encoders(f_lr, f_hr, c_lr, c_hr)  # (1)
-                found["quality_encoders"] = losses.quality_encoders(f_lr, f_hr, q_minus, q_plus)
+                # One collective for all features that the encoders' terms need.
+                features = self.world.gather(precise(torch.cat([f_lr, f_hr, captions], dim=1)))
+                f_lr, f_hr, c_lr, c_hr = features.chunk(4, dim=1)
+                # The encoders: equations (1), section 3.3, and (3), section 3.4.
+                terms["content_encoders"] = losses.content_encoders(f_lr, f_hr, c_lr, c_hr)
+                terms["quality_encoders"] = losses.quality_encoders(f_lr, f_hr, q_minus, q_plus)
+            # The SR network: equations (2), section 3.3, and (4), section 3.4.
             f_sr = self.world.gather(precise(f_sr))
-            found["content_sr"] = losses.content_sr(f_sr, c_lr)  # (2)
-            found["quality_sr"] = losses.quality_sr(f_sr, q_minus, q_plus)  # (4)
-            found["vgg"] = vgg
-        return sr, found
+            terms["content_sr"] = losses.content_sr(f_sr, c_lr)
+            terms["quality_sr"] = losses.quality_sr(f_sr, q_minus, q_plus)
+            terms["vgg"] = vgg
+        return sr, terms
 
     def backward(self, terms: dict[str, Tensor]) -> Tensor:
-        """Gradients of equation (5), averaged over processes; returns the total, detached."""
+        """Compute the gradients of equation (5), averaged over ranks; returns the total detached."""
         weights = self.weights
         zero = torch.zeros((), device=self.device)
         encoder_loss = weights.total(
@@ -172,8 +179,8 @@ class Step:
         return (encoder_loss + sr_loss).detach()
 
     def update(self, numbers: Tensor) -> None:
-        """Adam's step, unless one of `numbers` is not finite. Nobody waits to find out."""
-        # What torch.amp.GradScaler tells a fused optimizer: with 1 it leaves everything as it was.
+        """Adam's update, skipped on the device if one of `numbers` is not finite."""
+        # The flag that torch.amp.GradScaler passes to a fused optimizer: 1 skips the update.
         self.optimizer.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         if self.average is not None:
@@ -183,7 +190,7 @@ class Step:
                 mean.copy_(now)
 
     def texts_of(self, batch: Batch) -> Tensor:
-        """Tokens of all texts that a step on `batch` encodes: captions, then quality words."""
+        """Tokens of all texts of a step on `batch`: LR captions, HR captions, Q- and Q+ words."""
         frozen = not self.encoder_parameters
         captions = batch.lr_captions if frozen else [*batch.lr_captions, *batch.hr_captions]
         return torch.cat([self.encoders.tokens(captions), self.words])
@@ -198,7 +205,7 @@ class Step:
         return state | ({"ema": self.average.state_dict()} if self.average is not None else {})
 
     def load_state(self, state: dict[str, dict[str, object]]) -> None:
-        """Take up where `state` was taken."""
+        """Continue from `state`. Raises KeyError or RuntimeError: it is of other networks."""
         self.sr_network.load_state_dict(state["sr"])
         self.encoders.load_state_dict(state["encoders"])
         self.optimizer.load_state_dict(state["optimizer"])

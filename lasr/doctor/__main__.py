@@ -9,20 +9,22 @@ server, a kernel on the GPU, a file in the data folder. Nothing is changed, fetc
 status 1 where something that the chosen programs need is wrong (✗).
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
-from lasr.cli import run_command
+from pydantic import BaseModel, Field
+
+from lasr.cli import Command
 from lasr.doctor import environment as installed
 from lasr.doctor import machine as room
 from lasr.doctor import server
 from lasr.doctor.finding import Finding, wrong
 from lasr.errors import UserError
-from lasr.weights.locate import PROFILES, Kind
+from lasr.weights.locate import Kind, Profile
 
 MARKS = {"ok": "✓", "warning": "!", "wrong": "✗"}
 # What of a profile each program loads.
@@ -34,7 +36,19 @@ KINDS: dict[str, tuple[Kind, ...]] = {
 EXTRAS = {"pipeline": ["pipeline"], "trainer": ["trainer"], "both": ["pipeline", "trainer"]}
 
 
-def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
+class DoctorConfig(BaseModel):
+    """What `lasr.doctor` takes."""
+
+    profile: Profile = Field("default", description="the models that will run")
+    program: Literal["pipeline", "trainer", "both"] = Field(
+        "both", description="what will run here"
+    )
+    data: Path = Field(Path("data"), description="the folder that will be written to")
+    photographs: int = Field(1000, ge=1, description="how many photographs will be built")
+    json_: bool = Field(False, description="print the results as JSON")
+
+
+def examine(arguments: DoctorConfig) -> Iterator[Finding]:
     """All findings, one after the other."""
     kinds, profile, data = KINDS[arguments.program], arguments.profile, arguments.data
     pipeline = "depth" in kinds
@@ -70,14 +84,14 @@ def show(finding: Finding) -> None:
         print(f"    → {' '.join(finding.fix.split())}", flush=True)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: DoctorConfig) -> None:
     """Examine, print, and raise UserError where something needed is wrong."""
     findings = []
     for finding in examine(arguments):
         findings.append(finding)
-        if not arguments.json:
+        if not arguments.json_:
             show(finding)
-    if arguments.json:
+    if arguments.json_:
         print(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
     faults = [finding for finding in findings if finding.level == "wrong"]
     if faults:
@@ -87,19 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m lasr.doctor`."""
-    parser = argparse.ArgumentParser(prog="python -m lasr.doctor", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add = parser.add_argument
-    add("--profile", choices=list(PROFILES), default="default", help="the models that will run")
-    add("--program", choices=list(KINDS), default="both", help="what will run here (default: both)")
-    add("--data", type=Path, default=Path("data"), help="the folder that will be written to")
-    add("--photographs", type=int, default=1000, help="how many will be built (default: 1000)")
-    add("--json", action="store_true", help="print the findings as JSON")
-    arguments = parser.parse_args(argv)
-    return run_command(lambda: run(arguments))
-
+main = Command(DoctorConfig, run, name="lasr doctor", about=__doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,11 +1,13 @@
 """The command `python -m lasr.weights`: list, fetch, verify, export."""
 
-import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from lasr.cli import add_weights_dir, run_command
+from pydantic import BaseModel, Field
+
+from lasr.cli import Command, Group
+from lasr.flags import NoFlags
 from lasr.weights.locate import WeightsError, found, weights_folder, with_needs
 from lasr.weights.registry import PROFILES, TABLE, Kind, Weights
 
@@ -69,56 +71,78 @@ def _state(weights: Weights) -> str:
     return "here" if files[0][1].is_relative_to(weights_folder()) else "in wheel"
 
 
-def _fetch(names: list[str]) -> None:
-    from lasr.weights.fetch import fetch  # brings the hub's client with it
+class FetchConfig(BaseModel):
+    """What `fetch` takes."""
 
-    fetch(chosen(names) or [])
+    names: list[str] = Field(min_length=1, description="weights or profiles")
 
 
-def _verify(names: list[str]) -> None:
+class VerifyConfig(BaseModel):
+    """What `verify` takes."""
+
+    names: list[str] = Field([], description="weights or profiles (default: all that are here)")
+
+
+class ExportConfig(BaseModel):
+    """What `export` takes."""
+
+    folder: Path = Field(description="the folder to fill")
+    names: list[str] = Field([], description="weights or profiles (default: all that are here)")
+
+
+def _fetch(config: FetchConfig) -> None:
+    from lasr.weights.fetch import fetch  # imports the hub's client
+
+    fetch(chosen(config.names) or [])
+
+
+def _verify(config: VerifyConfig) -> None:
     from lasr.weights.bundle import verify
 
-    verify(chosen(names))
+    verify(chosen(config.names))
 
 
-def _export(folder: Path, names: list[str]) -> None:
+def _export(config: ExportConfig) -> None:
     from lasr.weights.bundle import export
 
-    export(folder, chosen(names))
+    export(config.folder, chosen(config.names))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lasr.weights",
-        description=ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    named: Callable[..., argparse.ArgumentParser] = commands.add_parser
-    adders = {
-        "list": "what there is, what is here, sizes and licences",
-        "fetch": "download weights, or all that a profile needs; carries on where it was cut",
-        "verify": "compare files with published and recorded digests",
-        "export": "copy weights into one folder, to carry to a machine without a network",
-    }
-    parsers = {name: named(name, help=text, description=text) for name, text in adders.items()}
-    parsers["export"].add_argument("folder", type=Path, metavar="DIR", help="the folder to fill")
-    parsers["fetch"].add_argument("names", nargs="+", metavar="NAME", help="weights or profiles")
-    for name in ("verify", "export"):
-        about = "weights or profiles (default: all that are here)"
-        parsers[name].add_argument("names", nargs="*", metavar="NAME", help=about)
-    for each in parsers.values():
-        add_weights_dir(each)
-    given = parser.parse_args(argv)
-    commands_of: dict[str, Callable[[], None]] = {
-        "list": show_list,
-        "fetch": lambda: _fetch(given.names),
-        "verify": lambda: _verify(given.names),
-        "export": lambda: _export(given.folder, given.names),
-    }
-    return run_command(commands_of[given.command])
+_COMMANDS: list[Command[Any]] = [
+    Command(
+        NoFlags,
+        lambda _: show_list(),
+        name="lasr weights list",
+        about="Show what there is, what is here, sizes and licences.",
+        weights=True,
+    ),
+    Command(
+        FetchConfig,
+        _fetch,
+        name="lasr weights fetch",
+        about="Download weights, or all that a profile needs; resumes an interrupted download.",
+        positional="names",
+        weights=True,
+    ),
+    Command(
+        VerifyConfig,
+        _verify,
+        name="lasr weights verify",
+        about="Compare files with published and recorded digests.",
+        positional="names",
+        weights=True,
+    ),
+    Command(
+        ExportConfig,
+        _export,
+        name="lasr weights export",
+        about="Copy weights into one folder, for a machine without a network.",
+        positional="folder names",
+        weights=True,
+    ),
+]
 
+main = Group("lasr weights", about=ABOUT, sections={"Commands": _COMMANDS})
 
 if __name__ == "__main__":
     sys.exit(main())

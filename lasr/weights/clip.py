@@ -51,8 +51,8 @@ class Clip:
     identity: str
 
 
-def load_clip(name_or_path: str, device: torch.device) -> Clip:
-    """Load a CLIP by name (see lasr.weights.locate), or from what its publisher made.
+def load_clip(weights: Located | str, device: torch.device) -> Clip:
+    """Load a CLIP: located weights, a name of the registry, or a path to its publisher's files.
 
     - A folder in open_clip's format: open_clip_config.json, and open_clip_model.safetensors or a
       .bin of plain tensors.
@@ -63,7 +63,7 @@ def load_clip(name_or_path: str, device: torch.device) -> Clip:
     for GELU), and must say QuickGELU where OpenAI's weights are asked for by name; an archive's own
     code says it. A lone weights file says nothing, and is refused. Raises WeightsError.
     """
-    located = locate(name_or_path, "clip")
+    located = locate(weights, "clip") if isinstance(weights, str) else weights
     if located.path is None:
         model, preprocess = _tiny()
     elif is_torchscript(located.path):

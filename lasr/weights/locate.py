@@ -36,6 +36,7 @@ class Located:
     name: str
     path: Path | None
     identity: str  # for the manifest's columns and for fingerprints: name@hash, or name@built-in
+    family: str = ""  # of the registry; "" if given by path
 
 
 def untrained(*names: str) -> list[str]:
@@ -95,7 +96,7 @@ def _own(name: str) -> Located:
 
 def _located(weights: Weights) -> Located:
     if weights.built_in:
-        return Located(weights.name, None, f"{weights.name}@built-in")
+        return Located(weights.name, None, f"{weights.name}@built-in", weights.family)
     if not weights.commercial:
         _warn_of_terms(weights.name)
     files = found(weights)
@@ -108,7 +109,7 @@ def _located(weights: Weights) -> Located:
     # By content: a branch of a hub repository moves, and a file may have been replaced.
     identity = f"{weights.name}@{combined(sorted(path for _, path in files))}"
     path = weights_folder() / weights.name if weights.repository else files[0][1]
-    return Located(weights.name, path, identity)
+    return Located(weights.name, path, identity, weights.family)
 
 
 @functools.cache  # once a process

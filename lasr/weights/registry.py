@@ -25,6 +25,7 @@ class Weights:
 
     name: str
     kind: Kind
+    family: str  # the architecture; for depth, the module pipeline.stages.<family> that loads it
     about: str
     licence: str
     megabytes: int = 0
@@ -53,6 +54,7 @@ def _depth_anything(size: str, megabytes: int, *digests: str, revision: str = "m
     return Weights(
         f"depth-anything-v2-{size.lower()}",
         "depth",
+        "depth_anything",
         f"Depth Anything V2 {size}",
         "Apache-2.0" if size == "Small" else "CC-BY-NC-4.0",
         megabytes,
@@ -70,13 +72,19 @@ def _openai_clip(
     files = (File("open_clip_config.json"), File("open_clip_model.safetensors", sha256))
     about = f"OpenAI {name.upper().replace('VIT', 'ViT')}, QuickGELU"
     return Weights(
-        f"clip-{name}", "clip", about, "MIT", megabytes, files,
+        f"clip-{name}", "clip", "open_clip", about, "MIT", megabytes, files,
         repository=repository, revision=revision,
     )  # fmt: skip
 
 
 _TABLE = (
-    Weights("colour-attenuation", "depth", "a formula: Zhu et al. 2015", "none needed"),
+    Weights(
+        "colour-attenuation",
+        "depth",
+        "colour_attenuation",
+        "a formula: Zhu et al. 2015",
+        "none needed",
+    ),
     _depth_anything(
         "Small",
         99,
@@ -90,6 +98,7 @@ _TABLE = (
     Weights(
         "depthfm-v1",
         "depth",
+        "depthfm",
         "DepthFM, the paper's",
         "MIT",
         3464,
@@ -100,6 +109,7 @@ _TABLE = (
     Weights(
         "sd15-vae",
         "depth",
+        "vae",
         "VAE of SD 1.5, for DepthFM",
         "CreativeML OpenRAIL-M",
         335,
@@ -113,7 +123,7 @@ _TABLE = (
         repository="stable-diffusion-v1-5/stable-diffusion-v1-5",
         revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
     ),
-    Weights("tiny-clip", "clip", "small, seeded, UNTRAINED", "none needed"),
+    Weights("tiny-clip", "clip", "open_clip", "small, seeded, UNTRAINED", "none needed"),
     _openai_clip(
         "vit-l-14",
         "timm/vit_large_patch14_clip_224.openai",
@@ -132,6 +142,7 @@ _TABLE = (
     Weights(
         "clip-vit-l-14-archive",
         "clip",
+        "openai_clip",
         "the same, OpenAI's TorchScript",
         "MIT",
         933,
@@ -139,20 +150,22 @@ _TABLE = (
         url="https://openaipublic.azureedge.net/clip/models/"
         "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt",
     ),
-    Weights("tiny-vgg", "vgg", "small VGG19, seeded, UNTRAINED", "none needed"),
+    Weights("tiny-vgg", "vgg", "vgg19", "small VGG19, seeded, UNTRAINED", "none needed"),
     Weights(
         "vgg19",
         "vgg",
+        "vgg19",
         "VGG19 on ImageNet (torchvision)",
         "BSD-3-Clause",
         575,
         (File("vgg19-dcbb9e9d.pth", "dcbb9e9d"),),
         url="https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
     ),
-    Weights("tiny-rrdb", "sr", "interpolates, UNTRAINED", "none needed"),
+    Weights("tiny-rrdb", "sr", "rrdb", "interpolates, UNTRAINED", "none needed"),
     Weights(
         "rrdb-psnr-x4",
         "sr",
+        "rrdb",
         "RRDB for PSNR: the start",
         "Apache-2.0",
         67,
@@ -162,6 +175,7 @@ _TABLE = (
     Weights(
         "esrgan-x4",
         "sr",
+        "rrdb",
         "ESRGAN",
         "Apache-2.0",
         67,
@@ -172,6 +186,7 @@ _TABLE = (
     Weights(
         "realesrgan-x4plus",
         "sr",
+        "rrdb",
         "Real-ESRGAN x4plus",
         "BSD-3-Clause",
         67,

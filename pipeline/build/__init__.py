@@ -1,1 +1,1 @@
-"""A build: what is done, what is left, shards at work, parts that become the manifest."""
+"""A build: plan, shards at work, finished parts, publication."""

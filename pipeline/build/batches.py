@@ -1,4 +1,4 @@
-"""Streams of photographs through the networks, in batches, in order, a bounded number at a time."""
+"""Streams of photographs through the networks: in batches, in order, a bounded number at a time."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -8,25 +8,24 @@ from typing import TypeVar
 
 import numpy as np
 
-from pipeline.build.workers import Cut, Decoded, Measured, failed
-from pipeline.stages.models import Models
+from pipeline.build.models import Models
+from pipeline.build.workers import Cropped, Decoded, Estimated, failed
 from pipeline.stages.rows import captioned
 from schemas.manifest import Row
 
-WAITING = 4  # times a batch: photographs of rare sizes may hold up so many others
+MAX_WAITING = 4  # batches of photographs that a photograph of a rare size may hold up
 
-Tick = Callable[[int], object]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(
+def bounded_map(
     executor: ThreadPoolExecutor,
     function: Callable[[Item], Result],
     stream: Iterable[Item],
     limit: int,
 ) -> Iterator[Result]:
-    """`map` in threads, in order, at most `limit` items ahead of who asks for them."""
+    """`map` in threads, in order, at most `limit` items ahead of the consumer."""
     waiting: deque[Future[Result]] = deque()
     for item in stream:
         waiting.append(executor.submit(function, item))
@@ -37,106 +36,106 @@ def ahead(
 
 
 @dataclass
-class _Slot:
-    """A photograph's place in the queue before the depth estimator."""
+class _Pending:
+    """An item of the queue before the depth estimator; `item` is replaced by its result."""
 
-    item: Decoded | Measured | Cut
+    item: Decoded | Estimated | Cropped
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """Of the prepared photograph; None once it is measured."""
+        """The shape of the prepared photograph; None if it needs no estimate."""
         return self.item.prepared.shape if isinstance(self.item, Decoded) else None
 
 
-def measured(
-    stream: Iterable[Decoded | Measured | Cut], models: Models
-) -> Iterator[Measured | Cut]:
-    """Distance maps: photographs of one prepared shape share a call of the network."""
-    queue: deque[_Slot] = deque()
+def estimate(
+    stream: Iterable[Decoded | Estimated | Cropped], models: Models
+) -> Iterator[Estimated | Cropped]:
+    """Estimate distance maps: photographs of one prepared shape share a call of the network."""
+    queue: deque[_Pending] = deque()
 
-    def leave(most: int) -> Iterator[Measured | Cut]:
-        """The head of the queue as far as it is measured, and as far as over `most` wait."""
+    def release(limit: int) -> Iterator[Estimated | Cropped]:
+        """Yield finished items from the head; force the head while over `limit` items wait."""
         while queue:
-            if (shape := queue[0].shape) and len(queue) > most:
-                _measure([slot for slot in queue if slot.shape == shape], models)
+            if (shape := queue[0].shape) and len(queue) > limit:
+                _estimate_batch([one for one in queue if one.shape == shape], models)
             if isinstance(queue[0].item, Decoded):
                 return
             yield queue.popleft().item  # type: ignore[misc]
 
     for item in stream:
-        queue.append(_Slot(item))
+        queue.append(_Pending(item))
         if shape := queue[-1].shape:
-            alike = [slot for slot in queue if slot.shape == shape]
+            alike = [one for one in queue if one.shape == shape]
             if len(alike) == models.depth.batch:
-                _measure(alike, models)
-            yield from leave(WAITING * models.depth.batch)
+                _estimate_batch(alike, models)
+            yield from release(MAX_WAITING * models.depth.batch)
         else:
-            yield from leave(len(queue))
-    yield from leave(0)
+            yield from release(len(queue))
+    yield from release(0)
 
 
-def _measure(slots: list[_Slot], models: Models) -> None:
-    waiting = [slot.item for slot in slots if isinstance(slot.item, Decoded)]
+def _estimate_batch(pending: list[_Pending], models: Models) -> None:
+    waiting = [one.item for one in pending if isinstance(one.item, Decoded)]
     try:
         maps: list[np.ndarray | Exception] = list(
             models.depth.predict_some([item.prepared for item in waiting])
         )
-    except Exception:  # of several, only those that fail by themselves are lost
-        maps = [_alone(item, models) for item in waiting]
-    for slot, item, distance in zip(slots, waiting, maps, strict=True):
+    except Exception:  # only those of the batch that fail by themselves are lost
+        maps = [_estimate_alone(item, models) for item in waiting]
+    for one, item, distance in zip(pending, waiting, maps, strict=True):
         if isinstance(distance, Exception):
-            slot.item = failed(item.photograph.found, distance, item.photograph)
+            one.item = failed("depth", item.photograph.found, distance, item.photograph)
         else:
-            slot.item = Measured(item.photograph, distance, is_kept=False)
+            one.item = Estimated(item.photograph, distance, from_cache=False)
 
 
-def _alone(item: Decoded, models: Models) -> np.ndarray | Exception:
+def _estimate_alone(item: Decoded, models: Models) -> np.ndarray | Exception:
     try:
         return models.depth.predict_some([item.prepared])[0]
     except Exception as error:
         return error
 
 
-def described(
-    stream: Iterable[Cut], models: Models, keep: Callable[[Cut], object]
+def add_captions(
+    stream: Iterable[Cropped], models: Models, on_features: Callable[[Cropped], object]
 ) -> Iterator[tuple[Row, list[Row]]]:
-    """Catalogue rows, and manifest rows with captions: patches of many photographs share a call.
+    """Yield catalogue rows with complete manifest rows: patches of many photographs share a call.
 
-    keep(cut) is told of every photograph whose features are new.
+    on_features(item) is called for each photograph whose features are new and complete.
     """
-    queue: deque[Cut] = deque()
-    waiting: deque[tuple[Cut, str]] = deque()  # patches without features, in order
+    queue: deque[Cropped] = deque()
+    waiting: deque[tuple[Cropped, str]] = deque()  # patches without features, in order
 
     def encode(number: int) -> None:
         some = [waiting.popleft() for _ in range(number)]
-        features = models.captioner.features([cut.prepared[name] for cut, name in some])
-        for (cut, name), feature in zip(some, features, strict=True):
-            cut.features[name] = feature
-            del cut.prepared[name]
-            if not cut.prepared:
-                keep(cut)
+        features = models.captioner.features([item.prepared[name] for item, name in some])
+        for (item, name), feature in zip(some, features, strict=True):
+            item.features[name] = feature
+            del item.prepared[name]
+            if not item.prepared:
+                on_features(item)
 
-    def leave() -> Iterator[tuple[Row, list[Row]]]:
+    def release() -> Iterator[tuple[Row, list[Row]]]:
         while queue and not queue[0].prepared:
             yield _with_captions(queue.popleft(), models)
 
-    for cut in stream:
-        queue.append(cut)
-        waiting.extend((cut, name) for name in cut.prepared)
+    for item in stream:
+        queue.append(item)
+        waiting.extend((item, name) for name in item.prepared)
         while waiting and len(waiting) >= models.captioner.batch:
             encode(models.captioner.batch)
-        yield from leave()
+        yield from release()
     if waiting:
         encode(len(waiting))
-    yield from leave()
+    yield from release()
 
 
-def _with_captions(cut: Cut, models: Models) -> tuple[Row, list[Row]]:
-    if not cut.rows:
-        return cut.entry, []
-    features = np.stack([cut.features[row["patch_id"]] for row in cut.rows])
+def _with_captions(item: Cropped, models: Models) -> tuple[Row, list[Row]]:
+    if not item.rows:
+        return item.entry, []
+    features = np.stack([item.features[row["patch_id"]] for row in item.rows])
     captions = models.captioner.rank(features)
-    model = models.clip_located.identity
-    return cut.entry, [
-        captioned(row, caption, model) for row, caption in zip(cut.rows, captions, strict=True)
+    model = models.clip_weights.identity
+    return item.entry, [
+        captioned(row, caption, model) for row, caption in zip(item.rows, captions, strict=True)
     ]

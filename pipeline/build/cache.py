@@ -1,10 +1,11 @@
-"""What networks computed, kept by content: neither a new parameter nor a kill costs them twice.
+"""A cache of what the networks computed, by content: a rerun with other parameters reuses it.
 
-    distance/<depth>/ab/<image_id>.png         a photograph's distance map, 16 bit, 65535 = far
-    features/<clip>/ab/<image_id>.safetensors  CLIP's features of its patches, by patch_id
+    distance/<depth>/ab/<image_id>.png         distance map of a photograph, 16 bit, 65535 = far
+    features/<clip>/ab/<image_id>.safetensors  CLIP features of its patches, by patch_id
 
-Everything here can be made again, so nothing is made durable: what a power failure cut short does
-not decode and counts as absent. Builds may share such a folder (`--kept`).
+<depth> and <clip> are fingerprints. Entries are not made durable (no fsync), because they can be
+computed again: one that a power failure cut short does not decode and counts as absent. Several
+builds may share a cache (`--kept`).
 """
 
 import io
@@ -20,20 +21,20 @@ from safetensors import SafetensorError
 
 from pipeline.build.fingerprint import Identities
 from pipeline.stages.depth import pack, unpack
-from pipeline.storage import Place
+from pipeline.storage import StoragePath
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The kept maps and features of one depth estimator and one CLIP."""
+class Cache:
+    """The cached maps of one depth estimator and features of one CLIP."""
 
-    folder: Place
+    folder: StoragePath
     depth: str  # Identities.depth
     features: str  # Identities.features
 
     def distance(self, image_id: str) -> np.ndarray | None:
-        """h x w float32 in 0..1 at the estimator's resolution, or None."""
-        content = _read(self._distance_place(image_id))
+        """h x w float32 in 0..1 at the estimator's resolution; None if absent or damaged."""
+        content = _read(self._distance_path(image_id))
         if content is None:
             return None
         try:
@@ -42,53 +43,53 @@ class Kept:
         except (OSError, SyntaxError, ValueError):
             return None
 
-    def keep_distance(self, image_id: str, distance: np.ndarray) -> np.ndarray:
+    def put_distance(self, image_id: str, distance: np.ndarray) -> np.ndarray:
         """Write a map; returns it as `distance` will read it."""
         packed = pack(distance)
         done, png = cv2.imencode(".png", packed, [cv2.IMWRITE_PNG_COMPRESSION, 1])
         assert done, "OpenCV writes 16-bit grey PNG"
-        self._distance_place(image_id).write_bytes(png.tobytes())
+        self._distance_path(image_id).write_bytes(png.tobytes())
         return unpack(packed)
 
     def patch_features(self, image_id: str) -> dict[str, np.ndarray]:
-        """patch_id -> c float32, of the patches of a photograph whose features are known."""
-        content = _read(self._features_place(image_id))
+        """patch_id -> c float32, for the patches of a photograph whose features are cached."""
+        content = _read(self._features_path(image_id))
         try:
             return safetensors.numpy.load(content) if content else {}
         except SafetensorError:
             return {}
 
-    def keep_features(self, image_id: str, features: dict[str, np.ndarray]) -> None:
-        """Replace what is known of a photograph's patches."""
-        self._features_place(image_id).write_bytes(safetensors.numpy.save(features))
+    def put_features(self, image_id: str, features: dict[str, np.ndarray]) -> None:
+        """Replace the cached features of a photograph's patches."""
+        self._features_path(image_id).write_bytes(safetensors.numpy.save(features))
 
-    def _distance_place(self, image_id: str) -> Place:
+    def _distance_path(self, image_id: str) -> StoragePath:
         return self.folder / "distance" / self.depth / image_id[:2] / f"{image_id}.png"
 
-    def _features_place(self, image_id: str) -> Place:
+    def _features_path(self, image_id: str) -> StoragePath:
         return self.folder / "features" / self.features / image_id[:2] / f"{image_id}.safetensors"
 
 
-def _read(place: Place) -> bytes | None:
+def _read(path: StoragePath) -> bytes | None:
     try:
-        return place.read_bytes()
+        return path.read_bytes()
     except OSError:
         return None
 
 
-def tidy(folder: Place, identities: Identities, image_ids: Collection[str]) -> None:
-    """Remove what neither these models nor these photographs account for."""
-    for kind, wanted in (("distance", identities.depth), ("features", identities.features)):
+def prune(folder: StoragePath, identities: Identities, image_ids: Collection[str]) -> None:
+    """Remove the entries of other models and of other photographs from a build's own cache."""
+    for kind, current in (("distance", identities.depth), ("features", identities.features)):
         for name in (folder / kind).names():
-            if name != wanted:
+            if name != current:
                 (folder / kind / name).remove()
-        shelves = [folder / kind / wanted / name for name in (folder / kind / wanted).names()]
+        subfolders = [folder / kind / current / name for name in (folder / kind / current).names()]
         with ThreadPoolExecutor(8) as executor:
-            list(executor.map(lambda shelf: _tidy_shelf(shelf, image_ids), shelves))
+            list(executor.map(lambda subfolder: _prune(subfolder, image_ids), subfolders))
 
 
-def _tidy_shelf(shelf: Place, image_ids: Collection[str]) -> None:
-    for name in shelf.names():
-        # A name that begins with a dot was being written when its build was killed.
+def _prune(subfolder: StoragePath, image_ids: Collection[str]) -> None:
+    for name in subfolder.names():
+        # A leading dot marks a temporary file of a build that was killed.
         if name.startswith(".") or name.split(".")[0] not in image_ids:
-            (shelf / name).remove()
+            (subfolder / name).remove()

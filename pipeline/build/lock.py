@@ -1,7 +1,12 @@
-"""One build of a manifest at a time: the second fails at once and says who holds it."""
+"""One build of a manifest at a time: a second one fails at once and says who holds the lock.
+
+On a local disk the lock is `filelock` on the file `lock` of the work folder: the kernel releases it
+when its holder dies, however it dies. `lock.json` beside it says who the holder is. Object storage
+has no locks: there the file `lock` itself says who the holder is, and the `lock` of a build that
+died on another machine stays. The error then says how to go on.
+"""
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -9,93 +14,111 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from lasr.errors import UserError
-from pipeline.storage import Place, reported
+from filelock import FileLock, Timeout
 
-FILE = "lock"
+from lasr.errors import UserError
+from pipeline.storage import StoragePath, reported
+
+LOCK = "lock"
+HOLDER = "lock.json"
 
 
 @contextlib.contextmanager
-def sole_build(work: Place) -> Iterator[None]:
-    """Hold the work folder of a manifest. Raises UserError where another build does.
+def sole_build(work: StoragePath) -> Iterator[None]:
+    """Hold the work folder of a manifest. Raises UserError: another build holds it."""
+    content = _holder()
+    with _local(work, content) if work.is_local else _in_object_storage(work, content):
+        yield
 
-    On this machine the kernel lets go of the lock when its holder dies, however it dies. Object
-    storage has no such thing: there a build that died on another machine leaves its file `lock`,
-    and the error says how to go on.
-    """
-    holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-    content = json.dumps(holder).encode()
-    if work.is_local:
-        with reported(work, "written"):
-            work.path.mkdir(parents=True, exist_ok=True)
-            file = open(work.path / FILE, "a+b")  # noqa: SIM115
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise _held(work, file.read()) from None
-            file.truncate(0)
-            file.write(content)
-            file.flush()
+
+def check_free(work: StoragePath) -> None:
+    """Raise UserError if a build holds the work folder; changes nothing."""
+    if not work.is_local:
+        _check_object_storage(work, b"")
+    elif (work / LOCK).exists():
+        with _acquired(work):
+            pass
+
+
+@contextlib.contextmanager
+def _local(work: StoragePath, content: bytes) -> Iterator[None]:
+    with reported(work, "written"):
+        work.path.mkdir(parents=True, exist_ok=True)
+    with _acquired(work):
+        (work / HOLDER).write_bytes(content)
+        try:
             yield
-            file.truncate(0)
-        return
-    lock = work / FILE
-    if before := _held_by_another(lock, content):
-        raise _held(work, before, _advice(work))
+        finally:
+            (work / HOLDER).remove()
+
+
+@contextlib.contextmanager
+def _acquired(work: StoragePath) -> Iterator[None]:
+    lock = FileLock(work.path / LOCK, timeout=0)
+    with reported(work, "written"):
+        try:
+            lock.acquire()
+        except Timeout:  # an OSError, which `reported` would take for a fault of the disk
+            raise _held(work, _content(work / HOLDER)) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _in_object_storage(work: StoragePath, content: bytes) -> Iterator[None]:
+    lock = work / LOCK
+    _check_object_storage(work, content)
     lock.write_bytes(content)
-    # Two that began in the same moment: the last to write stays.
-    if before := _held_by_another(lock, content):
-        raise _held(work, before)
+    # Two builds may have started at the same moment: the last one to write holds the lock.
+    _check_object_storage(work, content)
     try:
         yield
     finally:
         lock.remove()
 
 
-def _held_by_another(lock: Place, own: bytes) -> bytes | None:
-    """What stands in the lock of another build that may be alive."""
+def _check_object_storage(work: StoragePath, own: bytes) -> None:
+    """Raise UserError if the lock names another build that may be alive."""
+    lock = work / LOCK
     with reported(lock, "read"):
-        try:
-            content = lock.read_bytes()
-        except FileNotFoundError:
-            return None
-    return None if content == own or _is_dead(content) else content
+        content = _content(lock)
+    if content and content != own and not _is_dead(content):
+        raise _held(work, content, f"; if that build died, remove {lock}")
 
 
-def check_free(work: Place) -> None:
-    """Raise UserError where a build is under way; holds nothing."""
-    if work.is_local:
-        if work.exists():
-            with sole_build(work):
-                pass
-    elif before := _held_by_another(work / FILE, b""):
-        raise _held(work, before, _advice(work))
+def _content(path: StoragePath) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
-def _advice(work: Place) -> str:
-    return f"; if it died, remove {work / FILE}"
-
-
-def _held(work: Place, content: bytes, advice: str = "") -> UserError:
-    who = _read(content)
+def _held(work: StoragePath, content: bytes, advice: str = "") -> UserError:
+    holder = _parse(content)
     by = "by another build"
-    if who:
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(who["since"]))
-        by = f"by process {who['pid']} on {who['host']} since {since}"
+    if holder:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
+        by = f"by process {holder['pid']} on {holder['host']} since {since}"
     return UserError(
-        f"{work}: being built {by}; wait for it, stop it, or choose another --out{advice}"
+        f"{work}: being built {by}", f"wait for it, stop it, or choose another --out{advice}"
     )
 
 
+def _holder() -> bytes:
+    """This process as JSON."""
+    holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+    return json.dumps(holder).encode()
+
+
 def _is_dead(content: bytes) -> bool:
-    """Whether the holder was a process of this machine that is gone."""
-    who = _read(content)
-    if who is None or who["host"] != socket.gethostname():
+    """Whether the holder was a process of this machine that has ended."""
+    holder = _parse(content)
+    if holder is None or holder["host"] != socket.gethostname():
         return False
     try:
-        os.kill(who["pid"], 0)
+        os.kill(holder["pid"], 0)
     except ProcessLookupError:
         return True
     except PermissionError:
@@ -103,9 +126,9 @@ def _is_dead(content: bytes) -> bool:
     return False
 
 
-def _read(content: bytes) -> dict[str, Any] | None:
+def _parse(content: bytes) -> dict[str, Any] | None:
     try:
-        who: dict[str, Any] = json.loads(content)
-        return who if {"host", "pid", "since"} <= who.keys() else None
+        holder: dict[str, Any] = json.loads(content)
+        return holder if {"host", "pid", "since"} <= holder.keys() else None
     except (ValueError, AttributeError):
         return None

@@ -1,25 +1,29 @@
-"""What is done already, and what is left to do.
+"""Parts: the Parquet files in the work folder from which a manifest is published.
 
-A part is a pair of files in the work folder: `part-x.parquet` (rows of the manifest) and
-`part-x.images.parquet` (rows of the catalogue, and the state of every file it was made from), the
-second written last: where it stands, the part is complete. Parts are never changed. x is a
-fingerprint of all that determines the rows: the stages (see identity.py) and the photographs.
+A part is a pair of files. `part-x.parquet` holds rows of the manifest, `part-x.images.parquet` rows
+of the catalogue and the state of every photograph it was made from. The second is written last: if
+it exists, the part is complete. Parts never change; x is a fingerprint of everything that
+determines their rows.
 """
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.build.fingerprint import Identities, fingerprint
 from pipeline.stages.images import Found
-from pipeline.storage import Place, read_table
+from pipeline.storage import StoragePath, read_table
 from schemas.manifest import Row
 from schemas.parquet import decoded_metadata
 
-RETRIED = {"failed", "unreadable"}  # what a rerun tries again: the reason may have passed
+RETRIED = {"failed", "unreadable"}  # a rerun tries these photographs again
+_GROUPS = 4  # row groups of a part in memory, about 15 MB each
 
 
 @dataclass(frozen=True)
@@ -28,101 +32,43 @@ class Shard:
 
     name: str
     photographs: tuple[Found, ...]
-    earlier: dict[str, str] = field(default_factory=dict)  # photograph's name -> part with its rows
+    # Photograph's name -> finished part that holds its patches, selected as this build selects.
+    reusable: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A finished part: what it was made with and from."""
+    """A finished part: the fingerprints and the photographs it was made from."""
 
     name: str
     selection: str  # Identities.selection
     rows: str  # Identities.rows
-    states: dict[str, list[int]]  # photograph's name -> size and time of change
-    status: dict[str, str]
+    states: dict[str, list[int]]  # photograph's name -> `state_of`
+    status: dict[str, str]  # photograph's name -> its status in the catalogue
 
     def done(self) -> dict[str, list[int]]:
-        """Those of its photographs that need no other attempt."""
-        return {name: state for name, state in self.states.items() if not self.retried(name)}
-
-    def retried(self, name: str) -> bool:
-        """Whether a rerun tries this photograph again."""
-        return self.status.get(name) in RETRIED
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A build as it stands: parts that are finished and shards that are to be done."""
-
-    finished: tuple[str, ...]
-    to_do: tuple[Shard, ...]
-    photographs: int
-
-
-def plan(work: Place, found: Sequence[Found], identities: Identities, shard_size: int) -> Plan:
-    """Keep the finished parts whose photographs are all still as they were; cut the rest anew.
-
-    A photograph counts as unchanged while its name, size and time of change are the same. So a
-    rerun after a kill redoes only what was under way, and new photographs cost only themselves. A
-    part that has to be made again keeps its photographs together: shards are not reshuffled.
-    """
-    states = {photograph.name: state_of(photograph) for photograph in found}
-    finished, outdated, covered = [], [], set[str]()
-    for part in read_parts(work):
-        done = part.done()
-        current = all(states.get(name) == state for name, state in done.items())
-        if done and current and part.rows == identities.rows and not covered & done.keys():
-            finished.append(part.name)
-            covered |= done.keys()
-        else:
-            outdated.append(part)
-    rest = {photograph.name: photograph for photograph in found if photograph.name not in covered}
-    earlier = _rows_at_hand(outdated, states, identities.selection)
-    shards: list[Shard] = []
-    for names in [*(part.done() for part in outdated), list(rest)]:
-        group = [rest.pop(name) for name in names if name in rest]
-        cuts = (group[i : i + shard_size] for i in range(0, len(group), shard_size))
-        shards.extend(_shard(cut, earlier) for cut in cuts)
-    return Plan(tuple(finished), tuple(shards), len(found))
-
-
-def _rows_at_hand(
-    parts: Sequence[Part], states: dict[str, list[int]], selection: str
-) -> dict[str, str]:
-    """Photographs whose patches stand in an earlier part, chosen as this build would choose."""
-    return {
-        name: part.name
-        for part in parts
-        if part.selection == selection
-        for name, state in part.done().items()
-        if states.get(name) == state
-    }
-
-
-def _shard(photographs: Sequence[Found], earlier: dict[str, str]) -> Shard:
-    states = [[photograph.name, *state_of(photograph)] for photograph in photographs]
-    at_hand = {p.name: earlier[p.name] for p in photographs if p.name in earlier}
-    return Shard(f"shard-{fingerprint(states)}", tuple(photographs), at_hand)
+        """The states of the photographs that a rerun does not try again."""
+        return {n: state for n, state in self.states.items() if self.status.get(n) not in RETRIED}
 
 
 def state_of(photograph: Found) -> list[int]:
-    """What tells, without reading it, that a file was changed."""
+    """Size and modification time, by which a changed file is noticed without reading it."""
     return [photograph.size, photograph.modified]
 
 
 def part_name(identities: Identities, catalogue: Iterable[Row]) -> str:
-    """The fingerprint of a part: its stages, and each photograph's content, name and outcome."""
+    """The name of a part: its stages, and the content, name and status of each photograph."""
     photographs = [[row["path"], row["image_id"], row["status"]] for row in catalogue]
     return f"part-{fingerprint(identities.rows, photographs)}"
 
 
-def part_files(work: Place, name: str) -> tuple[Place, Place]:
-    """Where the patches and the catalogue rows of a part stand."""
+def part_files(work: StoragePath, name: str) -> tuple[StoragePath, StoragePath]:
+    """The files of a part: patches and catalogue rows."""
     return work / f"{name}.parquet", work / f"{name}.images.parquet"
 
 
 def part_metadata(identities: Identities, shard: Shard) -> dict[str, Any]:
-    """What a part's catalogue says of how and from what it was made."""
+    """The metadata of a part's catalogue file, which `read_parts` reads back."""
     return {
         "selection": identities.selection,
         "rows": identities.rows,
@@ -130,8 +76,8 @@ def part_metadata(identities: Identities, shard: Shard) -> dict[str, Any]:
     }
 
 
-def read_parts(work: Place) -> list[Part]:
-    """All finished parts in the work folder, whatever they were made with, by name."""
+def read_parts(work: StoragePath) -> list[Part]:
+    """All finished parts in the work folder, of any parameters, sorted by name."""
     ending = ".images.parquet"
     names = [name.removesuffix(ending) for name in work.names() if name.endswith(ending)]
     with ThreadPoolExecutor(8) as executor:
@@ -139,11 +85,62 @@ def read_parts(work: Place) -> list[Part]:
         return [part for part in parts if part]
 
 
-def _read_part(work: Place, name: str) -> Part | None:
+def _read_part(work: StoragePath, name: str) -> Part | None:
     try:
         table = read_table(part_files(work, name)[1], ["path", "status"])
         about = decoded_metadata(table.schema)
         status = dict(zip(table["path"].to_pylist(), table["status"].to_pylist(), strict=True))
         return Part(name, about["selection"], about["rows"], about["states"], status)
     except (OSError, pa.ArrowInvalid, KeyError, ValueError):
-        return None  # not ours, or damaged: what it held is made again
+        return None  # damaged, or not written by a build: its photographs are done again
+
+
+class ReusableRows:
+    """Rows of finished parts by photograph, whose patches need no reading or selecting again.
+
+    Safe for many threads.
+    """
+
+    def __init__(self, work: StoragePath, parts: Mapping[str, str]):
+        """parts: photograph's name -> the part that holds its rows."""
+        self._parts = parts
+        self._rows = {name: PartRows(work, name) for name in set(parts.values())}
+        self._lock = threading.Lock()
+
+    def __contains__(self, photograph: str) -> bool:
+        return photograph in self._parts
+
+    def rows(self, photograph: str) -> tuple[Row, list[Row]]:
+        """The catalogue row and the manifest rows of a photograph."""
+        with self._lock:
+            return self._rows[self._parts[photograph]].rows(photograph)
+
+
+class PartRows:
+    """Random access to the rows of one part; holds a few row groups in memory."""
+
+    def __init__(self, work: StoragePath, name: str):
+        patches, catalogue = part_files(work, name)
+        self._catalogue = {row["path"]: row for row in read_table(catalogue).to_pylist()}
+        self._file = pq.ParquetFile(patches.key, filesystem=patches.fs)
+        owners = self._file.read(columns=["image_path"])["image_path"].to_pylist()
+        self._indices: dict[str, list[int]] = {}
+        for index, owner in enumerate(owners):
+            self._indices.setdefault(owner, []).append(index)
+        self._starts = [0]  # index of the first row of each row group
+        for number in range(self._file.num_row_groups):
+            self._starts.append(self._starts[-1] + self._file.metadata.row_group(number).num_rows)
+        self._groups: OrderedDict[int, list[Row]] = OrderedDict()
+
+    def rows(self, photograph: str) -> tuple[Row, list[Row]]:
+        """The catalogue row and the manifest rows of a photograph of this part."""
+        indices = self._indices.get(photograph, [])
+        return self._catalogue[photograph], [self._row(index) for index in indices]
+
+    def _row(self, index: int) -> Row:
+        number = next(i for i, start in enumerate(self._starts[1:]) if index < start)
+        if number not in self._groups:
+            self._groups[number] = self._file.read_row_group(number).to_pylist()
+            if len(self._groups) > _GROUPS:
+                self._groups.popitem(last=False)
+        return self._groups[number][index - self._starts[number]]

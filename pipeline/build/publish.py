@@ -1,4 +1,4 @@
-"""How finished parts become the manifest: readers see the old one or the new one."""
+"""Publish finished parts as the manifest: readers see the old one or the new one."""
 
 import os
 import shutil
@@ -15,15 +15,20 @@ import pyarrow.parquet as pq
 
 from lasr.errors import UserError
 from lasr.files import replace_folder
+from pipeline.build import cache
+from pipeline.build.lock import HOLDER, LOCK
 from pipeline.build.parts import RETRIED, part_files
-from pipeline.storage import Place, read_table, reported, scratch
+from pipeline.build.plan import Build
+from pipeline.config import CACHE_FOLDER
+from pipeline.sidecars import write_sidecars
+from pipeline.storage import StoragePath, read_table, reported, scratch
 from schemas.catalogue import IMAGES, beside
 from schemas.parquet import ROW_GROUP, encoded_metadata, parquet_writer
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a finished build holds."""
+    """What a finished build contains."""
 
     manifest: str
     images: str
@@ -32,14 +37,35 @@ class Summary:
     patches: dict[str, int]  # by role
 
 
+def finish(build: Build, made: Sequence[str]) -> Summary:
+    """Publish a build and remove what its manifest no longer needs.
+
+    made: the names that `build_shard` returned. Raises UserError.
+    """
+    config, finished, metadata = build.job.config, build.plan.finished, build.job.metadata
+    out = StoragePath(config.out)
+    summary = publish(out, config.work, finished, made, metadata)
+    write_sidecars(out, metadata, config.work)
+    prune(config.work, [*finished, *made])
+    if config.kept is None:
+        image_ids = read_table(StoragePath(summary.images), ["image_id"])["image_id"]
+        used = set(pc.unique(image_ids).to_pylist())
+        cache.prune(config.cache_folder, build.job.identities, used)
+    return summary
+
+
 def publish(
-    out: Place, work: Place, finished: Sequence[str], made: Sequence[str], metadata: dict[str, Any]
+    out: StoragePath,
+    work: StoragePath,
+    finished: Sequence[str],
+    made: Sequence[str],
+    metadata: dict[str, Any],
 ) -> Summary:
     """Turn parts into the manifest and its catalogue.
 
-    finished: parts from before, whose failed photographs were tried again. made: those of this
-    build. Photographs with the same bytes are used once, the first by name.
-    Raises UserError where no photograph gave a patch.
+    finished: parts of earlier runs, whose failed photographs this build tried again. made: parts of
+    this build. Of photographs with the same bytes only the first by name is used.
+    Raises UserError: no photograph gave a patch.
     """
     with reported(work, "read"):
         catalogue = _mark_duplicates(_read_catalogue(work, finished, made))
@@ -47,7 +73,7 @@ def publish(
         entry["values"]: entry["counts"] for entry in catalogue["status"].value_counts().to_pylist()
     }
     if not status.get("ok"):
-        raise UserError(_nothing(catalogue, status))
+        raise _nothing_usable(catalogue, status)
     unwanted = catalogue.filter(pc.equal(catalogue["status"], "duplicate"))["path"]
     parts = sorted({*finished, *made})
     publish_parts = _publish_locally if out.is_local else _publish_objects
@@ -55,14 +81,14 @@ def publish(
         publish_parts(out, work, parts, unwanted.combine_chunks())
     images = out.parent / beside(out.name, "images.parquet")
     encoded = encoded_metadata(IMAGES, metadata)
-    with scratch(work, images.name) as temporary:  # on the same disk, and tidied
+    with scratch(work, images.name) as temporary:  # the folder that `sweep` cleans
         pq.write_table(catalogue.replace_schema_metadata(encoded), temporary)
         images.take(temporary)
     patches = {role: pc.sum(catalogue[f"n_{role}"]).as_py() for role in ("lr", "hr")}
     return Summary(str(out), str(images), len(parts), status, patches)
 
 
-def _read_catalogue(work: Place, finished: Sequence[str], made: Sequence[str]) -> pa.Table:
+def _read_catalogue(work: StoragePath, finished: Sequence[str], made: Sequence[str]) -> pa.Table:
     def read(name: str) -> pa.Table:
         table = read_table(part_files(work, name)[1]).cast(IMAGES)
         if name in made:
@@ -74,7 +100,7 @@ def _read_catalogue(work: Place, finished: Sequence[str], made: Sequence[str]) -
 
 
 def _mark_duplicates(catalogue: pa.Table) -> pa.Table:
-    """Of photographs with the same bytes the first by name is used; catalogue: sorted by path."""
+    """Mark all but the first of photographs with the same bytes; catalogue: sorted by path."""
     used = catalogue.filter(pc.is_in(catalogue["status"], pa.array(["ok", "no_patches"])))
     groups = used.group_by("image_id").aggregate([("path", "min"), ("path", "count")])
     twice = groups.filter(pc.greater(groups["path_count"], 1))
@@ -91,17 +117,22 @@ def _mark_duplicates(catalogue: pa.Table) -> pa.Table:
     return pa.concat_tables([others, pa.Table.from_pylist(rows, schema=IMAGES)]).sort_by("path")
 
 
-def _nothing(catalogue: pa.Table, status: dict[str, int]) -> str:
+def _nothing_usable(catalogue: pa.Table, status: dict[str, int]) -> UserError:
     reasons = Counter(reason for reason in catalogue["error"].to_pylist() if reason)
     common = f"; most often: {reasons.most_common(1)[0][0]}" if reasons else ""
     counts = ", ".join(f"{count} {name}" for name, count in status.items())
-    return f"none of {len(catalogue)} photographs gave a patch ({counts}){common}"
+    return UserError(
+        f"none of {len(catalogue)} photographs gave a patch ({counts}){common}",
+        "give other photographs, or lower --min-texture",
+    )
 
 
-def _publish_locally(out: Place, work: Place, parts: Sequence[str], unwanted: pa.Array) -> None:
-    """Link the parts into a new folder that takes the manifest's place in one step."""
+def _publish_locally(
+    out: StoragePath, work: StoragePath, parts: Sequence[str], unwanted: pa.Array
+) -> None:
+    """Link the parts into a new folder, then replace the manifest by it in one step."""
     new = work / "publishing"
-    new.remove()  # a build that was killed here left its own
+    new.remove()  # of a build that was killed here
     new.path.mkdir(parents=True)
     for name in parts:
         source, _ = part_files(work, name)
@@ -114,32 +145,34 @@ def _publish_locally(out: Place, work: Place, parts: Sequence[str], unwanted: pa
     replace_folder(new.path, out.path)
 
 
-def _publish_objects(out: Place, work: Place, parts: Sequence[str], unwanted: pa.Array) -> None:
-    """Copy the parts that are not there yet, then remove those that no longer belong.
+def _publish_objects(
+    out: StoragePath, work: StoragePath, parts: Sequence[str], unwanted: pa.Array
+) -> None:
+    """Copy the missing parts, then remove the outdated ones.
 
-    Object storage cannot exchange folders: for that moment a reader may see rows of both.
+    Object storage cannot exchange folders: in between, a reader may see rows of both manifests.
     """
-    there, wanted = set(out.names()), set[str]()
+    existing, wanted = set(out.names()), set[str]()
     for name in parts:
         source, _ = part_files(work, name)
         rows = _wanted(source, unwanted)
         if rows == "none":
             continue
-        # Another name for other rows: a part without its duplicates is not the part.
+        # A part without its duplicates has other rows, so it needs another name.
         target = out / (source.name if rows == "all" else f"{name}-without.parquet")
         wanted.add(target.name)
         if rows == "some":
             with scratch(out, target.name) as temporary:
                 _copy_without(source, temporary, unwanted)
                 target.take(temporary)
-        elif target.name not in there:
+        elif target.name not in existing:
             source.fs.copy_file(source.key, target.key)
-    for name in there - wanted:
+    for name in existing - wanted:
         (out / name).remove()
 
 
-def _wanted(part: Place, unwanted: pa.Array) -> str:
-    """Which rows of a part belong to the manifest: all, some or none."""
+def _wanted(part: StoragePath, unwanted: pa.Array) -> str:
+    """Which rows of a part belong to the manifest: "all", "some" or "none"."""
     paths = read_table(part, ["image_path"])["image_path"]
     dropped = pc.is_in(paths, unwanted)
     if not len(paths) or pc.all(dropped).as_py():
@@ -149,30 +182,30 @@ def _wanted(part: Place, unwanted: pa.Array) -> str:
 
 def _link(source: Path, target: Path) -> None:
     try:
-        os.link(source, target)  # finished parts never change, so both names can share the bytes
+        os.link(source, target)  # parts never change, so both names can share the bytes
     except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
 
 
-def _copy_without(source: Place, target: Path, unwanted: pa.Array) -> None:
+def _copy_without(source: StoragePath, target: Path, unwanted: pa.Array) -> None:
     with source.fs.open_input_file(source.key) as file:
         part = pq.ParquetFile(file)
         with parquet_writer(target, part.schema_arrow) as writer:
             for batch in part.iter_batches(ROW_GROUP):
-                kept = batch.filter(pc.invert(pc.is_in(batch["image_path"], unwanted)))
-                writer.write_batch(kept)
+                writer.write_batch(batch.filter(pc.invert(pc.is_in(batch["image_path"], unwanted))))
 
 
-def sweep(work: Place) -> None:
-    """Remove what a killed build was writing; of a part that was finished, nothing."""
+def sweep(work: StoragePath) -> None:
+    """Remove the temporary files of a killed build; finished parts stay."""
     for name in work.names():
         if name.endswith(".tmp"):
             (work / name).remove()
 
 
-def tidy(work: Place, parts: Collection[str]) -> None:
-    """Remove from the work folder what no longer belongs to the manifest."""
-    keep = {"kept", "lock", *(file.name for name in parts for file in part_files(work, name))}
+def prune(work: StoragePath, parts: Collection[str]) -> None:
+    """Remove parts that no longer belong to the manifest, and anything else but cache and lock."""
+    keep = {file.name for name in parts for file in part_files(work, name)}
+    keep |= {CACHE_FOLDER, LOCK, HOLDER}
     for name in work.names():
         if name not in keep:
             (work / name).remove()

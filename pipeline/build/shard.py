@@ -1,34 +1,35 @@
-"""One shard of photographs to one part, all stages at work at the same time.
+"""One shard of photographs to one part, with all stages at work at the same time.
 
-    threads   read, decode, prepare for the depth network      steps.py
-    here      the depth network, photographs of one size       batches.py
-    threads   choose patches, cut, encode as PNG               steps.py
-    here      CLIP, patches of many photographs                batches.py
-    a thread  write
+    threads      read, decode, prepare for the depth network    workers.Worker.read
+    main thread  depth network, photographs of one size         batches.estimate
+    threads      select patches, cut them out, encode as PNG    workers.Worker.crop
+    main thread  CLIP, patches of many photographs              batches.add_captions
+    one thread   write
 
-Photographs keep their order, and each stage runs a bounded number of them ahead: memory does not
-grow with the shard. What a photograph gives does not depend on its neighbours, to the last bit: the
-networks' batches always have the same size, filled up where patches are missing. So rows are equal
-wherever a build was cut or stopped.
+Photographs keep their order, and each stage runs a bounded number of them ahead, so memory does not
+grow with the shard. The rows of a photograph do not depend on its neighbours, to the last bit: the
+networks' batches always have the same size, padded if necessary. So rows are equal however a build
+was cut into shards or interrupted.
 """
 
 import ctypes
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 
-from pipeline.build.batches import Tick, ahead, described, measured
-from pipeline.build.cache import Kept
-from pipeline.build.earlier import EarlierRows
+from lasr.weights.locate import Located
+from pipeline.build.batches import add_captions, bounded_map, estimate
+from pipeline.build.cache import Cache
 from pipeline.build.fingerprint import Identities
-from pipeline.build.parts import Shard, part_files, part_metadata, part_name
-from pipeline.build.workers import Cut, Steps
+from pipeline.build.models import load_models
+from pipeline.build.parts import ReusableRows, Shard, part_files, part_metadata, part_name
+from pipeline.build.workers import Cropped, Worker
 from pipeline.config import BuildConfig
-from pipeline.stages.models import load_models
 from pipeline.storage import scratch
 from schemas.catalogue import IMAGES
 from schemas.manifest import PATCHES, Row
@@ -39,33 +40,37 @@ M_ARENA_MAX = -8  # of glibc's malloc.h
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to make any shard of a build; small, and survives pickling."""
+    """What a worker needs to make any shard of a build; small, and can be pickled."""
 
     config: BuildConfig
+    depth: Located
+    clip: Located
+    words: tuple[str, ...]  # of the dictionary
     identities: Identities
     metadata: dict[str, Any]  # of every part
 
 
-def build_shard(job: Job, shard: Shard, tick: Tick = lambda n: None) -> str:
-    """Make the part of a shard and return its name. tick(n) is told of every n photographs done.
+def build_shard(job: Job, shard: Shard, on_done: Callable[[int], object] = lambda n: None) -> str:
+    """Make the part of a shard and return its name. on_done(n) is called for every n photographs.
 
-    A photograph that cannot be used is recorded and never stops the others. Raises UserError:
-    weights that cannot be loaded, a place that cannot be written.
+    A photograph that cannot be used is recorded in the catalogue and does not stop the others.
+    Raises UserError: weights that cannot be loaded, a folder that cannot be written.
     """
     share_arenas()
     cv2.setNumThreads(1)  # photographs are the unit of parallel work, not rows of pixels
     config, work = job.config, job.config.work
-    models = load_models(config)
-    kept = Kept(config.kept_folder, job.identities.depth, job.identities.features)
-    steps = Steps(config, models, kept, EarlierRows(work, shard.earlier))
+    models = load_models(job)
+    cache = Cache(config.cache_folder, job.identities.depth, job.identities.features)
+    worker = Worker(config, models, cache, ReusableRows(work, shard.reusable))
     limit = config.workers + 2
     catalogue: list[Row] = []
     pool = ThreadPoolExecutor(config.workers, thread_name_prefix="photographs")
     writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
-    keeping = []
+    cache_writes: list[Future[None]] = []
 
-    def keep(cut: Cut) -> None:
-        keeping.append(pool.submit(kept.keep_features, cut.entry["image_id"], cut.features))
+    def put_features(item: Cropped) -> None:
+        image_id = item.entry["image_id"]
+        cache_writes.append(pool.submit(cache.put_features, image_id, item.features))
 
     try:
         with scratch(work, shard.name) as temporary:
@@ -75,12 +80,13 @@ def build_shard(job: Job, shard: Shard, tick: Tick = lambda n: None) -> str:
                     write(done[1])
                     return done[0]
 
-                read = ahead(pool, steps.read, shard.photographs, limit)
-                cut = ahead(pool, steps.cut, measured(read, models), limit)
-                for entry in ahead(writer, finish, described(cut, models, keep), limit=2):
+                read = bounded_map(pool, worker.read, shard.photographs, limit)
+                cropped = bounded_map(pool, worker.crop, estimate(read, models), limit)
+                rows = add_captions(cropped, models, put_features)
+                for entry in bounded_map(writer, finish, rows, limit=2):
                     catalogue.append(entry)
-                    tick(1)
-            for future in keeping:
+                    on_done(1)
+            for future in cache_writes:
                 future.result()
             name = part_name(job.identities, catalogue)
             patches, entries = part_files(work, name)
@@ -98,8 +104,8 @@ def build_shard(job: Job, shard: Shard, tick: Tick = lambda n: None) -> str:
 def share_arenas() -> None:
     """Let the threads of this process share two heaps of glibc's malloc.
 
-    By default each gets its own, and photographs of many sizes leave holes in all of them: the peak
-    then grows with the number of photographs. Elsewhere than on glibc nothing is done.
+    By default each thread gets its own heap, and photographs of many sizes leave holes in all of
+    them: peak memory then grows with the number of photographs. Does nothing without glibc.
     """
     if sys.platform == "linux":
         with suppress(AttributeError):  # musl has no mallopt

@@ -7,26 +7,20 @@
 docs/prefect.md tells more: work pools, PostgreSQL, killed runs.
 """
 
-import argparse
 import sys
 
-from lasr.cli import run_command
+from lasr.cli import Command
+from lasr.flags import NoFlags
 
 
-def serve() -> None:
+def serve(_: NoFlags) -> None:
     """Serve the deployment until stopped. Raises UserError: no server is named."""
     from pipeline.flows import flow  # Prefect takes seconds
 
     flow.serve()
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m pipeline.flows`."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.flows", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.parse_args(argv)
-    return run_command(serve)
-
+main = Command(NoFlags, serve, name="lasr serve", about=__doc__)
 
 # A served run imports this module again: without the guard it would serve, too, and never run.
 if __name__ == "__main__":

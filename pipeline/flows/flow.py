@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
 from functools import partial, wraps
 from pathlib import Path
@@ -37,27 +38,30 @@ from pipeline.config import BuildConfig
 
 if TYPE_CHECKING:
     from pipeline.build.parts import Shard
-    from pipeline.build.plan import Build
+    from pipeline.build.plan import Build, Prepared
 
 NAME = "build-patches"
 ABOUT = "Photographs to a manifest of far (LR) and near (HR) patches with captions."
 RETRIES = 2
 RETRY_SECONDS = 5
+# What `build` prepared for the run that it starts; a served deployment prepares by itself.
+_prepared: "ContextVar[Prepared | None]" = ContextVar("prepared", default=None)
 
 
 def _build_patches(**parameters: Any) -> Any:
     # Imported when a run starts: the command `prefect` loads this module for its plugin and
     # should not wait for PyTorch.
-    from pipeline.build import plan as stages
     from pipeline.build.lock import sole_build
-    from pipeline.build.publish import sweep
+    from pipeline.build.plan import plan_build, prepare
+    from pipeline.build.publish import finish, sweep
 
     try:
         config = BuildConfig(**parameters)
+        prepared = _prepared.get() or prepare(config)
         with sole_build(config.work):
             sweep(config.work)
-            build = stages.plan_build(config)
-            summary = stages.finish(build, _make_parts(build))
+            build = plan_build(prepared)
+            summary = finish(build, _make_parts(build))
     except (UserError, OSError) as error:
         return Failed(message=str(error))  # a state: raising would log a traceback
     except ValidationError as error:  # past a server that did not check
@@ -237,14 +241,21 @@ def _one_line_without_server() -> Iterator[None]:
         ) from error
 
 
-def build(config: BuildConfig) -> dict[str, Any]:
-    """Run the flow in this process and return its summary. Raises UserError."""
+def build(config: BuildConfig, prepared: "Prepared | None" = None) -> dict[str, Any]:
+    """Run the flow in this process and return its summary.
+
+    prepared: the result of `pipeline.build.plan.prepare(config)`, if the caller has it already.
+    Raises UserError.
+    """
+    token = _prepared.set(prepared)
     try:
         with _one_line_without_server():
             state = build_patches(**config.model_dump(exclude={"dry_run"}), return_state=True)
         result: dict[str, Any] = state.result()
     except FailedRun as failed:  # the state that the flow itself returned; bugs raise as they are
         raise UserError(str(failed)) from failed
+    finally:
+        _prepared.reset(token)
     return result
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from lasr.errors import UserError
 from pipeline.query.questions import QUESTIONS, listing
 from schemas.manifest import open_manifest
@@ -73,11 +73,7 @@ def run(config: QueryConfig) -> None:
     ask(sql, manifest, config.format, config.out, config.save, config.allow_files)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `lasr query`."""
-    config = parse(QueryConfig, argv, "lasr query", __doc__ or "", positional="sql")
-    return run_command(lambda: run(config))
-
+main = Command(QueryConfig, run, name="lasr query", about=__doc__, positional="sql")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,7 +14,7 @@ from lasr.errors import UserError
 from lasr.files import atomic_path
 from pipeline.ownership import check_file
 from pipeline.sidecars import write_sidecars
-from pipeline.storage import Place
+from pipeline.storage import StoragePath
 from schemas.catalogue import IMAGES, images_path
 from schemas.manifest import PATCH_SIZE, Manifest, check_columns
 from schemas.parquet import ROW_GROUP, encoded_metadata, parquet_writer, rows_to
@@ -127,5 +127,5 @@ def _write_catalogue(
         rows_to(temporary, IMAGES, metadata) as write,
     ):
         write(rows)
-    out = Place(str(target))
+    out = StoragePath(str(target))
     write_sidecars(out, metadata, work=out.parent)

@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, progress, run_command
+from lasr.cli import Command, progress
 from lasr.device import Device
 from lasr.errors import UserError
 from lasr.files import write_bytes
@@ -226,11 +226,7 @@ def run(config: ReportConfig) -> None:
     print(f"time:   {time.monotonic() - start:.0f} s")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m pipeline.report`."""
-    config = parse(ReportConfig, argv, "python -m pipeline.report", __doc__ or "")
-    return run_command(lambda: run(config))
-
+main = Command(ReportConfig, run, name="lasr report", about=__doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

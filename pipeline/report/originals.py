@@ -7,14 +7,14 @@ import numpy as np
 
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
-from pipeline.build.cache import Kept
-from pipeline.build.fingerprint import CODE, fingerprint
-from pipeline.config import work_folder
-from pipeline.stages import images
+from pipeline.build.cache import Cache
+from pipeline.build.fingerprint import fingerprint
+from pipeline.config import CACHE_FOLDER, work_folder
+from pipeline.stages import depth, images
 from pipeline.stages.depth import DepthModel, at_size, load_depth
 from pipeline.stages.images import Unusable
 from pipeline.stages.select import box_mean
-from pipeline.storage import Place
+from pipeline.storage import StoragePath
 from schemas.manifest import Manifest
 
 
@@ -32,7 +32,7 @@ class Originals:
     def __init__(self, manifest: Manifest, given: Sequence[str] | None, device: Device):
         self.device = device
         self.parameters = manifest.metadata.get("parameters", {})
-        self._kept_folder = work_folder(Place(str(manifest.path))) / "kept"
+        self._cache_folder = work_folder(StoragePath(str(manifest.path))) / CACHE_FOLDER
         recorded = [path for path in self.parameters.get("images", []) if "://" not in path]
         try:
             found = images.find(given or recorded) if given or recorded else []
@@ -59,9 +59,9 @@ class Originals:
 
         From the maps that the build kept, else by the estimator where it is on this machine.
         """
-        # As in identity.py: the seed counts for estimators that draw noise.
+        # As in `depth.fingerprint_inputs`: the seed counts for estimators that draw noise.
         for noise in (None, self.parameters.get("seed", 0)):
-            maps = Kept(self._kept_folder, fingerprint(CODE["depth"], depth_model, noise), "")
+            maps = Cache(self._cache_folder, fingerprint(depth.VERSION, depth_model, noise), "")
             if (distance := maps.distance(image_id)) is not None:
                 return box_mean(at_size(distance, pixels.shape))
         if self._estimator is None or self._estimator.identity != depth_model:

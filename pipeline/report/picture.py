@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, run_command
+from lasr.cli import Command
 from lasr.device import Device
 from lasr.errors import UserError
 from lasr.files import atomic_path
@@ -130,11 +130,7 @@ def run(config: PictureConfig) -> None:
     print(f"{name}: {config.out}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m pipeline.report.picture`."""
-    config = parse(PictureConfig, argv, "python -m pipeline.report.picture", __doc__ or "")
-    return run_command(lambda: run(config))
-
+main = Command(PictureConfig, run, name="lasr picture", about=__doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

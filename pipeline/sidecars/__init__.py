@@ -7,14 +7,14 @@ import pyarrow.parquet as pq
 
 from pipeline.sidecars.card import data_card
 from pipeline.sidecars.duplicates import find_duplicates
-from pipeline.storage import Place, read_table, reported, scratch
+from pipeline.storage import StoragePath, read_table, reported, scratch
 from schemas.catalogue import BESIDE, DUPLICATES, beside
 from schemas.parquet import encoded_metadata
 
 _COLUMNS = ("patch_id", "role", "rank", "phash", "split")  # no pixels
 
 
-def write_sidecars(manifest: Place, metadata: dict[str, Any], work: Place) -> None:
+def write_sidecars(manifest: StoragePath, metadata: dict[str, Any], work: StoragePath) -> None:
     """Write `duplicates.parquet` and `card.md` beside a manifest and its catalogue.
 
     Both replace older ones. work: a folder on the same disk, for temporary files. Raises
@@ -36,7 +36,7 @@ def write_sidecars(manifest: Place, metadata: dict[str, Any], work: Place) -> No
         card_path.take(temporary)
 
 
-def _read_patches(manifest: Place) -> pa.Table:
+def _read_patches(manifest: StoragePath) -> pa.Table:
     names = [name for name in manifest.names() if name.endswith(".parquet")]
     files = [manifest / name for name in names] or [manifest]
     schema = pq.read_schema(files[0].key, filesystem=files[0].fs)

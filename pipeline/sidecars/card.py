@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from huggingface_hub import DatasetCardData
 
 from lasr.weights.locate import TABLE
-from pipeline.storage import Place
+from pipeline.storage import StoragePath
 from schemas.manifest import PATCH_SIZE, PATCHES, VALIDATION
 
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
@@ -44,7 +44,7 @@ _LICENCE = (
 
 
 def data_card(
-    manifest: Place,
+    manifest: StoragePath,
     metadata: dict[str, Any],
     catalogue: pa.Table,
     patches: pa.Table,
@@ -83,11 +83,11 @@ def data_card(
     )
 
 
-def _title(manifest: Place) -> str:
+def _title(manifest: StoragePath) -> str:
     return f"LA-SR patches: {manifest.name.removesuffix('.parquet')}"
 
 
-def _front_matter(manifest: Place, rows: int) -> str:
+def _front_matter(manifest: StoragePath, rows: int) -> str:
     files = f"{manifest.name}/*.parquet" if manifest.names() else manifest.name
     card = DatasetCardData(
         license="other",
@@ -143,7 +143,7 @@ def _parameters(parameters: dict[str, Any]) -> Iterable[tuple[str, str]]:
     )
 
 
-def _use(manifest: Place) -> str:
+def _use(manifest: StoragePath) -> str:
     files = f"{manifest.name}/*.parquet" if manifest.names() else manifest.name
     return (
         "```python\n"

@@ -1,1 +1,1 @@
-"""What happens to a photograph: images, depth, select, captions, measure, rows."""
+"""What happens to one photograph: images, depth, select, captions, measure, rows."""

@@ -1,4 +1,4 @@
-"""Words for patches: CLIP-Interrogator's ranking of a dictionary (appendix F), many at a time."""
+"""Words for patches: CLIP-Interrogator's ranking of a dictionary (appendix F), in batches."""
 
 import hashlib
 import warnings
@@ -7,17 +7,48 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from clip_interrogator import Config, LabelTable
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
 
-from lasr.errors import UserError
-from lasr.weights.clip import Clip, load_clip
+from lasr.errors import UserError, one_line
+from lasr.weights.locate import Located
 from schemas.manifest import WORDS_PER_PATCH
 
+if TYPE_CHECKING:
+    import torch
+
+    from lasr.weights.clip import Clip
+
+FEATURES_VERSION = 1  # raise it when a patch gets other image features than before
+VERSION = 1  # raise it when the same features get other words than before
+DICTIONARY = Path(__file__).with_name("dictionary.txt")
 BATCH = {"cpu": 16, "cuda": 128}  # patches per CLIP call
+
+
+class CaptionConfig(BaseModel):
+    """The parameters of this stage."""
+
+    model_config = ConfigDict(frozen=True)
+
+    clip: str | None = Field(
+        None, description="CLIP for captions: a name or a folder (default: the profile's)"
+    )
+    dictionary: Path | None = Field(
+        None, description="your own list of caption words, one a line (default: the built-in 1,000)"
+    )
+
+
+def features_fingerprint_inputs(clip: Located) -> tuple[object, ...]:
+    """What determines the CLIP features of a patch's pixels."""
+    return FEATURES_VERSION, clip.identity
+
+
+def fingerprint_inputs(selection: str, features: str, dictionary_sha256: str) -> tuple[object, ...]:
+    """What determines captions. selection, features: fingerprints of patches and CLIP features."""
+    return VERSION, selection, features, dictionary_sha256, WORDS_PER_PATCH
 
 
 @dataclass(frozen=True)
@@ -29,94 +60,109 @@ class Caption:
 
     @property
     def text(self) -> str:
-        """What the trainer's text encoder reads."""
+        """The caption that the trainer's text encoder reads."""
         return ", ".join(self.words)
 
 
 def read_dictionary(path: Path) -> list[str]:
-    """The words of a list: one a line, `#` starts a comment, blank lines are passed over.
+    """The words of a list: one per line; `#` starts a comment, blank lines are ignored.
 
     Raises UserError: unreadable, a word twice, or fewer words than a caption has.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: the dictionary cannot be read ({error})") from error
+        raise UserError(
+            f"{path}: the dictionary cannot be read ({one_line(error)})",
+            "give a text file in UTF-8 with one word per line",
+        ) from error
     words = [word for line in lines if (word := line.split("#")[0].strip())]
     twice = [word for word, count in Counter(words).items() if count > 1]
     if twice:
-        raise UserError(f"{path}: '{twice[0]}' stands there twice; keep one")
+        raise UserError(f"{path}: '{twice[0]}' is listed twice", "remove one of them")
     if len(words) < WORDS_PER_PATCH:
         raise UserError(
-            f"{path}: {len(words)} words, a caption needs {WORDS_PER_PATCH}; add some, one a line"
+            f"{path}: {len(words)} words, but a caption needs {WORDS_PER_PATCH}",
+            "add more words, one per line",
         )
     return words
 
 
 def dictionary_sha256(words: Sequence[str]) -> str:
-    """Identity of a dictionary: its words in their order, whatever comments stand around them."""
+    """Identity of a dictionary: its words in their order, without comments."""
     return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 
 class Captioner:
     """Ranks the dictionary for patches with the unmodified CLIP at its own input size.
 
-    Its work is in three steps, so that threads can prepare patches while the network runs, and
-    features can be kept: prepare, features, rank.
+    It works in three steps, so that threads can prepare patches while the network runs, and
+    features can be cached: prepare, features, rank.
     """
 
-    def __init__(self, clip_name: str, words: Sequence[str], device: torch.device):
-        self.clip = load_clip(clip_name, device)
+    def __init__(self, clip: Located | str, words: Sequence[str], device: "torch.device"):
+        """clip: located weights, a name of the registry, or a path. Raises WeightsError."""
+        from lasr.weights.clip import load_clip
+
+        self.clip = load_clip(clip, device)
         self.words = list(words)
         self.device = device
         self.batch = BATCH[device.type]
         self._embeddings = _embed(self.clip, self.words, device)
 
-    def prepare(self, patch: np.ndarray) -> torch.Tensor:
-        """S x S x 3 uint8 -> 3 x s x s float32 as the CLIP's own folder asks for it."""
+    def prepare(self, patch: np.ndarray) -> "torch.Tensor":
+        """S x S x 3 uint8 -> 3 x s x s float32, preprocessed as the CLIP's config says."""
         return self.clip.preprocess(Image.fromarray(patch))
 
-    @torch.inference_mode()
-    def features(self, prepared: Sequence[torch.Tensor]) -> np.ndarray:
-        """Up to `batch` prepared patches -> n x c float32, of unit length.
+    def features(self, prepared: "Sequence[torch.Tensor]") -> np.ndarray:
+        """1 to `batch` prepared patches -> n x c float32, of unit length.
 
-        A call always has the same size: kernels choose their order of summation by it, and filled
-        up with copies a feature does not depend, to the last bit, on who shares the call.
+        The batch is padded with copies of the first patch: kernels choose their order of summation
+        by batch size, and a feature must not depend, to the last bit, on which patches share the
+        call.
         """
-        filled = [*prepared, *[prepared[0]] * (self.batch - len(prepared))]
-        batch = torch.stack(filled).to(self.device)
-        features = self.clip.model.encode_image(batch, normalize=True).float()
-        result: np.ndarray = features[: len(prepared)].cpu().numpy()
+        import torch
+
+        padded = [*prepared, *[prepared[0]] * (self.batch - len(prepared))]
+        with torch.inference_mode():
+            batch = torch.stack(padded).to(self.device)
+            features = self.clip.model.encode_image(batch, normalize=True).float()
+            result: np.ndarray = features[: len(prepared)].cpu().numpy()
         return result
 
-    @torch.inference_mode()
     def rank(self, features: np.ndarray) -> list[Caption]:
-        """The best words for each of n x c features."""
+        """The best words for each row of n x c features."""
+        import torch
+
         captions: list[Caption] = []
         for start in range(0, len(features), self.batch):
             some = torch.from_numpy(features[start : start + self.batch])
-            # Filled up for the same reason as in `features`.
-            filled = torch.nn.functional.pad(some, (0, 0, 0, self.batch - len(some)))
-            scores = filled.to(self.device) @ self._embeddings.T
-            best = scores[: len(some)].topk(WORDS_PER_PATCH, dim=1)
-            for values, places in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                captions.append(Caption([self.words[i] for i in places], values))
+            # Padded for the same reason as in `features`.
+            padded = torch.nn.functional.pad(some, (0, 0, 0, self.batch - len(some)))
+            with torch.inference_mode():
+                scores = padded.to(self.device) @ self._embeddings.T
+                best = scores[: len(some)].topk(WORDS_PER_PATCH, dim=1)
+            for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                captions.append(Caption([self.words[i] for i in indices], values))
         return captions
 
     def caption(self, patches: Sequence[np.ndarray]) -> list[Caption]:
-        """The best words of each patch (S x S x 3 uint8), equal to LabelTable.rank one by one."""
+        """The best words of each patch (S x S x 3 uint8), as LabelTable.rank gives one by one."""
         prepared = [self.prepare(patch) for patch in patches]
-        cuts = range(0, len(prepared), self.batch)
-        return [c for i in cuts for c in self.rank(self.features(prepared[i : i + self.batch]))]
+        starts = range(0, len(prepared), self.batch)
+        return [c for i in starts for c in self.rank(self.features(prepared[i : i + self.batch]))]
 
 
-def _embed(clip: Clip, words: list[str], device: torch.device) -> torch.Tensor:
-    """Word embeddings, words x c float32, as CLIP-Interrogator makes them (fp16-rounded)."""
+def _embed(clip: "Clip", words: list[str], device: "torch.device") -> "torch.Tensor":
+    """Word embeddings, words x c float32, as CLIP-Interrogator computes them (fp16-rounded)."""
+    import torch
+    from clip_interrogator import Config, LabelTable
+
     config = Config(caption_model_name=None, quiet=True, device=str(device))
-    # Its cache is keyed by the model's name: other weights would meet stale embeddings there.
+    # Its cache is keyed by the model's name and would return embeddings of other weights.
     config.cache_path, config.download_cache = None, False
     interrogator = SimpleNamespace(clip_model=clip.model, config=config, tokenize=clip.tokenize)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it asks for a CUDA autocast on a CPU, in the old spelling
+        warnings.simplefilter("ignore")  # it uses a deprecated autocast, for CUDA on a CPU
         table = LabelTable(words, None, interrogator)
     return torch.from_numpy(np.stack(table.embeds)).float().to(device)

@@ -1,4 +1,4 @@
-"""The only way in for photographs: find, hash, decode, turn upright. Nothing else opens one."""
+"""Photographs: find, hash, decode, turn upright. No other module opens one."""
 
 import glob
 import hashlib
@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.fs as pafs
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field
 
 from lasr.errors import UserError
-from pipeline.storage import Place, reason, reported
+from pipeline.storage import StoragePath, reason, reported
 
 FORMATS = frozenset(
     [
@@ -36,11 +37,28 @@ FORMATS = frozenset(
         ".pnm",
     ]
 )
-MAX_PIXELS = (
-    2**27
-)  # 134 megapixels: what one photograph may ask of memory (see pipeline.build.shard)
+# Raise it when a file decodes to other pixels than before. 0, its first value, adds nothing to the
+# fingerprint: parts that were finished before it existed stay valid.
+VERSION = 0
+MAX_PIXELS = 2**27  # 134 megapixels: bounds the memory for one photograph
 MAX_BYTES = 2**30
-_BACKDROP = (128, 128, 128)  # behind transparency: neither of the two edges of the range
+_BACKDROP = (128, 128, 128)  # behind transparent pixels: in the middle of the range
+
+
+class ImagesConfig(BaseModel):
+    """The parameters of this stage."""
+
+    model_config = ConfigDict(frozen=True)
+
+    images: list[str] = Field(
+        min_length=1,
+        description="photographs: folders (searched downwards), files, globs, .txt lists of paths",
+    )
+
+
+def fingerprint_inputs() -> tuple[object, ...]:
+    """What determines the pixels of a photograph, besides its bytes."""
+    return ("images", VERSION) if VERSION else ()
 
 
 @dataclass(frozen=True, order=True)
@@ -48,7 +66,7 @@ class Found:
     """A file that may be a photograph, as the file system knows it."""
 
     name: str  # POSIX path relative to the images root: goes into the manifest
-    place: Place
+    place: StoragePath
     size: int  # bytes; -1: no regular file
     modified: int  # nanoseconds
 
@@ -133,7 +151,7 @@ def _is_photograph(name: str) -> bool:
 
 
 def _stat(file: Path) -> Found:
-    place = Place(os.path.abspath(file))
+    place = StoragePath(os.path.abspath(file))
     try:
         state = file.stat()
     except OSError:  # gone, or a link to nothing or to itself: still found, recorded as unreadable
@@ -144,7 +162,7 @@ def _stat(file: Path) -> Found:
 
 
 def _in_object_storage(given: str) -> list[Found]:
-    place = Place(given.rstrip("/"))
+    place = StoragePath(given.rstrip("/"))
     with reported(place, "read"):
         info = place.fs.get_file_info(place.key)
         if info.type == pafs.FileType.Directory:
@@ -155,21 +173,22 @@ def _in_object_storage(given: str) -> list[Found]:
         raise UserError(f"--images {given}: no such folder or file; check the address")
     scheme = given.split("://", 1)[0]
     return [
-        Found("", Place(f"{scheme}://{file.path}"), file.size, file.mtime_ns or 0)
+        Found("", StoragePath(f"{scheme}://{file.path}"), file.size, file.mtime_ns or 0)
         for file in found
         if file.is_file and (_is_photograph(file.base_name) or file is info)
     ]
 
 
 def load(found: Found, min_side: int) -> Photograph:
-    """Read a photograph once: hash its bytes, decode them, turn it upright, make it sRGB.
+    """Read a photograph: hash its bytes, decode them, turn it upright, convert it to sRGB.
 
-    16-bit and grey pictures become 8-bit RGB, palettes are resolved, transparency is laid over mid
-    grey, CMYK and wide-gamut pictures go through their ICC profile. Of several frames, the first.
-    Raises Unusable (too_small below `min_side` pixels, too_large, unreadable).
+    16-bit and grey pictures become 8-bit RGB, palettes are resolved, transparency is composited
+    over mid grey, CMYK and wide-gamut pictures are converted by their ICC profile. The first of
+    several frames is used. Raises Unusable (too_small below `min_side` pixels, too_large,
+    unreadable).
     """
     if found.size < 0:
-        raise Unusable("unreadable", "no regular file")
+        raise Unusable("unreadable", "not a regular file")
     if found.size > MAX_BYTES:
         raise Unusable("too_large", f"{found.size} bytes: over {MAX_BYTES}")
     try:
@@ -181,7 +200,7 @@ def load(found: Found, min_side: int) -> Photograph:
         raise Unusable("unreadable", "the file is empty", image_id)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd EXIF and sizes below MAX_PIXELS are no news here
+            warnings.simplefilter("ignore")  # of odd EXIF and of sizes below MAX_PIXELS
             with Image.open(io.BytesIO(content)) as image:
                 _check_size(image.size, min_side, image_id)
                 pixels = np.array(_to_rgb(ImageOps.exif_transpose(image)))
@@ -191,7 +210,7 @@ def load(found: Found, min_side: int) -> Photograph:
         raise Unusable("too_large", f"more than {MAX_PIXELS} pixels", image_id) from error
     except UnidentifiedImageError as error:
         raise Unusable("unreadable", "not a picture in a known format", image_id) from error
-    except Exception as error:  # decoders raise nearly anything on damaged files
+    except Exception as error:  # decoders raise many types on damaged files
         raise Unusable(
             "unreadable", f"damaged: {error or type(error).__name__}", image_id
         ) from error

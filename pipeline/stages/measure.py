@@ -1,19 +1,26 @@
-"""What is measured of pixels for curation: exposure, contrast, sharpness and a perceptual hash."""
+"""Measures of pixels for curation: exposure, contrast, sharpness and a perceptual hash."""
 
 from dataclasses import dataclass
 
 import cv2
-import imagehash
 import numpy as np
 from PIL import Image
 
-SHADOW, HIGHLIGHT = 4, 251  # luma of 0..255, within which detail is lost to clipping
-FLAT = 0.02  # contrast of a plain area: its hash would be that of its noise
+# Raise it when the same pixels get other measures than before, or for a new measure. 0, its first
+# value, adds nothing to the fingerprint: parts that were finished before it existed stay valid.
+VERSION = 0
+SHADOW, HIGHLIGHT = 4, 251  # luma of 0..255; detail below and above is lost to clipping
+FLAT = 0.02  # contrast of a plain area, whose hash would be that of its noise
+
+
+def fingerprint_inputs() -> tuple[object, ...]:
+    """What determines the measures of a patch, besides its pixels."""
+    return ("measure", VERSION) if VERSION else ()
 
 
 @dataclass(frozen=True)
 class Measures:
-    """Of a patch, by the names of the manifest's columns. Luma is that of Rec. 601."""
+    """The measures of a patch; a field is a column of the manifest. Luma is that of Rec. 601."""
 
     luma: float  # mean, 0 black .. 1 white
     contrast: float  # standard deviation of the luma (RMS contrast), 0 .. 0.5
@@ -26,10 +33,10 @@ class Measures:
 def measure(pixels: np.ndarray) -> Measures:
     """Measure a patch, H x W x 3 uint8.
 
-    sharpness is the variance of the Laplacian (kernel 0 1 0, 1 -4 1, 0 1 0) of the luma in 0..255,
-    in its square: 0 for a plain area, below some 100 for what looks blurred at its size, thousands
-    for foliage. Noise and JPEG blocks count as sharp (Pech-Pacheco et al. 2000). All but the hash
-    come from whole numbers, so they do not depend on the order of summation.
+    sharpness is the variance of the Laplacian (kernel 0 1 0, 1 -4 1, 0 1 0) of the luma in 0..255:
+    0 for a plain area, below about 100 for a patch that looks blurred, thousands for foliage. Noise
+    and JPEG blocks count as sharp (Pech-Pacheco et al. 2000). All measures but the hash are
+    computed from integers, so they do not depend on the order of summation.
     """
     luma = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     share = np.bincount(luma.ravel(), minlength=256) / luma.size
@@ -48,12 +55,14 @@ def measure(pixels: np.ndarray) -> Measures:
 
 
 def perceptual_hash(pixels: np.ndarray) -> str | None:
-    """The 64-bit DCT hash of a picture, H x W x 3 uint8, as 16 hex digits; None where it is flat.
+    """The 64-bit DCT hash of a picture, H x W x 3 uint8, as 16 hex digits; None if it is flat.
 
-    `imagehash.hex_to_hash` reads it. It stays nearly the same under another size, compression,
-    brightness or colour: two hashes that differ in a few bits are of pictures that look the same.
+    `imagehash.hex_to_hash` reads it. It changes little with size, compression, brightness or
+    colour: pictures whose hashes differ in a few bits look the same.
     """
-    step = max(min(pixels.shape[:2]) // 56, 1)  # a look at some pixels tells whether all are alike
+    import imagehash
+
+    step = max(min(pixels.shape[:2]) // 56, 1)  # some of the pixels are enough to tell
     if cv2.cvtColor(pixels[::step, ::step], cv2.COLOR_RGB2GRAY).std() < 255 * FLAT:
         return None
     return str(imagehash.phash(Image.fromarray(pixels)))

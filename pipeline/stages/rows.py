@@ -1,4 +1,4 @@
-"""What a photograph leaves behind: its rows of the manifest and its row of the catalogue."""
+"""The rows of a photograph: of its patches in the manifest, and its own in the catalogue."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,18 @@ from pipeline.stages.measure import measure, perceptual_hash
 from pipeline.stages.select import Patch
 from schemas.manifest import PATCH_SIZE, Row, patch_id, split_of
 
+# Raise it when the same patch and caption give another row than before. 0, its first value, adds
+# nothing to the fingerprint: parts that were finished before it existed stay valid.
+VERSION = 0
+
+
+def fingerprint_inputs() -> tuple[object, ...]:
+    """What determines a row, besides its patch and caption."""
+    return ("rows", VERSION) if VERSION else ()
+
 
 def catalogue_row(photograph: Photograph, patches: Sequence[Patch]) -> Row:
-    """A photograph that was used, or in which no patch was found."""
+    """The catalogue row of a photograph that was used, or in which no patch was found."""
     height, width = photograph.pixels.shape[:2]
     counts = {f"n_{role}": sum(patch.role == role for patch in patches) for role in PATCH_SIZE}
     return {
@@ -23,7 +32,7 @@ def catalogue_row(photograph: Photograph, patches: Sequence[Patch]) -> Row:
         "width": width,
         "height": height,
         "status": "ok" if patches else "no_patches",
-        "error": None if patches else "no place has enough texture (--min-texture)",
+        "error": None if patches else "no patch has enough texture (--min-texture)",
         **counts,
         "phash": perceptual_hash(photograph.pixels),
         "split": split_of(photograph.image_id),
@@ -31,7 +40,7 @@ def catalogue_row(photograph: Photograph, patches: Sequence[Patch]) -> Row:
 
 
 def unusable_row(found: Found, why: Unusable, photograph: Photograph | None = None) -> Row:
-    """A photograph that gave nothing, with the reason; its size where it was decoded."""
+    """The catalogue row of a photograph without patches: the reason, and its size if decoded."""
     height, width = photograph.pixels.shape[:2] if photograph else (None, None)
     return {
         "image_id": why.image_id,
@@ -49,7 +58,7 @@ def unusable_row(found: Found, why: Unusable, photograph: Photograph | None = No
 def patch_row(
     photograph: Photograph, patch: Patch, pixels: np.ndarray, strategy: str, depth_model: str
 ) -> Row:
-    """A patch and its pixels, n x n x 3 uint8, as a row of the manifest; its caption follows."""
+    """The manifest row of a patch, without its caption. pixels: n x n x 3 uint8."""
     height, width = photograph.pixels.shape[:2]
     identity = patch_id(photograph.image_id, patch.role, patch.x, patch.y, patch.size)
     return {
@@ -75,7 +84,7 @@ def _as_png(pixels: np.ndarray) -> bytes:
 
 
 def captioned(row: Row, caption: Caption, caption_model: str) -> Row:
-    """The row with its caption; one that it had is replaced."""
+    """The row with this caption, which replaces any other."""
     return row | {
         "caption_model": caption_model,
         "caption": caption.text,

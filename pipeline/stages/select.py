@@ -2,20 +2,62 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.config import BuildConfig, Strategy
 from schemas.manifest import PATCH_SIZE, Role
 
-BOX = 29  # the paper's all-ones kernel
+VERSION = 3  # raise it when the same map and parameters select other patches than before
+BOX = 29  # side of the paper's all-ones kernel
 MIN_OVERLAP = 0.4  # of the LR patch's area, section 4.2
+
+Strategy = Literal["depth", "random", "overlap", "inclusion"]
+
+
+class SelectConfig(BaseModel):
+    """The parameters of this stage."""
+
+    model_config = ConfigDict(frozen=True)
+
+    k: int = Field(8, ge=1, description="patches per role and photograph")
+    min_separation: int | None = Field(
+        None,
+        ge=0,
+        description="pixels between centres of one role; 0 = the paper's literal top-k"
+        " (default: half the patch's side)",
+    )
+    strategy: Strategy = Field("depth", description="how patches are chosen (table 3)")
+    min_texture: float = Field(
+        0.0, ge=0, description="leave out patches with less texture: background filter (table 4)"
+    )
+    seed: int = Field(0, ge=0, description="for the random strategies and DepthFM's noise")
+
+    def separation(self, role: Role) -> int:
+        """Smallest distance between two centres of one role, in pixels."""
+        half = PATCH_SIZE[role] // 2
+        return half if self.min_separation is None else self.min_separation
+
+
+def fingerprint_inputs(config: SelectConfig, maps: str) -> tuple[object, ...]:
+    """What determines the patches of a photograph. maps: the fingerprint of the distance maps."""
+    return (
+        VERSION,
+        maps,
+        config.k,
+        config.strategy,
+        [config.separation("lr"), config.separation("hr")],
+        config.min_texture,
+        config.seed if config.strategy != "depth" else None,  # `depth` draws nothing
+        PATCH_SIZE,
+    )
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A square of a photograph: top-left corner, side, and what was measured at it."""
+    """A square of a photograph: top-left corner, side, and the measures that selected it."""
 
     role: Role
     x: int
@@ -26,10 +68,23 @@ class Patch:
     texture: float
 
 
+def select(
+    pixels: np.ndarray, distance: np.ndarray, image_id: str, config: SelectConfig
+) -> list[Patch]:
+    """Select up to k patches of each role; lr before hr, best first.
+
+    pixels: H x W x 3 uint8. distance: H x W float32 in 0..1 (0 near, 1 far), not yet filtered.
+    The result depends on the photograph and the parameters alone, not on shard or worker.
+    """
+    candidates = Candidates(box_mean(distance), texture_map(pixels), config.min_texture)
+    rng = np.random.default_rng([config.seed, *bytes.fromhex(image_id)])
+    return STRATEGIES[config.strategy](candidates, config, rng)
+
+
 def box_mean(distance: np.ndarray) -> np.ndarray:
     """29x29 mean of an H x W float32 map with reflected borders (the paper's kernel / 29^2)."""
     mean = cv2.blur(distance, (BOX, BOX), borderType=cv2.BORDER_REFLECT)
-    # A running sum leaves rounding behind; 0..1 is the contract.
+    # A running sum leaves rounding errors; 0..1 is the contract.
     return np.clip(mean, 0.0, 1.0)
 
 
@@ -44,41 +99,21 @@ def texture_map(pixels: np.ndarray) -> np.ndarray:
     one = np.ones(1, np.float32)
     along_x = cv2.sepFilter2D(luma, cv2.CV_32F, kernel, one, borderType=cv2.BORDER_REPLICATE)
     along_y = cv2.sepFilter2D(luma, cv2.CV_32F, one, kernel, borderType=cv2.BORDER_REPLICATE)
-    # Not cv2.magnitude: its last bits hang on where in memory the result happens to lie.
+    # Not cv2.magnitude: its last bits depend on the memory alignment of the result.
     magnitude: np.ndarray = np.sqrt(along_x**2 + along_y**2)
     return magnitude
 
 
-def select(
-    pixels: np.ndarray, distance: np.ndarray, image_id: str, config: BuildConfig
-) -> list[Patch]:
-    """Choose up to k patches of each role; lr before hr, best first.
-
-    pixels: H x W x 3 uint8. distance: H x W float32 in 0..1 (0 near, 1 far), not yet filtered.
-    A choice depends on the photograph and the parameters alone, never on shard or worker.
-    """
-    field = _Field(box_mean(distance), texture_map(pixels), config.min_texture)
-    if config.strategy == "depth":
-        return [
-            patch
-            for role in ("lr", "hr")
-            for patch in field.top_k(role, config.k, config.separation(role))
-        ]
-    rng = np.random.default_rng([config.seed, *bytes.fromhex(image_id)])
-    near = field.draw("hr", config.k, rng)
-    far = _LR_DRAWS[config.strategy](field, near, config.k, rng)
-    return far + near
-
-
-class _Field:
-    """The maps of one photograph, seen as 'what would a patch centred here be'."""
+class Candidates:
+    """All patches of one photograph, by top-left corner: texture, distance and what is allowed."""
 
     def __init__(self, distance: np.ndarray, gradient: np.ndarray, min_texture: float):
+        """distance: from `box_mean`. gradient: from `texture_map`. Both H x W float32."""
         self.distance, self.gradient, self.min_texture = distance, gradient, min_texture
         self._texture: dict[Role, np.ndarray] = {}
 
     def texture(self, role: Role) -> np.ndarray:
-        """Mean gradient over the patch at every top-left corner, (H-size+1) x (W-size+1)."""
+        """Mean gradient over the patch at every corner, (H-size+1) x (W-size+1)."""
         if role not in self._texture:
             size = PATCH_SIZE[role]
             sums = cv2.boxFilter(self.gradient, cv2.CV_32F, (size, size), anchor=(0, 0))
@@ -87,27 +122,28 @@ class _Field:
         return self._texture[role]
 
     def allowed(self, role: Role) -> np.ndarray:
-        """Top-left corners whose patch fits and has enough texture, bool."""
+        """Whether the patch at each corner fits and has enough texture, bool."""
         return self.texture(role) >= self.min_texture
 
     def at_centres(self, role: Role) -> np.ndarray:
-        """Box-filtered distance at the centre of the patch, by top-left corner."""
+        """Distance at the centre of the patch at each corner."""
         size = PATCH_SIZE[role]
         height, width = self.distance.shape
         half = size // 2
         return self.distance[half : half + height - size + 1, half : half + width - size + 1]
 
     def patch(self, role: Role, x: int, y: int, rank: int) -> Patch:
+        """The patch at a corner."""
         distance = float(self.at_centres(role)[y, x])
         return Patch(role, x, y, PATCH_SIZE[role], distance, rank, float(self.texture(role)[y, x]))
 
-    def top_k(self, role: Role, k: int, separation: int) -> list[Patch]:
-        """The k farthest (lr) or nearest (hr) centres, greedily in rank order.
+    def top_k(self, role: Role, score: np.ndarray, k: int, separation: int) -> list[Patch]:
+        """The k allowed patches with the highest score, greedily in rank order.
 
-        Two centres are at least `separation` pixels apart in x or in y (Chebyshev: what counts for
-        squares). With 0 it is the paper's literal top-k. Ties go to the first in reading order.
+        score: by corner. Two centres are at least `separation` pixels apart in x or in y
+        (Chebyshev distance, the natural one for squares). 0 gives the paper's literal top-k.
+        Among equals the first in reading order wins.
         """
-        score = self.at_centres(role) if role == "lr" else -self.at_centres(role)
         score = np.where(self.allowed(role), score, -np.inf)
         reach = max(separation, 1) - 1
         patches: list[Patch] = []
@@ -121,47 +157,70 @@ class _Field:
         return patches
 
     def draw(self, role: Role, k: int, rng: np.random.Generator) -> list[Patch]:
-        """k different places, uniformly among the allowed ones."""
-        places = np.flatnonzero(self.allowed(role))
-        chosen = rng.choice(places, min(k, len(places)), replace=False).tolist()
+        """k different allowed patches, drawn uniformly."""
+        corners = np.flatnonzero(self.allowed(role))
+        drawn = rng.choice(corners, min(k, len(corners)), replace=False).tolist()
         width = self.allowed(role).shape[1]
-        return [self.patch(role, i % width, i // width, rank) for rank, i in enumerate(chosen)]
+        return [self.patch(role, i % width, i // width, rank) for rank, i in enumerate(drawn)]
 
+    def draw_overlapping(
+        self, near: list[Patch], least: float, rng: np.random.Generator
+    ) -> list[Patch]:
+        """One LR patch for each HR patch, uniformly among those with enough overlap.
 
-def _draw_beside(
-    accept: Callable[[np.ndarray, np.ndarray], np.ndarray],
-) -> Callable[[_Field, list[Patch], int, np.random.Generator], list[Patch]]:
-    """One LR place per HR patch, uniformly where `accept(overlap_x, overlap_y)` holds.
-
-    The overlaps are pixels shared along x and along y, by top-left corner of the LR patch.
-    """
-
-    def draw(field: _Field, near: list[Patch], k: int, rng: np.random.Generator) -> list[Patch]:
-        allowed = field.allowed("lr")
+        least: the share of the LR patch's area that lies inside the HR patch, 0..1. An HR patch
+        without such an allowed LR patch gets none.
+        """
+        allowed, area = self.allowed("lr"), PATCH_SIZE["lr"] ** 2
         patches: list[Patch] = []
         for hr in near:
-            shared_x = _shared(hr.x, hr.size, allowed.shape[1])
-            shared_y = _shared(hr.y, hr.size, allowed.shape[0])
-            places = np.flatnonzero(allowed & accept(shared_x[None, :], shared_y[:, None]))
-            if len(places):
-                y, x = divmod(int(rng.choice(places)), allowed.shape[1])
-                patches.append(field.patch("lr", x, y, len(patches)))
+            shared_x = _shared(hr.x, hr.size, allowed.shape[1])[None, :]
+            shared_y = _shared(hr.y, hr.size, allowed.shape[0])[:, None]
+            corners = np.flatnonzero(allowed & (shared_x * shared_y >= least * area))
+            if len(corners):
+                y, x = divmod(int(rng.choice(corners)), allowed.shape[1])
+                patches.append(self.patch("lr", x, y, len(patches)))
         return patches
 
-    return draw
 
-
-def _shared(start: int, size: int, places: int) -> np.ndarray:
-    corner, lr = np.arange(places), PATCH_SIZE["lr"]
+def _shared(start: int, size: int, corners: int) -> np.ndarray:
+    """Pixels along one axis that the LR patch at each corner shares with [start, start + size)."""
+    corner, lr = np.arange(corners), PATCH_SIZE["lr"]
     shared: np.ndarray = np.minimum(corner + lr, start + size) - np.maximum(corner, start)
     return shared.clip(0, lr)
 
 
-_LR_AREA = PATCH_SIZE["lr"] ** 2
-_LR_DRAWS: dict[
-    Strategy, Callable[[_Field, list[Patch], int, np.random.Generator], list[Patch]]
+def _depth(candidates: Candidates, config: SelectConfig, rng: np.random.Generator) -> list[Patch]:
+    """The farthest patches as LR, the nearest as HR."""
+    far, near = candidates.at_centres("lr"), -candidates.at_centres("hr")
+    return [
+        *candidates.top_k("lr", far, config.k, config.separation("lr")),
+        *candidates.top_k("hr", near, config.k, config.separation("hr")),
+    ]
+
+
+def _random(candidates: Candidates, config: SelectConfig, rng: np.random.Generator) -> list[Patch]:
+    near = candidates.draw("hr", config.k, rng)
+    return candidates.draw("lr", config.k, rng) + near
+
+
+def _overlap(candidates: Candidates, config: SelectConfig, rng: np.random.Generator) -> list[Patch]:
+    near = candidates.draw("hr", config.k, rng)
+    return candidates.draw_overlapping(near, MIN_OVERLAP, rng) + near
+
+
+def _inclusion(
+    candidates: Candidates, config: SelectConfig, rng: np.random.Generator
+) -> list[Patch]:
+    near = candidates.draw("hr", config.k, rng)
+    return candidates.draw_overlapping(near, 1.0, rng) + near
+
+
+STRATEGIES: dict[
+    Strategy, Callable[[Candidates, SelectConfig, np.random.Generator], list[Patch]]
 ] = {
-    "random": lambda field, near, k, rng: field.draw("lr", k, rng),
-    "overlap": _draw_beside(lambda x, y: x * y >= MIN_OVERLAP * _LR_AREA),
-    "inclusion": _draw_beside(lambda x, y: x * y == _LR_AREA),
+    "depth": _depth,
+    "random": _random,
+    "overlap": _overlap,
+    "inclusion": _inclusion,
 }

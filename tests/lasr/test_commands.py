@@ -47,10 +47,8 @@ TAKE_WEIGHTS = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_explains_every_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        COMMANDS[name](["--help"])
+    assert COMMANDS[name](["--help"]) == 0
     text = capsys.readouterr().out
-    assert ended.value.code == 0 and f"python -m {name}" in text
     assert ("--weights-dir DIR" in text) == (name in TAKE_WEIGHTS)
     lines = text.splitlines()
     for number, line in enumerate(lines):
@@ -62,17 +60,15 @@ def test_help_explains_every_flag(name: str, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--images", "a", "--k", "0"], "--k: Input should be greater than or equal to 1"),
-        (["--images", "a", "--strategy", "best"], "invalid choice: 'best'"),
-        ([], "required: --images"),
+        (["--images", "a", "--k", "0"], "--k 0: input should be greater than or equal to 1"),
+        (["--images", "a", "--strategy", "best"], "--strategy best: choose from depth, random, "),
+        ([], "--images is required; see `lasr build --help`"),
     ],
 )
 def test_bad_flags_name_the_flag(
     argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        pipeline.run.main(argv)
-    assert ended.value.code == 2 and message in capsys.readouterr().err
+    assert pipeline.run.main(argv) == 2 and message in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A manifest of given pictures, and a network fine-tuned on it (appendix E.1)."""
+"""A manifest of a few pictures, and a network fine-tuned on it (appendix E.1)."""
 
 import json
 import shutil
@@ -13,13 +13,12 @@ import torch
 from PIL import Image
 
 import trainer.run
-from pipeline.config import DICTIONARY
 from pipeline.finetune import main
-from pipeline.stages.captions import Captioner, read_dictionary
+from pipeline.stages.captions import DICTIONARY, Captioner, read_dictionary
 from schemas.manifest import PATCHES, Row, open_manifest, patch_id
 from tests.support.upstream import save_clip
-from trainer.models.interpolation import interpolation_start
-from trainer.models.rrdb import load_rrdb
+from tests.support.weights import load_rrdb
+from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network
 
 
@@ -40,7 +39,7 @@ def mine(photographs: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def given(mine: Path, clip: Path, out: Path, *more: str) -> int:
+def make(mine: Path, clip: Path, out: Path, *more: str) -> int:
     return main(["--lr-images", str(mine), "--clip", str(clip), "--out", str(out), *more])
 
 
@@ -49,9 +48,9 @@ def rows(out: Path) -> list[Row]:
     return table
 
 
-def test_rows_are_patches_of_the_given_pictures(mine: Path, clip: Path, tmp_path: Path) -> None:
+def test_rows_are_patches_of_the_pictures(mine: Path, clip: Path, tmp_path: Path) -> None:
     out = tmp_path / "mine.parquet"
-    assert given(mine, clip, out, "--k", "5") == 0
+    assert make(mine, clip, out, "--k", "5") == 0
     found = open_manifest(out)
     assert found.schema.names == PATCHES.names and found.metadata["parameters"]["k"] == 5
     assert [(r["image_path"], r["role"]) for r in rows(out)] == [
@@ -74,20 +73,20 @@ def test_rows_are_patches_of_the_given_pictures(mine: Path, clip: Path, tmp_path
     ]  # fmt: skip
 
 
-def test_patches_come_from_all_over_and_hang_on_seed_and_picture_alone(
+def test_patches_come_from_all_over_and_depend_on_seed_and_picture_alone(
     mine: Path, clip: Path, tmp_path: Path
 ) -> None:
     out = {name: tmp_path / f"{name}.parquet" for name in ("all", "again", "other", "one")}
-    given(mine, clip, out["all"], "--k", "80")
+    make(mine, clip, out["all"], "--k", "80")
     coffee = [r for r in rows(out["all"]) if r["role"] == "lr" and r["image_path"] == "coffee.png"]
     assert len({r["patch_id"] for r in rows(out["all"])}) == len(rows(out["all"]))
     for axis, length in (("x", 600), ("y", 400)):
         places = [r[axis] for r in coffee]
         assert min(places) < 40 and max(places) > length - 56 - 40
         assert abs(np.mean(places) - (length - 56) / 2) < length / 8
-    given(mine, clip, out["again"], "--k", "80")
-    given(mine, clip, out["other"], "--k", "80", "--seed", "1")
-    given(mine / "coffee.png", clip, out["one"], "--k", "80")
+    make(mine, clip, out["again"], "--k", "80")
+    make(mine, clip, out["other"], "--k", "80", "--seed", "1")
+    make(mine / "coffee.png", clip, out["one"], "--k", "80")
     assert rows(out["again"]) == rows(out["all"])
     assert {r["patch_id"] for r in rows(out["other"])} != {r["patch_id"] for r in rows(out["all"])}
     alone = [r["patch_id"] for r in rows(out["one"])]
@@ -102,7 +101,7 @@ def test_good_pictures_give_the_hr_patches_and_copies_count_once(
     shutil.copy(photographs / "china.jpg", good)
     shutil.copy(mine / "small.png", mine / "twin.png")
     out = tmp_path / "mine.parquet"
-    assert given(mine, clip, out, "--hr-images", str(good), "--k", "3") == 0
+    assert make(mine, clip, out, "--hr-images", str(good), "--k", "3") == 0
     assert [(r["image_path"], r["role"]) for r in rows(out)] == [
         *[("good/china.jpg", "hr")] * 3, *[("mine/coffee.png", "lr")] * 3,
         *[("mine/small.png", "lr")] * 3,
@@ -113,12 +112,12 @@ def test_good_pictures_give_the_hr_patches_and_copies_count_once(
     assert status["mine/twin.png"] == "duplicate" and len(status) == 4
 
 
-def test_fine_tuning_on_given_pictures_moves_the_sr_network_alone(
+def test_fine_tuning_moves_the_sr_network_alone(
     mine: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, run = tmp_path / "mine.parquet", tmp_path / "run"
-    given(mine, clip, out, "--k", "4")
-    start, _ = save_network(interpolation_start(8, 1, 8), tmp_path, "start")
+    make(mine, clip, out, "--k", "4")
+    start, _ = save_network(untrained_rrdb(8, 1, 8), tmp_path, "start")
     argv = [
         "--manifest", str(out), "--sr-init", str(start), "--freeze-encoders", "--lr", "1e-7",
         "--profile", "offline", "--clip", str(clip), "--steps", "3", "--batch-size", "4",
@@ -140,20 +139,20 @@ def test_mistakes_get_one_line(
     mine: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "mine.parquet"
-    assert given(mine / "small.png", clip, out) == 1
-    assert "no picture is large enough for 'hr' patches of 224 pixels; give others with --hr-" in (
-        capsys.readouterr().err
+    assert make(mine / "small.png", clip, out) == 1
+    assert "no picture is large enough for 'hr' patches of 224 pixels (" in (
+        error := capsys.readouterr().err
     )
+    assert "); give others with --hr-images" in error
     Image.new("RGB", (30, 300)).save(mine / "thin.png")
-    assert given(mine / "thin.png", clip, out, "--hr-images", str(mine / "coffee.png")) == 1
-    assert "'lr' patches of 56 pixels; give others with --lr-images (30x300: " in (
-        capsys.readouterr().err
-    )
-    assert given(mine / "nothing", clip, out) == 1
+    assert make(mine / "thin.png", clip, out, "--hr-images", str(mine / "coffee.png")) == 1
+    assert "'lr' patches of 56 pixels (30x300: " in (error := capsys.readouterr().err)
+    assert "); give others with --lr-images" in error
+    assert make(mine / "nothing", clip, out) == 1
     (mine / "broken.png").write_bytes(b"no")
     assert not out.exists() and not list(tmp_path.glob("*.images.parquet"))
-    assert given(mine, clip, out, "--k", "1") == 0  # broken.png and thin.png stop nothing
+    assert make(mine, clip, out, "--k", "1") == 0  # broken.png and thin.png stop nothing
     out.unlink()
     out.mkdir()
-    assert given(mine, clip, out) == 1
-    assert "a folder of parts stands there; choose another name" in capsys.readouterr().err
+    assert make(mine, clip, out) == 1
+    assert "is a folder of parts; choose another name" in capsys.readouterr().err

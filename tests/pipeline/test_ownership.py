@@ -44,10 +44,10 @@ def world(photographs: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("photos", "is or holds the photographs"),
-        (".", "names no manifest"),
-        ("", "names no manifest"),
-        ("photos/out.parquet", "lies inside"),
+        ("photos", "is or contains the photographs"),
+        (".", "does not name a manifest"),
+        ("", "does not name a manifest"),
+        ("photos/out.parquet", "is inside"),
         ("full", "holds thesis.odt, which no build wrote"),
         ("notes.txt", "is a file"),
         ("link.parquet", "is a link"),

@@ -1,23 +1,23 @@
-"""Places: other schemes than S3, and what a killed or a second writer leaves behind."""
+"""Storage paths: other schemes than S3, and what a killed or a second writer leaves behind."""
 
 from pathlib import Path
 
 import pytest
 
-from pipeline.storage import Place, StorageError, scratch
+from pipeline.storage import StorageError, StoragePath, scratch
 
 
 def test_other_schemes_go_through_fsspec() -> None:
-    place = Place("memory://bucket/folder/ä #%.txt")
-    place.write_bytes(b"text")
-    assert place.read_bytes() == b"text" and place.parent.names() == ["ä #%.txt"]
-    place.remove()
-    assert not place.exists() and place.parent.names() == []
+    path = StoragePath("memory://bucket/folder/ä #%.txt")
+    path.write_bytes(b"text")
+    assert path.read_bytes() == b"text" and path.parent.names() == ["ä #%.txt"]
+    path.remove()
+    assert not path.exists() and path.parent.names() == []
 
 
 def test_two_writers_of_one_name_do_not_meet(tmp_path: Path) -> None:
     """A machine that was given up too early may still be at a shard that another one has now."""
-    folder = Place(str(tmp_path))
+    folder = StoragePath(str(tmp_path))
     with scratch(folder, "part") as first, scratch(folder, "part") as second:
         first.write_bytes(b"first")
         second.write_bytes(b"second")
@@ -28,15 +28,15 @@ def test_two_writers_of_one_name_do_not_meet(tmp_path: Path) -> None:
 
 def test_what_is_written_for_object_storage_has_no_name_here() -> None:
     """So a kill leaves no file behind."""
-    with scratch(Place("memory://bucket/folder"), "part") as temporary:
+    with scratch(StoragePath("memory://bucket/folder"), "part") as temporary:
         temporary.write_bytes(b"rows")
         assert str(temporary.readlink()).endswith("(deleted)")
-        Place("memory://bucket/folder/part").take(temporary)
-    assert Place("memory://bucket/folder/part").read_bytes() == b"rows"
+        StoragePath("memory://bucket/folder/part").take(temporary)
+    assert StoragePath("memory://bucket/folder/part").read_bytes() == b"rows"
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(StorageError, match=r"/file: cannot be written \(Not a directory\)"):
-        Place(str(file / "below")).take(file)
+        StoragePath(str(file / "below")).take(file)

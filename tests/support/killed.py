@@ -27,8 +27,9 @@ import pyarrow.dataset as ds
 from PIL import Image
 
 from lasr.errors import UserError
-from pipeline.build import plan as stages
 from pipeline.build.lock import sole_build
+from pipeline.build.plan import plan_build, prepare
+from pipeline.build.publish import finish
 from pipeline.build.shard import build_shard
 from pipeline.config import BuildConfig
 from pipeline.demo import copy_photographs
@@ -48,10 +49,11 @@ def processes() -> ForkServerContext:
 
 def build(config: BuildConfig) -> None:
     """The whole of `pipeline.run` but for Prefect."""
+    prepared = prepare(config)
     with sole_build(config.work):
-        build = stages.plan_build(config)
+        build = plan_build(prepared)
         made = [build_shard(build.job, shard) for shard in build.plan.to_do]
-        stages.finish(build, made)
+        finish(build, made)
 
 
 def child(

@@ -9,7 +9,7 @@ import torch
 from benchmarks import train_step
 from tests.support.servers import ROOT
 from trainer.config import TrainConfig
-from trainer.step import Step
+from trainer.step import TrainStep
 
 
 def test_the_papers_step_computes_what_it_needs_and_no_more() -> None:
@@ -34,7 +34,7 @@ def test_the_plain_step_trains_alike() -> None:
     settings = TrainConfig.model_validate({"manifest": "none", "batch_size": 2})
     cpu = torch.device("cpu")
     batches = [train_step.random_batch(2, seed) for seed in range(2)]
-    ours = Step(settings, *train_step.networks("small", cpu))
+    ours = TrainStep(settings, *train_step.networks("small", cpu))
     plain = train_step.PlainStep(settings, *train_step.networks("small", cpu))
     tokens = [ours.texts_of(batch) for batch in batches]
     assert train_step.check_equal(ours, plain, batches, tokens) < 1e-4

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lasr import cli
 from tests.support.commands import program_of
 from trainer.evaluate import testset
 
@@ -34,7 +35,7 @@ def test_a_command_on_the_page_is_one_that_the_program_takes(
         return
     monkeypatch.setenv("LASR_WEIGHTS", "data/weights")  # --weights-dir sets another
     started = []
-    monkeypatch.setattr(program, "run_command", lambda body: (started.append(body), 0)[1])
+    monkeypatch.setattr(cli, "run_command", lambda body, debug: (started.append(body), 0)[1])
     monkeypatch.chdir(tmp_path)
     assert program.main(argv) == 0  # a flag that is unknown or out of range exits here
     assert len(started) == 1 and not list(tmp_path.iterdir())
@@ -75,7 +76,7 @@ def test_drealsrs_names_meet_as_the_page_says(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         for name in ("sony_1", "sony_11", "canon_1"):
             Image.new("RGB", (side, side)).save(tmp_path / folder / f"{name}_{suffix}.png")
-    pictures = testset.given([tmp_path / "LR"], [tmp_path / "HR"], 4)
+    pictures = testset.from_images([tmp_path / "LR"], [tmp_path / "HR"], 4)
     assert len(pictures) == 3
     for picture in pictures:
         assert picture.reference is not None

@@ -79,7 +79,7 @@ def test_two_builds_of_one_output(album: Path, tmp_path: Path) -> None:
 def test_a_dead_builder_holds_nothing(album: Path, tmp_path: Path) -> None:
     out = tmp_path / "patches.parquet"
     assert run(config(album, out), killed.Trap(3, after=True)) == -signal.SIGKILL
-    assert (tmp_path / "patches.work" / "lock").read_bytes()
+    assert (tmp_path / "patches.work" / "lock.json").read_bytes()
     check_free(config(album, out).work)
 
 
@@ -98,7 +98,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(album: Path, tmp_path: Path) 
     out, errors = tmp_path / "patches.parquet", tmp_path / "errors.txt"
     assert run(config(album, out)) == 0
     before = killed.digest(out)
-    for limit in (100_000, 3_000):  # no part fits; not even what is kept of a photograph
+    for limit in (100_000, 3_000):  # no part fits; not even the cache entry of a photograph
         assert run(config(album, out, k=3, shard_size=1), Full(limit), errors) == killed.REFUSED
         error = errors.read_text()
         assert "cannot be written" in error and os.strerror(errno.EFBIG) in error

@@ -22,12 +22,12 @@ from werkzeug.serving import WSGIRequestHandler
 import pipeline.run
 import trainer.run
 from lasr.errors import UserError
-from pipeline import storage as places
-from pipeline.build.cache import Kept
+from pipeline import storage
+from pipeline.build.cache import Cache
 from pipeline.build.lock import check_free, sole_build
 from pipeline.config import BuildConfig
 from pipeline.stages.images import find, load
-from pipeline.storage import Place, StorageError
+from pipeline.storage import StorageError, StoragePath
 from tests.conftest import run_stages
 from tests.support.upstream import save_depth_anything
 
@@ -66,7 +66,7 @@ def bucket(
         monkeypatch.setenv(name, value)
     name = re.sub("[^a-z]+", "-", request.node.name)[:60].strip("-")
     urllib.request.urlopen(urllib.request.Request(f"{server[0]}/{name}", method="PUT"))
-    places._file_system.cache_clear()
+    storage._file_system.cache_clear()
     server[1].clear()
     return f"s3://{name}"
 
@@ -92,7 +92,7 @@ def album(photographs: Path, tmp_path: Path) -> Path:
 def upload(folder: Path, target: str) -> None:
     for file in folder.rglob("*"):
         if file.is_file():
-            (Place(target) / str(file.relative_to(folder))).write_bytes(file.read_bytes())
+            (StoragePath(target) / str(file.relative_to(folder))).write_bytes(file.read_bytes())
 
 
 def build(images: object, out: object, **changes: Any) -> list[str]:
@@ -100,16 +100,16 @@ def build(images: object, out: object, **changes: Any) -> list[str]:
     return run_stages(BuildConfig(**(plain | {"shard_size": 2, "workers": 2} | changes)))
 
 
-def table(place: Place) -> Any:
+def table(place: StoragePath) -> Any:
     return ds.dataset(place.key, filesystem=place.fs, format="parquet").to_table()
 
 
 def rows(out: object) -> list[dict[str, Any]]:
-    return sorted(table(Place(str(out))).to_pylist(), key=lambda row: str(row["patch_id"]))
+    return sorted(table(StoragePath(str(out))).to_pylist(), key=lambda row: str(row["patch_id"]))
 
 
 def catalogue(out: object) -> list[dict[str, Any]]:
-    place = Place(str(out)).parent / "images.parquet"
+    place = StoragePath(str(out)).parent / "images.parquet"
     found: list[dict[str, Any]] = pq.read_table(place.key, filesystem=place.fs).to_pylist()
     return found
 
@@ -162,17 +162,17 @@ def test_nothing_is_fetched_twice(
     assert len(again(k=1, dictionary=words)) == 2 and fetched() == 0
     # A new photograph costs only itself, and the parts of before stay.
     photograph = (album / NAMES[0]).read_bytes()
-    (Place(bucket) / "photos" / "new.jpg").write_bytes(photograph + b"\0")
+    (StoragePath(bucket) / "photos" / "new.jpg").write_bytes(photograph + b"\0")
     asked.clear()
     assert len(again(k=1, dictionary=words)) == 1 and fetched() == 1
-    out = Place(f"{bucket}/data/patches.parquet")
+    out = StoragePath(f"{bucket}/data/patches.parquet")
     assert len(out.names()) == 3 and len(rows(out)) == 10
 
 
 def test_a_large_file_is_one_request_and_a_small_one_too(
     bucket: str, asked: list[tuple[str, int]]
 ) -> None:
-    place = Place(f"{bucket}/large")
+    place = StoragePath(f"{bucket}/large")
     place.write_bytes(b"x" * 3_000_000)
     assert [what.split()[0] for what, _ in asked] == ["PUT"]
     asked.clear()
@@ -182,12 +182,12 @@ def test_a_large_file_is_one_request_and_a_small_one_too(
 
 def test_duplicates_and_parts_that_no_longer_belong(album: Path, bucket: str) -> None:
     upload(album, f"{bucket}/photos")
-    out = Place(f"{bucket}/data/patches.parquet")
+    out = StoragePath(f"{bucket}/data/patches.parquet")
     build(f"{bucket}/photos", out)
-    twin = Place(f"{bucket}/photos/twin.jpg")
+    twin = StoragePath(f"{bucket}/photos/twin.jpg")
     twin.write_bytes((album / "china.jpg").read_bytes())
     # Beside it in its part, one that stays: the part is published without the twin, then with it.
-    more = Place(f"{bucket}/photos/more.png")
+    more = StoragePath(f"{bucket}/photos/more.png")
     more.write_bytes((album / "coffee.png").read_bytes() + b"\0")
     build(f"{bucket}/photos", out)
     status = {row["path"]: (row["status"], row["error"]) for row in catalogue(out)}
@@ -195,11 +195,11 @@ def test_duplicates_and_parts_that_no_longer_belong(album: Path, bucket: str) ->
     assert len(rows(out)) == 20
     # The first goes: its part is made again, the twin takes its place, the old part disappears.
     before = set(out.names())
-    Place(f"{bucket}/photos/china.jpg").remove()
+    StoragePath(f"{bucket}/photos/china.jpg").remove()
     build(f"{bucket}/photos", out)
     assert {row["path"] for row in catalogue(out) if row["status"] == "ok"} >= {"twin.jpg"}
     assert len(rows(out)) == 20 and set(out.names()) != before
-    work = Place(f"{bucket}/data/patches.work").names()
+    work = StoragePath(f"{bucket}/data/patches.work").names()
     parts = [name for name in work if name.startswith("part-")]
     assert len(parts) == 2 * len(out.names())
 
@@ -208,7 +208,7 @@ def test_a_killed_build_ends_like_an_undisturbed_one(
     album: Path, bucket: str, tmp_path: Path
 ) -> None:
     upload(album, f"{bucket}/photos")
-    out = Place(f"{bucket}/data/patches.parquet")
+    out = StoragePath(f"{bucket}/data/patches.parquet")
     code = f"""
 import sys
 sys.path[:0] = {[str(ROOT), str(ROOT / "tests")]!r}
@@ -221,7 +221,7 @@ with sole_build(config.work):
     run_stages(config)
 """
     child = subprocess.Popen([sys.executable, "-c", code])
-    work = Place(f"{bucket}/data/patches.work")
+    work = StoragePath(f"{bucket}/data/patches.work")
     while not any(name.endswith(".images.parquet") for name in work.names()):
         assert child.poll() is None, "ended before it could be killed"
         time.sleep(0.01)
@@ -237,7 +237,7 @@ with sole_build(config.work):
 
 
 def test_one_build_at_a_time(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = Place(f"{bucket}/patches.work")
+    work = StoragePath(f"{bucket}/patches.work")
     check_free(work)
     with sole_build(work):
         for attempt in (lambda: check_free(work), lambda: sole_build(work).__enter__()):
@@ -247,19 +247,19 @@ def test_one_build_at_a_time(bucket: str, monkeypatch: pytest.MonkeyPatch) -> No
     with sole_build(work):
         monkeypatch.setattr(socket, "gethostname", lambda: "another")
         monkeypatch.setattr("os.kill", lambda *_: pytest.fail("a process of another machine"))
-        with pytest.raises(UserError, match="if it died, remove"):
+        with pytest.raises(UserError, match="if that build died, remove"):
             check_free(work)
     # Both looked before either wrote: only the last to write goes on.
-    read = Place.read_bytes
+    read = StoragePath.read_bytes
     answers = iter([FileNotFoundError(), None])
 
-    def late(place: Place) -> bytes:
+    def late(place: StoragePath) -> bytes:
         if isinstance(answer := next(answers), Exception):
             raise answer
-        Place(str(place)).write_bytes(b'{"host": "other", "pid": 1, "since": 0}')
+        StoragePath(str(place)).write_bytes(b'{"host": "other", "pid": 1, "since": 0}')
         return read(place)
 
-    monkeypatch.setattr(Place, "read_bytes", late)
+    monkeypatch.setattr(StoragePath, "read_bytes", late)
     with pytest.raises(UserError, match="process 1 on other"), sole_build(work):
         pytest.fail("two builds at once")
 
@@ -301,16 +301,16 @@ def test_mistakes_are_one_line(
             port.bind(("127.0.0.1", 0))
             if listening:
                 port.listen()
-                monkeypatch.setattr(places, "_SILENCE", 1)
+                monkeypatch.setattr(storage, "_REQUEST_TIMEOUT", 1)
             monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port.getsockname()[1]}")
-            places._file_system.cache_clear()
+            storage._file_system.cache_clear()
             assert "cannot be read (NETWORK_CONNECTION during" in error_of(argv, capsys)
 
 
 def test_one_photograph_that_cannot_be_fetched_stops_nothing(album: Path, bucket: str) -> None:
     upload(album, f"{bucket}/photos")
     found = find([f"{bucket}/photos"])
-    Place(f"{bucket}/photos/china.jpg").remove()
+    StoragePath(f"{bucket}/photos/china.jpg").remove()
     with pytest.raises(Exception, match="cannot be read: ") as raised:
         load(next(one for one in found if one.name == "china.jpg"), 224)
     assert getattr(raised.value, "status") == "unreadable"  # noqa: B009
@@ -321,7 +321,7 @@ def test_small_objects_go_by_many_threads(
 ) -> None:
     """Each costs a round trip: none may wait in the thread that feeds the networks."""
     threads: dict[str, set[str]] = {"read": set(), "keep": set()}
-    read, keep = Place.read_bytes, Kept.keep_features
+    read, put = StoragePath.read_bytes, Cache.put_features
 
     def noted(kind: str, function: Any) -> Any:
         def call(*given: Any) -> Any:
@@ -331,8 +331,8 @@ def test_small_objects_go_by_many_threads(
 
         return call
 
-    monkeypatch.setattr(Place, "read_bytes", noted("read", read))
-    monkeypatch.setattr(Kept, "keep_features", noted("keep", keep))
+    monkeypatch.setattr(StoragePath, "read_bytes", noted("read", read))
+    monkeypatch.setattr(Cache, "put_features", noted("put", put))
     upload(album, f"{bucket}/photos")
     build(f"{bucket}/photos", f"{bucket}/data/patches.parquet", shard_size=4)
     for names in threads.values():

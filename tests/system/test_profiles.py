@@ -27,8 +27,8 @@ from tests.support.upstream import (
     save_vae,
     save_vgg19,
 )
-from trainer.evaluate.offline import offline
-from trainer.models.interpolation import interpolation_start
+from trainer.evaluate.pyiqa_backend import offline
+from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network
 
 
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_vae(place("sd15-vae").parent)
     save_clip(place("clip-vit-l-14").parent)
     save_vgg19(place("vgg19"))
-    _, pth = save_network(interpolation_start(8, 1, 8), place("rrdb-psnr-x4").parent)
+    _, pth = save_network(untrained_rrdb(8, 1, 8), place("rrdb-psnr-x4").parent)
     pth.rename(place("rrdb-psnr-x4"))
     return folder
 
@@ -63,7 +63,7 @@ def test_a_profile_runs_from_photographs_to_a_picture(
         monkeypatch.delitem(VARIANTS, name)
     monkeypatch.chdir(tmp_path)
     carried = str(tmp_path / "carried")
-    assert lasr.weights.main(["export", carried, profile]) == 0
+    assert lasr.weights.__main__.main(["export", carried, profile]) == 0
     with offline(tmp_path) as network:
         build_train_and_enlarge(profile, carried, photographs, tmp_path, monkeypatch, capsys)
     # A client of another test in this process may still ask for its server on this machine.
@@ -105,4 +105,4 @@ def build_train_and_enlarge(
     assert trainer.run.main([*train, "--batch-size", "2"]) == 0
     assert "UNTRAINED" not in capsys.readouterr().err
     upscale = ["photographs/coffee.png", "--weights", "data/runs/patches/model.safetensors"]
-    assert trainer.upscale.main([*upscale, "--out", "enlarged"]) == 0
+    assert trainer.upscale.__main__.main([*upscale, "--out", "enlarged"]) == 0

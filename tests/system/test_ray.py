@@ -21,7 +21,7 @@ from PIL import Image
 from lasr.errors import UserError
 from pipeline.build import ray as cluster
 from pipeline.build.lock import sole_build
-from pipeline.build.plan import plan_build
+from pipeline.build.plan import plan_build, prepare
 from pipeline.config import BuildConfig
 from pipeline.flows import flow as flows
 from tests.conftest import run_stages
@@ -40,8 +40,7 @@ def watch_worker() -> None:
 
     LASR_TEST is a folder: `loads` gets a line per loading of models, `die` becomes `died`.
     """
-    from pipeline.build import shard
-    from pipeline.stages import models
+    from pipeline.build import models, shard
 
     folder = Path(os.environ["LASR_TEST"])
     load, name = models.Models.__init__, shard.part_name
@@ -142,18 +141,22 @@ def test_a_machine_that_does_not_see_what_the_others_see_is_named(
     photographs: Path, tmp_path: Path
 ) -> None:
     here = socket.gethostname()
-    build = plan_build(config(photographs, tmp_path / "patches.parquet"))
+    build = plan_build(prepare(config(photographs, tmp_path / "patches.parquet")))
     job, shard = build.job, build.plan.to_do[0]
-    with pytest.raises(UserError, match=rf"patches.work: .* not seen by the cluster's .* {here}"):
+    with pytest.raises(
+        UserError, match=rf"patches.work: the cluster's machine {here} does not see"
+    ):
         cluster.build_part(job, shard)
     with sole_build(job.config.work):
         moved = [replace(p, place=p.place.parent / "gone") for p in shard.photographs]
-        with pytest.raises(UserError, match=rf"gone: not seen by the cluster's machine {here}"):
+        with pytest.raises(UserError, match=rf"gone: the cluster's machine {here} does not see"):
             cluster.build_part(job, replace(shard, photographs=tuple(moved)))
-        for name in ("depth_model", "caption_model"):
-            other = job.metadata["parameters"] | {name: "other@1"}
-            with pytest.raises(UserError, match="are not those of this build, other@1"):
-                cluster.build_part(replace(job, metadata={"parameters": other}), shard)
+        for other in (
+            replace(job, depth=replace(job.depth, identity="other@1")),
+            replace(job, clip=replace(job.clip, identity="other@1")),
+        ):
+            with pytest.raises(UserError, match="differ from those of this build, other@1"):
+                cluster.build_part(other, shard)
         assert cluster.build_part(job, shard).startswith("part-")
 
 
@@ -164,7 +167,7 @@ def test_what_travels_has_absolute_paths(
     words = Path("words.txt")
     words.write_text("\n".join(f"word{i}" for i in range(24)))
     changes: dict[str, Any] = {"kept": "kept", "dictionary": words, "clip": "tiny-clip"}
-    job = plan_build(config(photographs, Path("a.parquet"), **changes)).job
+    job = prepare(config(photographs, Path("a.parquet"), **changes)).job
     sent = cluster.portable(job).config
     assert sent.out == str(tmp_path / "a.parquet") and sent.kept == str(tmp_path / "kept")
     assert sent.dictionary == tmp_path / "words.txt" and sent.clip == "tiny-clip"

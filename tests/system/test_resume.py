@@ -20,7 +20,7 @@ import trainer.run
 from lasr.errors import UserError
 from tests.support.upstream import save_clip
 from trainer import checkpoint
-from trainer.models.interpolation import interpolation_start
+from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def arguments(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     """Of a small run that writes a checkpoint every third step."""
     folder = tmp_path_factory.mktemp("models")
     save_clip(folder / "clip")
-    save_network(interpolation_start(8, 1, 8), folder, "sr")
+    save_network(untrained_rrdb(8, 1, 8), folder, "sr")
     text = (
         f"--manifest {manifest} --profile offline --clip {folder}/clip --batch-size 2"
         f" --sr-init {folder}/sr.safetensors --steps {STEPS} --log-every 1 --checkpoint-every 3"

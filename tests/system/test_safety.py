@@ -24,7 +24,6 @@ import safetensors.torch
 import torch
 
 from lasr.errors import UserError
-from lasr.weights.clip import load_clip
 from pipeline.stages.depth import load_depth
 from tests.support.upstream import (
     SMALL,
@@ -35,13 +34,10 @@ from tests.support.upstream import (
     save_vae,
     save_vgg19,
 )
+from tests.support.weights import load_clip, load_model, load_vgg
 from trainer import checkpoint
-from trainer.config import TrainConfig
-from trainer.loop import trained_encoders
-from trainer.models.interpolation import interpolation_start
-from trainer.models.load import load_model
+from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network
-from trainer.models.vgg import load_vgg_named
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -50,7 +46,7 @@ MODEL, VAE = "model.safetensors", "diffusion_pytorch_model.safetensors"
 
 def save_all(folder: Path) -> None:
     """Something good for every way in."""
-    save_network(interpolation_start(8, 1, 8), folder / "sr")
+    save_network(untrained_rrdb(8, 1, 8), folder / "sr")
     (folder / "vgg").mkdir()
     save_vgg19(folder / "vgg" / "vgg19.pth", width=8)
     save_clip(folder / "clip")
@@ -63,9 +59,9 @@ def save_all(folder: Path) -> None:
     checkpoint.save(folder / "run", 3, encoders={"weight": torch.zeros(1, 2)})
 
 
-def encoders_of(run: Path) -> object:
-    config = TrainConfig(manifest=Path("m"), encoders=run)
-    return trained_encoders(config, torch.nn.Linear(2, 1, bias=False))  # type: ignore[arg-type]
+def load_encoders_of(run: Path) -> None:
+    encoders = torch.nn.Linear(2, 1, bias=False)
+    checkpoint.load_trained_encoders(run, encoders, "clip")
 
 
 # Name: the file that is spoilt, what it is called then, and the function that is given its folder.
@@ -73,7 +69,7 @@ ENTRIES: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "SR safetensors": ("sr/model.safetensors", MODEL, lambda d: load_model(str(d / MODEL))),
     "SR .pth": ("sr/model.pth", "model.pth", lambda d: load_model(str(d / "model.pth"))),
     "SR .bin": ("sr/model.pth", "model.bin", lambda d: load_model(str(d / "model.bin"))),
-    "VGG": ("vgg/vgg19.pth", "vgg.pth", lambda d: load_vgg_named(str(d / "vgg.pth"), None)),
+    "VGG": ("vgg/vgg19.pth", "vgg.pth", lambda d: load_vgg(d / "vgg.pth")),
     "CLIP folder": (
         "clip/open_clip_model.safetensors",
         "open_clip_model.safetensors",
@@ -99,7 +95,7 @@ ENTRIES: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
         lambda d: load_depth(str(d.parent / "depthfm.ckpt"), CPU),
     ),
     "run to carry on": ("run/checkpoint.pt", "checkpoint.pt", checkpoint.load),
-    "--encoders RUN": ("run/checkpoint.pt", "checkpoint.pt", encoders_of),
+    "--encoders RUN": ("run/checkpoint.pt", "checkpoint.pt", load_encoders_of),
 }
 # Read by transformers and diffusers, or told from the checkpoint before it.
 OWN_WORDS = ("depth-anything", "vae", "run")

@@ -17,16 +17,15 @@ from torch import Tensor, nn
 
 from schemas.manifest import open_manifest
 from tests.support.upstream import save_clip
+from tests.support.weights import load_encoders, load_rrdb
 from trainer import distributed, loop
 from trainer.config import TrainConfig
 from trainer.data.dataset import COLUMNS, Patches
 from trainer.distributed import World
-from trainer.models.encoders import load_encoders
-from trainer.models.interpolation import interpolation_start
-from trainer.models.rrdb import load_rrdb
+from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network
-from trainer.models.vgg import small_vgg
-from trainer.step import Step
+from trainer.models.vgg import untrained_vgg
+from trainer.step import TrainStep
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +35,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small CLIP and a small SR network as files."""
     folder = tmp_path_factory.mktemp("models")
     save_clip(folder / "clip")
-    save_network(interpolation_start(8, 1, 8), folder, "sr")
+    save_network(untrained_rrdb(8, 1, 8), folder, "sr")
     return folder
 
 
@@ -59,8 +58,8 @@ def free_port() -> int:
 def numbers_and_gradients(settings: TrainConfig, world: World) -> dict[str, Tensor]:
     """One step in float64, where a wrong factor cannot hide behind rounding."""
     encoders = load_encoders(settings.clip_name, torch.device("cpu")).double()
-    step = Step(
-        settings, load_rrdb(settings.sr_name).double(), encoders, small_vgg().double(), world
+    step = TrainStep(
+        settings, load_rrdb(settings.sr_name).double(), encoders, untrained_vgg().double(), world
     )
     batch = Patches(open_manifest(settings.manifest, COLUMNS)).batch(
         0, settings.batch_size, world.rank, world.size
@@ -81,7 +80,7 @@ def one_of_two(rank: int, all_settings: list[TrainConfig], port: int, folder: Pa
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(port)}
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     torch.set_num_threads(1)
-    with distributed.joined("cpu") as (world, _):
+    with distributed.process_group("cpu") as (world, _):
         found = [numbers_and_gradients(settings, world) for settings in all_settings]
         torch.save(found, folder / f"{rank}.pt")
 

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from lasr.errors import UserError
+from tests.support.weights import load_sr
 from trainer import export as exporting
 from trainer.export import ExportConfig, describe, export, main
-from trainer.models.interpolation import interpolation_start
-from trainer.models.load import load_sr
 from trainer.models.ncnn_export import HALF, write_ncnn
-from trainer.models.rrdb import RRDB
+from trainer.models.rrdb import RRDB, untrained_rrdb
 from trainer.models.save import save_network
 
 PICTURE = torch.rand(1, 3, 21, 34, generator=torch.Generator().manual_seed(1))
@@ -109,7 +108,7 @@ def test_ncnn_answers_as_spandrel(weights: Path, tmp_path: Path, half: bool) -> 
 
 @pytest.mark.parametrize("half", [False, True])
 def test_odd_counts_of_weights_are_padded(tmp_path: Path, half: bool) -> None:
-    network = interpolation_start(7, 1, 5).eval()
+    network = untrained_rrdb(7, 1, 5).eval()
     write_ncnn(network, tmp_path / "odd.param", tmp_path / "odd.bin", half)
     with torch.inference_mode():
         wanted = network(PICTURE)[0]

@@ -23,18 +23,17 @@ from lasr.errors import UserError
 from lasr.weights.tensors import read_tensors
 from schemas.manifest import ManifestError, open_manifest
 from tests.support.upstream import save_clip
+from tests.support.weights import load_encoders, load_rrdb
 from trainer import checkpoint, loop, losses
 from trainer import step as step_module
 from trainer.config import TrainConfig
 from trainer.data.dataset import COLUMNS, Batch, Patches
 from trainer.distributed import World
-from trainer.models.encoders import load_encoders
-from trainer.models.interpolation import interpolation_start
-from trainer.models.rrdb import load_rrdb
+from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network
-from trainer.models.vgg import small_vgg, vgg_term
+from trainer.models.vgg import untrained_vgg, vgg_term
 from trainer.plan import check_compiler
-from trainer.step import Step
+from trainer.step import TrainStep
 
 CPU = torch.device("cpu")
 
@@ -44,7 +43,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small CLIP and a small SR network as files."""
     folder = tmp_path_factory.mktemp("models")
     save_clip(folder / "clip")
-    save_network(interpolation_start(8, 1, 8), folder, "sr")
+    save_network(untrained_rrdb(8, 1, 8), folder, "sr")
     return folder
 
 
@@ -59,13 +58,15 @@ def config(manifest: Path, models: Path, out: Path, **changes: Any) -> TrainConf
 
 def make_step(
     manifest: Path, models: Path, out: Path, world: World | None = None, **changes: Any
-) -> Step:
+) -> TrainStep:
     settings = config(manifest, models, out, **changes)
     sr_network = load_rrdb(models / "sr.safetensors")
-    return Step(settings, sr_network, load_encoders(settings.clip_name, CPU), small_vgg(), world)
+    return TrainStep(
+        settings, sr_network, load_encoders(settings.clip_name, CPU), untrained_vgg(), world
+    )
 
 
-def terms_of(step: Step, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def terms_of(step: TrainStep, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     return step.terms(batch.lr, batch.hr, step.texts_of(batch))
 
 
@@ -105,7 +106,7 @@ def test_a_step_equals_the_paper_written_plainly(
         "content_sr": losses.cont(f_sr, far_text),
         "quality_encoders": losses.cont(torch.cat([far, near]), qualities),
         "quality_sr": (F.cosine_similarity(f_sr, minus) - F.cosine_similarity(f_sr, plus)).mean(),
-        "vgg": vgg_term(small_vgg(), made, batch.lr),
+        "vgg": vgg_term(untrained_vgg(), made, batch.lr),
     }
     assert terms.keys() == expected.keys()
     for name, value in expected.items():
@@ -200,7 +201,7 @@ def test_a_step_with_a_broken_number_changes_no_weight(
     assert not unchanged(before, step)
 
 
-def unchanged(before: dict[str, Any], step: Step) -> bool:
+def unchanged(before: dict[str, Any], step: TrainStep) -> bool:
     """Whether weights, moments and step counts are what they were."""
     now = step.state()
     moments = zip(
@@ -269,7 +270,7 @@ def test_encoders_learn_far_from_near_and_the_sr_terms_then_fall(
 
     encoders.requires_grad_(False)
     settings = config(manifest, models, tmp_path, freeze_encoders=True, lr=5e-4)
-    update = Step(settings, load_rrdb(models / "sr.safetensors"), encoders, small_vgg())
+    update = TrainStep(settings, load_rrdb(models / "sr.safetensors"), encoders, untrained_vgg())
     terms_history = []
     for number in range(30):
         batch = data.batch(number, 4)
@@ -292,7 +293,7 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(
     whole = config(manifest, models, tmp_path / "whole", **changes)
     loop.train(whole)
     stopped = config(manifest, models, tmp_path / "stopped", **changes)
-    real, calls = Step.terms, []
+    real, calls = TrainStep.terms, []
 
     def dies(*arguments: Any) -> Any:
         calls.append(1)
@@ -300,11 +301,11 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(
             raise RuntimeError("killed")
         return real(*arguments)
 
-    monkeypatch.setattr(Step, "terms", dies)
+    monkeypatch.setattr(TrainStep, "terms", dies)
     with pytest.raises(RuntimeError, match="killed"):
         loop.train(stopped)
     assert [line["step"] for line in stats(stopped.folder)] == [1, 2, 3, 4, 5]
-    monkeypatch.setattr(Step, "terms", real)
+    monkeypatch.setattr(TrainStep, "terms", real)
     loop.train(stopped)
     assert stats(whole.folder) == stats(stopped.folder)
     assert [line["step"] for line in stats(whole.folder)] == list(range(1, 9))
@@ -319,14 +320,14 @@ def test_a_run_asked_to_stop_finishes_its_step_and_saves(
     manifest: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     settings = config(manifest, models, tmp_path / "run", checkpoint_every=100, log_every=2)
-    real = Step.terms
+    real = TrainStep.terms
 
     def asks(*arguments: Any) -> Any:
-        monkeypatch.setattr(Step, "terms", real)
+        monkeypatch.setattr(TrainStep, "terms", real)
         os.kill(os.getpid(), number)
         return real(*arguments)
 
-    monkeypatch.setattr(Step, "terms", asks)
+    monkeypatch.setattr(TrainStep, "terms", asks)
     with pytest.raises(KeyboardInterrupt):
         loop.train(settings)
     state = checkpoint.load(settings.folder)

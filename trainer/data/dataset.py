@@ -1,15 +1,15 @@
-"""From a manifest to batches: which patches meet, and how they are turned and degraded.
+"""From a manifest to batches: which patches are paired, and how they are augmented.
 
-Which rows can meet in a batch. The row groups (256 rows, about 16 photographs) are put in random
-order and cut into windows of about WINDOW rows (500 photographs). The pairs of a window are mixed:
-each row group is spread evenly over its window, and each photograph over its row group, at random
-otherwise, so that a batch holds different photographs from different places of the manifest
-wherever there are enough of them. Any two photographs can meet in some epoch; within an epoch only
-those of one window can. Memory holds one window of encoded PNGs, about 0.5 GB.
+Order. The row groups (256 rows, about 16 photographs) are shuffled and cut into windows of about
+WINDOW rows (500 photographs). The pairs of a window are mixed: each row group is spread evenly over
+its window, and each photograph over its row group, at random otherwise, so that a batch holds
+different photographs from different parts of the manifest wherever there are enough. Over several
+epochs any two photographs can be in one batch; within an epoch only those of one window can. Memory
+holds one window of encoded PNGs, about 0.5 GB.
 
-Chance. The order is a pure function of seed and epoch; what happens to the i-th pair of a run
-(turning, degrading) of seed and i. A batch is thus the same whatever the number of threads and
-processes, and nothing has to be saved to carry on exactly.
+Randomness. The order is a function of seed and epoch alone, the augmentation and degradation of the
+i-th pair of a run of seed and i. A batch is therefore the same for any number of threads and
+processes, and a checkpoint needs no state of the data.
 """
 
 import itertools
@@ -18,41 +18,40 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from schemas.manifest import PATCH_SIZE, Manifest, Role
-from trainer.data.degradation import Degradation, degrade
+from trainer.config import Degradation, Pairing
 from trainer.data.reader import COLUMNS, LARGE_ROW_GROUP, Reader, decode
+from trainer.data.realesrgan import degrade
 
-__all__ = ["COLUMNS", "Batch", "Pairing", "Patches"]
+__all__ = ["COLUMNS", "Batch", "Patches"]
 
-Pairing = Literal["photograph", "random"]
-WINDOW = 8192  # rows that are mixed with each other
-AHEAD = 256  # pairs prepared ahead, 160 MB: they bridge the reading of the next window
+WINDOW = 8192  # rows that are shuffled together
+AHEAD = 256  # pairs prepared ahead, 160 MB; training uses them while the next window is read
 
 
 @dataclass(frozen=True)
 class Batch:
-    """N pairs: an LR and an HR patch of one photograph, unless the photograph lacks a role."""
+    """N pairs of an LR and an HR patch of one photograph, or of two if it has only one role."""
 
     lr: Tensor  # (N, 3, 56, 56) float32 in [0, 1]
     hr: Tensor  # (N, 3, 224, 224) float32 in [0, 1]
     lr_captions: list[str]
     hr_captions: list[str]
-    lr_rows: list[int]  # places in the manifest, to name a patch in an error
+    lr_rows: list[int]  # row numbers in the manifest, to name a patch in an error
     hr_rows: list[int]
 
 
 class Patches:
     """The patches of a manifest, read lazily. Thread-safe.
 
-    degradation: what LR patches go through (table 5). pairing: the HR patch that an LR patch meets
-    is one of its own photograph, or any of the window. Raises ManifestError at once where the
-    manifest cannot be trained on.
+    degradation: of LR patches (table 5). pairing: an LR patch is paired with an HR patch of its own
+    photograph, or with any of the window. Raises ManifestError at once if the manifest cannot be
+    trained on.
     """
 
     def __init__(
@@ -64,19 +63,19 @@ class Patches:
     ):
         self.manifest, self.seed = manifest, seed
         self.degradation, self.pairing = degradation, pairing
-        self.reader = Reader(manifest, keep=WINDOW + LARGE_ROW_GROUP)
+        self.reader = Reader(manifest, cache_rows=WINDOW + LARGE_ROW_GROUP)
         self.is_lr = self.reader.is_lr
         self.epoch = lru_cache(maxsize=2)(self._epoch)
 
     def __len__(self) -> int:
-        """Pairs in an epoch: one for every LR patch."""
+        """Pairs in an epoch: one per LR patch."""
         return int(self.is_lr.sum())
 
     def _epoch(self, epoch: int) -> np.ndarray:
-        """The pairs of an epoch in order, (n, 2) int64: row of the LR, row of the HR patch.
+        """The pairs of an epoch in order, (n, 2) int64: row of the LR patch, row of the HR patch.
 
-        Every LR patch comes once, and every HR patch of a photograph as often as its others. A
-        photograph without HR patches in its window borrows from the others there.
+        Every LR patch occurs once, and the HR patches of a photograph equally often. LR patches
+        whose photograph has no HR patch in the window are paired with those of others.
         """
         rng = np.random.default_rng([self.seed, 0, epoch])
         chunks = [self.reader.chunks[i] for i in rng.permutation(len(self.reader.chunks))]
@@ -92,46 +91,52 @@ class Patches:
         )
 
     def _pairs(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The pairs of a window, (n, 2), mixed."""
+        """The pairs of a window, (n, 2), shuffled."""
         photograph, chunk_of = self.reader.photograph, self.reader.chunk_of
-        far, near = (rng.permutation(rows[self.is_lr[rows] == role]) for role in (True, False))
-        far = far[_spread(photograph[far], rng)]
-        far = far[_spread(chunk_of[far], rng)]
-        if not len(near):
-            near = rng.permutation(np.flatnonzero(~self.is_lr))
-        anyone = np.resize(near, len(far))
+        lr, hr = (rng.permutation(rows[self.is_lr[rows] == role]) for role in (True, False))
+        lr = lr[_spread(photograph[lr], rng)]
+        lr = lr[_spread(chunk_of[lr], rng)]
+        if not len(hr):
+            hr = rng.permutation(np.flatnonzero(~self.is_lr))
+        any_hr = np.resize(hr, len(lr))
         if self.pairing == "random":
-            return np.stack([far, anyone], axis=1)
-        near = near[np.argsort(photograph[near], kind="stable")]
+            return np.stack([lr, any_hr], axis=1)
+        # The HR patches of a photograph are hr[first:past]; its LR patches take them in turn.
+        hr = hr[np.argsort(photograph[hr], kind="stable")]
         first, past = (
-            np.searchsorted(photograph[near], photograph[far], s) for s in ("left", "right")
+            np.searchsorted(photograph[hr], photograph[lr], side) for side in ("left", "right")
         )
-        own = near[(first + _turns(photograph[far])[0] % np.maximum(past - first, 1)) % len(near)]
-        return np.stack([far, np.where(past > first, own, anyone)], axis=1)
+        turn, _ = _count_equal(photograph[lr])
+        own_hr = hr[(first + turn % np.maximum(past - first, 1)) % len(hr)]
+        return np.stack([lr, np.where(past > first, own_hr, any_hr)], axis=1)
 
     def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> Batch:
-        """The batch of a step (from 0), or the slice of it that process `rank` of `world` takes.
+        """The batch of a step (from 0), or the slice of it that belongs to `rank` of `world`.
 
-        A pure function of the seed, the step and the manifest; slices put together in the order of
-        rank are the whole batch. Only the slice is read and decoded.
+        size: pairs in the whole batch. A function of the seed, the step and the manifest alone; the
+        slices in the order of rank make up the batch. Only the slice is read and decoded.
         """
         start, stop = (size * (step * world + r) // world for r in (rank, rank + 1))
-        places = range(start, stop)
-        pairs = np.array([self.epoch(i // len(self))[i % len(self)] for i in places])
+        numbers = range(start, stop)  # of the pairs, counted from the start of the run
+        pairs = np.array([self.epoch(i // len(self))[i % len(self)] for i in numbers])
         lr_rows, hr_rows = pairs.T.tolist()
-        lr, lr_captions = self._patches(lr_rows, "lr", places)
-        hr, hr_captions = self._patches(hr_rows, "hr", places)
+        lr, lr_captions = self._patches(lr_rows, "lr", numbers)
+        hr, hr_captions = self._patches(hr_rows, "hr", numbers)
         return Batch(lr, hr, lr_captions, hr_captions, lr_rows, hr_rows)
 
-    def _patches(self, rows: list[int], role: Role, places: range) -> tuple[Tensor, list[str]]:
+    def _patches(self, rows: list[int], role: Role, numbers: range) -> tuple[Tensor, list[str]]:
+        """The augmented patches (n, 3, h, w) in [0, 1] of `rows`, and their captions.
+
+        numbers: of their pairs, which the augmentation depends on.
+        """
         pictures = np.empty((len(rows), PATCH_SIZE[role], PATCH_SIZE[role], 3), np.uint8)
         captions = []
-        found = self.reader.read(rows)
-        for picture, row, place, (content, caption) in zip(
-            pictures, rows, places, found, strict=True
+        stored = self.reader.read(rows)
+        for picture, row, number, (content, caption) in zip(
+            pictures, rows, numbers, stored, strict=True
         ):
-            rng = np.random.default_rng([self.seed, 1, place, int(role == "hr")])
-            picture[:] = _turned(decode(content, role, row), int(rng.integers(8)))
+            rng = np.random.default_rng([self.seed, 1, number, int(role == "hr")])
+            picture[:] = flip_and_rotate(decode(content, role, row), int(rng.integers(8)))
             if role == "lr" and self.degradation == "realesrgan":
                 picture[:] = degrade(picture, rng)
             captions.append(caption)
@@ -140,10 +145,10 @@ class Patches:
     def batches(
         self, start: int, stop: int, size: int, workers: int, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
-        """`batch` for the steps start..stop-1, in order, prepared ahead by threads.
+        """`batch` for the steps start to stop - 1, in order, prepared ahead by threads.
 
-        Threads, not processes: reading and PNG decoding release the interpreter's lock, the window
-        is shared, and nothing is left behind by a kill.
+        Threads and not processes, because reading and PNG decoding release the GIL, the window is
+        shared, and a kill leaves no process behind.
         """
         with ThreadPoolExecutor(workers, thread_name_prefix="patches") as executor:
             ahead: deque[Future[Batch]] = deque()
@@ -159,25 +164,25 @@ class Patches:
                     future.cancel()
 
 
-def _turns(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each element: how many of its key came before it, and how many there are in all."""
+def _count_equal(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each element: how many equal ones precede it, and how many there are in all."""
     _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
     order = np.argsort(inverse, kind="stable")
-    turns = np.empty_like(order)
-    turns[order] = np.arange(len(keys)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return turns, counts[inverse]
+    preceding = np.empty_like(order)
+    preceding[order] = np.arange(len(keys)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return preceding, counts[inverse]
 
 
 def _spread(keys: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """An order that spreads every key evenly: the j-th of its n lies in the j-th n-th of the whole.
+    """An order that spreads every key evenly: of its n elements, one is in each n-th of the order.
 
-    Elements of one key keep their order.
+    Elements with the same key keep their order.
     """
-    turns, counts = _turns(keys)
-    return np.argsort((turns + rng.random(len(keys))) / counts)
+    preceding, counts = _count_equal(keys)
+    return np.argsort((preceding + rng.random(len(keys))) / counts)
 
 
-def _turned(pixels: np.ndarray, which: int) -> np.ndarray:
-    """One of the eight flips and quarter turns of a square."""
-    turned = np.rot90(pixels, which % 4)
-    return turned[:, ::-1] if which >= 4 else turned
+def flip_and_rotate(pixels: np.ndarray, which: int) -> np.ndarray:
+    """One (0 to 7) of the eight symmetries of a square picture."""
+    rotated = np.rot90(pixels, which % 4)
+    return rotated[:, ::-1] if which >= 4 else rotated

@@ -1,4 +1,4 @@
-"""Between host and device without waiting: batches are made ready ahead, numbers arrive behind."""
+"""Transfers between host and device that neither waits for."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -10,45 +10,45 @@ from torch import Tensor
 from trainer.data.dataset import Batch
 
 
-def feed(
+def prefetch(
     batches: Iterator[Batch], texts_of: Callable[[Batch], Tensor], device: torch.device
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Each batch with the tokens of its texts, made ready while the step before it is launched.
+    """Each batch with the tokens of its texts, prepared by a thread while the last one is used.
 
-    For a GPU they stand in pinned memory, from where it fetches them by itself.
+    For a GPU the tensors are in pinned memory, from which copies to the device are asynchronous.
     """
-    pin: Callable[[Tensor], Tensor] = Tensor.pin_memory if device.type == "cuda" else _as_it_is
+    pin: Callable[[Tensor], Tensor] = Tensor.pin_memory if device.type == "cuda" else _unchanged
 
-    def ready() -> tuple[Batch, Tensor] | None:
+    def prepare() -> tuple[Batch, Tensor] | None:
         batch = next(batches, None)
         if batch is None:
             return None
         pinned = dataclasses.replace(batch, lr=pin(batch.lr), hr=pin(batch.hr))
         return pinned, pin(texts_of(batch))
 
-    with ThreadPoolExecutor(1, thread_name_prefix="feed") as executor:
-        ahead = executor.submit(ready)
-        while (found := ahead.result()) is not None:
-            ahead = executor.submit(ready)
-            yield found
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as executor:
+        future = executor.submit(prepare)
+        while (prepared := future.result()) is not None:
+            future = executor.submit(prepare)
+            yield prepared
 
 
-def _as_it_is(tensor: Tensor) -> Tensor:
+def _unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
-class Arriving:
-    """Numbers on their way from the device to the host; `read` waits for them and nothing later."""
+class AsyncNumbers:
+    """A copy of numbers from the device to the host, started at once."""
 
     def __init__(self, numbers: Tensor):
         self._numbers = numbers.to("cpu", non_blocking=True)  # into pinned memory
-        self._sent = torch.cuda.Event() if numbers.is_cuda else None
-        if self._sent:
-            self._sent.record()
+        self._copied = torch.cuda.Event() if numbers.is_cuda else None
+        if self._copied:
+            self._copied.record()
 
     def read(self) -> list[float]:
-        """The numbers, in float64 as Python has them."""
-        if self._sent:
-            self._sent.synchronize()
+        """Wait for this copy, and for nothing the device was given later; return the numbers."""
+        if self._copied:
+            self._copied.synchronize()
         values: list[float] = self._numbers.tolist()
         return values

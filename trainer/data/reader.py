@@ -1,10 +1,10 @@
-"""Rows of a manifest by their number: the encoded patch and its caption, in bounded memory.
+"""Rows of a manifest by number: the encoded patch and its caption, in bounded memory.
 
-Parquet is read a row group at a time, and of its columns those that training needs. Row groups in
-use are kept, others let go. A row group of more than LARGE_ROW_GROUP rows (SQL makes them of
-122,880 unless told otherwise: 6 GB of patches) cannot be read in parts at random: a file with such
-groups is copied once, in pieces of 256 rows, into an unnamed temporary file in TMPDIR, which goes
-with the process.
+Parquet is read one row group at a time, and only the columns that training needs. Recently used row
+groups stay in a cache. A row group of more than LARGE_ROW_GROUP rows (SQL writes 122,880 unless
+told otherwise: 6 GB of patches) cannot be read in parts at random: a file with such groups is first
+copied, in record batches of 256 rows, to an unnamed temporary file in TMPDIR, which the system
+removes when the process ends.
 """
 
 import itertools
@@ -25,42 +25,43 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lasr.errors import one_line
 from schemas.manifest import PATCH_SIZE, Manifest, ManifestError, Role
 from schemas.parquet import ROW_GROUP
 
 log = logging.getLogger(__name__)
 
-INDEX = ["image_id", "role", "size", "caption"]  # read before the first step; captions not kept
-CONTENT = ["image.bytes", "caption"]  # read as they are needed
+INDEX = ["image_id", "role", "size", "caption"]  # read and checked before the first step
+CONTENT = ["image.bytes", "caption"]  # read when a batch needs them
 COLUMNS = ("image_id", "role", "size", "caption", "image")  # all that training needs
 LARGE_ROW_GROUP = 2048  # rows, about 0.1 GB of patches
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Neighbouring rows that are read together: a row group, or a piece of a large one."""
+    """Consecutive rows that are read together: a row group, or a record batch of a large one."""
 
-    file: int  # number of the file in the manifest
-    place: int  # number of the row group in the file, or of the piece in its copy
-    first: int  # number of the first row in the whole manifest
+    file: int  # index of the file in the manifest
+    index: int  # of the row group in the file, or of the record batch in its copy
+    first: int  # number of its first row in the whole manifest
     rows: int
 
 
 class Reader:
     """The rows of a manifest. Thread-safe.
 
-    keep: rows whose encoded patches stay in memory; the least recently used chunk goes first.
-    Raises ManifestError at once where the manifest cannot be trained on: no rows, a role is missing
-    or unknown, sizes are not those of the role, a photograph or a caption is missing.
+    cache_rows: rows whose encoded patches may stay in memory; the least recently used chunks are
+    dropped first. Raises ManifestError at once if the manifest cannot be trained on: no rows, a
+    role is missing or unknown, sizes are not those of the role, an image_id or caption is missing.
     """
 
-    def __init__(self, manifest: Manifest, keep: int):
-        self.manifest, self.keep = manifest, keep
+    def __init__(self, manifest: Manifest, cache_rows: int):
+        self.manifest, self.cache_rows = manifest, cache_rows
         self._footers = [pq.read_metadata(file) for file in manifest.files]
         self._large = [_largest_group(footer) > LARGE_ROW_GROUP for footer in self._footers]
         self.chunks = self._find_chunks()
         self.chunk_of = np.repeat(np.arange(len(self.chunks)), [c.rows for c in self.chunks])
-        self.photograph, self.is_lr = _read_index(manifest, self._footers)  # one entry a row
+        self.photograph, self.is_lr = _read_index(manifest, self._footers)  # one entry per row
         self._cache: OrderedDict[int, Future[pa.Table]] = OrderedDict()
         self._copies: dict[int, pa.RecordBatchFileReader] = {}
         self._lock, self._copying = threading.Lock(), threading.Lock()
@@ -69,38 +70,42 @@ class Reader:
         chunks: list[Chunk] = []
         first = 0
         for file, (footer, large) in enumerate(zip(self._footers, self._large, strict=True)):
-            place = 0
+            piece = 0
             for group in range(footer.num_row_groups):
                 left = footer.row_group(group).num_rows
                 while left:
                     rows = min(left, ROW_GROUP) if large else left
-                    chunks.append(Chunk(file, place if large else group, first, rows))
-                    first, left, place = first + rows, left - rows, place + 1
+                    chunks.append(Chunk(file, piece if large else group, first, rows))
+                    first, left, piece = first + rows, left - rows, piece + 1
         return chunks
 
     def read(self, rows: list[int]) -> Iterator[tuple[np.ndarray, str]]:
         """The encoded patch (its bytes, as uint8) and the caption of each row, in this order."""
         numbers = self.chunk_of[rows].tolist()
-        held = {number: self._chunk(number) for number in dict.fromkeys(numbers)}
+        tables = {number: self._chunk(number) for number in dict.fromkeys(numbers)}
         for row, number in zip(rows, numbers, strict=True):
-            place = row - self.chunks[number].first
-            content, caption = (held[number].column(name)[place] for name in ("bytes", "caption"))
+            offset = row - self.chunks[number].first
+            table = tables[number]
+            content, caption = (table.column(name)[offset] for name in ("bytes", "caption"))
             if not content.is_valid:
-                raise ManifestError(f"{self.manifest.path}: row {row} holds no picture")
+                raise ManifestError(
+                    f"{self.manifest.path}: row {row} has no picture",
+                    "leave such rows out, or build the manifest again",
+                )
             yield np.frombuffer(content.as_buffer(), np.uint8), caption.as_py()
 
     def _chunk(self, number: int) -> pa.Table:
-        """A chunk's pictures and captions; the others wait for the thread that reads it."""
+        """A chunk's patches and captions. One thread reads it, others wait for the result."""
         with self._lock:
             future = self._cache.get(number)
-            mine = future is None
+            is_mine = future is None
             if future is None:
                 future = self._cache[number] = Future()
             self._cache.move_to_end(number)
-            held = sum(self.chunks[n].rows for n in self._cache)
-            while held > self.keep and len(self._cache) > 1:
-                held -= self.chunks[self._cache.popitem(last=False)[0]].rows
-        if mine:
+            cached = sum(self.chunks[n].rows for n in self._cache)
+            while cached > self.cache_rows and len(self._cache) > 1:
+                cached -= self.chunks[self._cache.popitem(last=False)[0]].rows
+        if is_mine:
             try:
                 future.set_result(self._load(self.chunks[number]))
             except BaseException as error:
@@ -114,28 +119,28 @@ class Reader:
                 if chunk.file not in self._copies:
                     self._copies[chunk.file] = _copy_in_pieces(file)
             return _content(
-                pa.Table.from_batches([self._copies[chunk.file].get_batch(chunk.place)])
+                pa.Table.from_batches([self._copies[chunk.file].get_batch(chunk.index)])
             )
-        with _damage_named(file):
+        with _arrow_errors(file):
             part = pq.ParquetFile(file, metadata=self._footers[chunk.file])
-            return _content(part.read_row_group(chunk.place, columns=CONTENT))
+            return _content(part.read_row_group(chunk.index, columns=CONTENT))
 
 
 @contextmanager
-def _damage_named(file: Path) -> Iterator[None]:
-    """What Arrow says of a damaged or missing file, as one line."""
+def _arrow_errors(file: Path) -> Iterator[None]:
+    """Turn Arrow's errors about a damaged or missing file into a ManifestError that names it."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(
-            f"{file}: cannot be read ({error}); build the manifest again"
+            f"{file}: cannot be read ({one_line(error)})", "build the manifest again"
         ) from error
 
 
 def _content(table: pa.Table) -> pa.Table:
-    """Pictures and captions side by side, each in one piece."""
-    pictures = pc.struct_field(table["image"], "bytes")
-    return pa.table({"bytes": pictures, "caption": table["caption"]}).combine_chunks()
+    """The columns `bytes` and `caption` of a row group, each in one piece."""
+    content = pc.struct_field(table["image"], "bytes")
+    return pa.table({"bytes": content, "caption": table["caption"]}).combine_chunks()
 
 
 def _largest_group(footer: pq.FileMetaData) -> int:
@@ -143,14 +148,14 @@ def _largest_group(footer: pq.FileMetaData) -> int:
 
 
 def _copy_in_pieces(file: Path) -> pa.RecordBatchFileReader:
-    """The content of a file in record batches of 256 rows, none of them across two row groups.
+    """A copy of a file's content in record batches of 256 rows, none across two row groups.
 
-    Read as a stream, so that memory holds a page of it, and mapped, not loaded: of the copy the
-    system keeps in memory what there is room for.
+    The file is read as a stream, so that memory holds a page of it. The copy is memory-mapped: the
+    system decides how much of it stays in memory.
     """
     log.warning(
-        "%s: row groups of more than %d rows; its patches are copied to %s first. To save this,"
-        " write it with COPY … (FORMAT parquet, ROW_GROUP_SIZE %d)",
+        "%s: has row groups of more than %d rows, so its patches are first copied to %s. To avoid"
+        " this, write the file with COPY … (FORMAT parquet, ROW_GROUP_SIZE %d)",
         *(file, LARGE_ROW_GROUP, tempfile.gettempdir(), ROW_GROUP),
     )
     part = pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
@@ -169,8 +174,9 @@ def _copy_in_pieces(file: Path) -> pa.RecordBatchFileReader:
             mapped = mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise ManifestError(
-            f"{file}: cannot be copied to {tempfile.gettempdir()} ({error}); set TMPDIR to a folder"
-            f" with room, or write the file with ROW_GROUP_SIZE {ROW_GROUP}"
+            f"{file}: cannot be copied to {tempfile.gettempdir()} ({one_line(error)})",
+            "set TMPDIR to a folder with free space, or write the file with ROW_GROUP_SIZE"
+            f" {ROW_GROUP}",
         ) from error
     return pa.ipc.open_file(pa.py_buffer(mapped))
 
@@ -178,13 +184,13 @@ def _copy_in_pieces(file: Path) -> pa.RecordBatchFileReader:
 def _read_index(
     manifest: Manifest, footers: list[pq.FileMetaData]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The number of each row's photograph, and where rows are `lr`; no pixel is read.
+    """For each row a number for its photograph, and whether it is `lr`; no pixel is read.
 
-    Raises ManifestError as Reader does.
+    Raises ManifestError as `Reader` does.
     """
     photographs, roles, first = [], [], 0
     for file, footer in zip(manifest.files, footers, strict=True):
-        with _damage_named(file):
+        with _arrow_errors(file):
             part = pq.ParquetFile(file, metadata=footer)
             for batch in part.iter_batches(2**16, columns=INDEX):
                 _check_rows(manifest.path, batch, first)
@@ -192,45 +198,52 @@ def _read_index(
                 roles.append(pc.equal(batch["role"], "lr"))
                 first += len(batch)
     if not first:
-        raise ManifestError(f"{manifest.path}: no rows; loosen the query or build it again")
+        raise ManifestError(f"{manifest.path}: no rows", "loosen the query, or build it again")
     is_lr = np.concatenate([part.to_numpy(zero_copy_only=False) for part in roles])
     for role, missing in (("lr", not is_lr.any()), ("hr", is_lr.all())):
         if missing:
             raise ManifestError(
-                f"{manifest.path}: no '{role}' rows; training needs both roles: keep them in the"
-                " WHERE clause"
+                f"{manifest.path}: no '{role}' rows, training needs both roles",
+                "select both in the WHERE clause",
             )
     codes = pa.chunked_array(photographs).dictionary_encode().combine_chunks().indices
     return codes.to_numpy(), is_lr
 
 
 def _check_rows(path: Path, rows: pa.RecordBatch, first: int) -> None:
-    """Every row has a photograph, a role, a patch of that role's size and a caption."""
+    """Check that every row has an image_id, a role, that role's size and a caption.
+
+    first: number of the first of these rows. Raises ManifestError that names the first bad row.
+    """
     role, caption = rows["role"].cast(pa.string()), rows["caption"].cast(pa.string())
 
-    def refuse(wrong: pa.Array, what: str) -> None:
-        place = pc.index(wrong, True).as_py()
-        if place >= 0:
-            raise ManifestError(f"{path}: row {first + place} {what}")
+    def refuse(wrong: pa.Array, problem: str, fix: str) -> None:
+        offset = pc.index(wrong, True).as_py()
+        if offset >= 0:
+            raise ManifestError(f"{path}: row {first + offset} {problem}", fix)
 
-    refuse(pc.is_null(rows["image_id"]), "has no image_id; keep the one it was built with")
+    refuse(pc.is_null(rows["image_id"]), "has no image_id", "select image_id as it was built")
     roles = pa.array(list(PATCH_SIZE))
-    refuse(pc.invert(pc.is_in(role, roles)), "is neither 'lr' nor 'hr'; mend its role")
+    refuse(pc.invert(pc.is_in(role, roles)), "is neither 'lr' nor 'hr'", "correct its role")
     for name, size in PATCH_SIZE.items():
         off = pc.fill_null(pc.not_equal(rows["size"], size), True)
         refuse(
             pc.and_(pc.equal(role, name), off),
-            f"is an '{name}' patch of another size than {size} pixels; build the manifest again",
+            f"is an '{name}' patch of another size than {size} pixels",
+            "build the manifest again",
         )
     empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(caption), ""), True)
-    refuse(empty, "has no caption; leave such rows out: WHERE trim(caption) <> ''")
+    refuse(empty, "has no caption", "leave such rows out: WHERE trim(caption) <> ''")
 
 
 def decode(content: np.ndarray, role: Role, row: int) -> np.ndarray:
-    """A PNG as n x n x 3 uint8 RGB, n the side of its role. Raises ManifestError naming the row."""
+    """Decode a PNG to n x n x 3 uint8 RGB, n the size of the role. Raises ManifestError."""
     size = PATCH_SIZE[role]
     pixels = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB)
     if pixels is None or pixels.shape != (size, size, 3):
         found = "no picture" if pixels is None else f"{pixels.shape[1]}x{pixels.shape[0]} pixels"
-        raise ManifestError(f"manifest row {row}: {found}, expected a {size}x{size} PNG")
+        raise ManifestError(
+            f"manifest row {row}: {found}, expected a {size}x{size} PNG",
+            "leave this row out, or build the manifest again",
+        )
     return pixels

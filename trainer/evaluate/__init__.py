@@ -1,1 +1,1 @@
-"""Score methods side by side."""
+"""Score methods on the same pictures, and draw the results."""

@@ -1,10 +1,10 @@
-"""Draw scores against training steps, as figure 8: does more training help?
+"""Draw scores against training steps, as figure 8 of the paper.
 
-    python -m trainer.evaluate --images mine/ --weights mine@0=start.pth data/runs/mine/weights
-    python -m trainer.evaluate.curve data/evaluation
+    lasr evaluate --images mine/ --weights mine@0=start.pth data/runs/mine/weights
+    lasr curve data/evaluation
 
-A method called NAME@STEP is a point of the curve NAME; any other is a level line to compare with.
-Needs the extra `evaluate`.
+A method called NAME@STEP is a point of the curve NAME. Any other method is a horizontal line to
+compare with. Needs the extra `evaluate`.
 """
 
 import sys
@@ -15,25 +15,26 @@ import pyarrow as pa
 import pyarrow.csv
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, run_command
-from lasr.errors import UserError
+from lasr.cli import Command
+from lasr.errors import UserError, require
 from lasr.files import atomic_path
 from trainer.evaluate import scores
 
 
 class CurveConfig(BaseModel):
-    """What `trainer.evaluate.curve` takes."""
+    """The flags of `lasr curve`."""
 
-    evaluation: Path = Field(description="folder that trainer.evaluate wrote")
+    evaluation: Path = Field(description="folder that `lasr evaluate` wrote")
     metrics: list[str] = Field([], description="one diagram each (default: all that were scored)")
     out: Path | None = Field(
         None,
-        description="the PNG; its numbers go beside it as .csv (default: EVALUATION/curve.png)",
+        description="PNG to write; its numbers go to a .csv beside it (default:"
+        " EVALUATION/curve.png)",
     )
 
 
 def run(config: CurveConfig) -> None:
-    """Write the PNG and the CSV. Raises UserError: no checkpoints in the evaluation."""
+    """Write the PNG and the CSV. Raises UserError: the evaluation has no checkpoints."""
     found = scores.read(config.evaluation)
     titles = {
         s.metric: f"{s.title} {'↑' if s.higher_is_better else '↓'}"
@@ -43,8 +44,8 @@ def run(config: CurveConfig) -> None:
     points = [_point(row) for row in scores.means(found) if row["metric"] in titles]
     if not any(point["step"] is not None for point in points):
         raise UserError(
-            f"{config.evaluation}: no checkpoints were scored there; give trainer.evaluate a folder"
-            " of step*.safetensors, or NAME@STEP=FILE each"
+            f"{config.evaluation}: no checkpoint was scored",
+            "give `lasr evaluate` a folder of step*.safetensors, or NAME@STEP=FILE for each",
         )
     points.sort(key=lambda point: (point["metric"], point["method"], point["step"] or 0))
     out = config.out or config.evaluation / "curve.png"
@@ -67,13 +68,9 @@ def _point(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw(out: Path, titles: dict[str, str], points: list[dict[str, Any]]) -> None:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError(f"{error}; run `pip install '.[evaluate]'`") from error
-    matplotlib.use("Agg")  # draws into files; needs no screen
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import EngFormatter
+    require("matplotlib", "evaluate").use("Agg")  # draws to files; needs no screen
+    plt = require("matplotlib.pyplot", "evaluate")
+    ticker = require("matplotlib.ticker", "evaluate")
 
     columns = min(3, len(titles))
     rows = -(-len(titles) // columns)
@@ -92,7 +89,7 @@ def _draw(out: Path, titles: dict[str, str], points: list[dict[str, Any]]) -> No
                 if point["step"] is None:
                     axes.axhline(point["mean"], color=f"C{number}", ls="--", label=method)
         axes.set(title=title, xlabel="training steps")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
         axes.grid(alpha=0.3)
     for axes in list(grid.flat)[len(titles) :]:
         axes.set_axis_off()
@@ -104,17 +101,7 @@ def _draw(out: Path, titles: dict[str, str], points: list[dict[str, Any]]) -> No
     plt.close(figure)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m trainer.evaluate.curve`."""
-    config = parse(
-        CurveConfig,
-        argv,
-        "python -m trainer.evaluate.curve",
-        __doc__ or "",
-        positional="evaluation",
-    )
-    return run_command(lambda: run(config))
-
+main = Command(CurveConfig, run, name="lasr curve", about=__doc__, positional="evaluation")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,153 +1,167 @@
-"""The paper's metrics, through pyiqa (the extra `evaluate`), and their weights.
+"""The metrics of an evaluation, and their weights.
 
-    python -m trainer.evaluate.metrics list
-    python -m trainer.evaluate.metrics fetch [NAME...]
+    lasr metrics list
+    lasr metrics fetch [NAME...]
 
-An evaluation never downloads; only `fetch` does. Weights stand in `metrics` in the weights' folder
-(data/weights, or LASR_WEIGHTS), laid out as ~/.cache/torch/hub is, and can be carried along.
+Most metrics come from pyiqa (the extra `evaluate`). An evaluation never downloads; `fetch` does. It
+writes to the folder `metrics` in the weights folder (data/weights, or LASR_WEIGHTS), in the layout
+of ~/.cache/torch/hub. The folder can be copied to another machine.
 """
 
-import argparse
-import contextlib
-import importlib.metadata
-import importlib.util
-import io
 import math
-import os
 import sys
-import types
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-import packaging.version
-import torch
-from torch import Tensor
+from pydantic import BaseModel, Field
 
-from lasr.cli import add_weights_dir, run_command
-from lasr.device import device_name
-from lasr.errors import UserError
+from lasr.cli import Command, Group
+from lasr.errors import UserError, one_line
+from lasr.flags import NoFlags
 from lasr.weights.digests import sha256
-from lasr.weights.locate import weights_folder
-from trainer.evaluate.offline import offline
+from trainer.evaluate import pyiqa_backend
+from trainer.evaluate.pyiqa_backend import MetricUnavailable, MetricWeightsMissing
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Colour = Literal["ycbcr", "yiq", "rgb"]
+Compute = Callable[..., "Tensor | float"]  # (sr) or (sr, reference) to a score
 
 
 @dataclass(frozen=True)
-class Known:
-    """A metric of the paper: what pyiqa and the paper's tables call it, what its options are."""
+class PyiqaMetric:
+    """A metric that pyiqa computes, by pyiqa's name."""
 
     pyiqa: str
-    title: str
-    reference: bool
-    options: tuple[tuple[str, Any], ...] = ()
+    title: str  # in tables
+    needs_reference: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
-# TOPIQ's own file holds its ResNet-50 too; ImageNet's, which it would replace, is not fetched.
-_WHOLE = (("backbone_pretrain", False),)
-PAPER = {
-    "psnr": Known("psnr", "PSNR", True),
-    "ssim": Known("ssim", "SSIM", True),
-    "lpips": Known("lpips", "LPIPS", True),
-    "dists": Known("dists", "DISTS", True),
-    "topiq-fr": Known("topiq_fr", "TOPIQ (FR)", True, _WHOLE),
-    "brisque": Known("brisque", "BRISQUE", False),
-    "clip-iqa": Known("clipiqa", "CLIPIQA", False),
-    "topiq": Known("topiq_nr", "TOPIQ (NR)", False, _WHOLE),
-    "musiq": Known("musiq", "MUSIQ", False),
-    "liqe": Known("liqe", "LIQE", False),
+@dataclass(frozen=True)
+class FunctionMetric:
+    """A metric that a plain function computes.
+
+    compute: takes the SR picture, and the reference if needs_reference; returns the score. Both
+    pictures are (3, h, w) float32 in [0, 1], RGB, on the CPU, of one size.
+    version: increase it when the function's answers change, since scores are cached by it.
+    """
+
+    compute: Compute
+    title: str  # in tables
+    needs_reference: bool
+    higher_is_better: bool
+    version: int = 1
+
+
+# The file of TOPIQ includes its ResNet-50, so the one of ImageNet is not needed.
+_TOPIQ = {"backbone_pretrain": False}
+# To add a metric, add an entry. The paper's metrics come first, in the order of its tables.
+METRICS: dict[str, PyiqaMetric | FunctionMetric] = {
+    "psnr": PyiqaMetric("psnr", "PSNR", needs_reference=True),
+    "ssim": PyiqaMetric("ssim", "SSIM", needs_reference=True),
+    "lpips": PyiqaMetric("lpips", "LPIPS", needs_reference=True),
+    "dists": PyiqaMetric("dists", "DISTS", needs_reference=True),
+    "topiq-fr": PyiqaMetric("topiq_fr", "TOPIQ (FR)", needs_reference=True, options=_TOPIQ),
+    "brisque": PyiqaMetric("brisque", "BRISQUE", needs_reference=False),
+    "clip-iqa": PyiqaMetric("clipiqa", "CLIPIQA", needs_reference=False),
+    "topiq": PyiqaMetric("topiq_nr", "TOPIQ (NR)", needs_reference=False, options=_TOPIQ),
+    "musiq": PyiqaMetric("musiq", "MUSIQ", needs_reference=False),
+    "liqe": PyiqaMetric("liqe", "LIQE", needs_reference=False),
 }
-_OTHER_INPUTS = ("fid", "fid_dinov2", "inception_score", "clipscore")  # folders, or a caption
-
-
-class MetricMissing(UserError):
-    """A metric that cannot be computed here; says what to do."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric ready to score, and all that tells its scores from another one's."""
+    """A metric ready to score, with everything that its scores depend on."""
 
     name: str
     title: str
     higher_is_better: bool
     needs_reference: bool
-    version: str  # of pyiqa
-    weights: str  # file@sha256, ... of every file that was read; "" where there is none
-    convention: str  # colour and border, where they matter
+    version: str  # of pyiqa; "" if it does not compute the metric
+    weights: str  # file@sha256, ... of every weights file that was read; "" if none
+    convention: str  # colour and border, or a function's version; "" if neither applies
     device: str
-    model: Any
+    compute: Compute
 
     @property
     def identity(self) -> str:
-        """Equal where scores may be compared: name, version, weights and convention."""
-        return "; ".join(
-            part
-            for part in (self.name, f"pyiqa {self.version}", self.weights, self.convention)
-            if part
-        )
+        """Name, version, weights and convention. Scores of equal identities are comparable."""
+        version = self.version and f"pyiqa {self.version}"
+        return "; ".join(filter(None, (self.name, version, self.weights, self.convention)))
 
-    def score(self, picture: Tensor, reference: Tensor | None) -> float:
-        """Of a picture (3, h, w) in [0, 1]; the reference has the same size.
+    def score(self, picture: "Tensor", reference: "Tensor | None") -> float:
+        """Score a picture, (3, h, w) in [0, 1]. The reference has the same size.
 
-        Raises UserError: the metric fails on this picture, or its answer is not finite.
+        Raises UserError: the metric fails on this picture, or its score is not finite.
         """
-        pair = [picture] if reference is None or not self.needs_reference else [picture, reference]
+        import torch
+
         torch.manual_seed(0)  # some metrics look at random crops
+        pair = [picture] if reference is None or not self.needs_reference else [picture, reference]
         try:
             with torch.inference_mode():
-                answer = self.model(*(each[None].float() for each in pair))
-            value = float(answer)
+                score = float(self.compute(*(each.float() for each in pair)))
         except Exception as error:  # networks fail in many ways on small or very large pictures
-            raise UserError(f"{self.name} failed ({type(error).__name__}: {error})") from error
-        if not math.isfinite(value):
-            raise UserError(f"{self.name} answered {value}")
-        return value
+            raise UserError(
+                f"{self.name} failed ({type(error).__name__}: {one_line(error)})"
+            ) from error
+        if not math.isfinite(score):
+            raise UserError(f"{self.name} returned {score}")
+        return score
 
 
 def load_metric(
-    name: str, device: torch.device, colour: Colour = "ycbcr", border: int = 0
+    name: str, device: "torch.device", colour: Colour = "ycbcr", border: int = 0
 ) -> Metric:
-    """A metric by its name in PAPER, or any other by pyiqa's name; no connection is made.
+    """Load a metric of METRICS, or any other of pyiqa by its name. No connection is made.
 
-    colour, border: for PSNR and SSIM, see `trainer.evaluate`.
-    Raises MetricMissing: its weights are not here, or cannot be loaded.
-    Raises UserError: no such metric, or no pyiqa.
+    colour, border: for PSNR and SSIM, see `EvaluateConfig`.
+    Raises MetricUnavailable: the weights are missing, or cannot be loaded.
+    Raises UserError: unknown name, or pyiqa is not installed.
     """
-    known = _known(name)
-    options, convention = dict(known.options), ""
-    if known.pyiqa in ("psnr", "ssim"):
-        options |= _convention(known.pyiqa, colour, border)
-        channel = "RGB" if colour == "rgb" else f"Y of {colour}"
-        convention = f"{channel}, border {border}"
-    home = _home()
-    with offline(home) as watch:
-        try:
-            model = _create(known.pyiqa, device, options)
-        except Exception as error:  # from many libraries; the user needs one line
-            if watch.refused:
-                raise MetricMissing(
-                    f"{name}: its weights are not in {home}; fetch them with"
-                    f" `python -m trainer.evaluate.metrics fetch {name}`"
-                ) from error
-            raise MetricMissing(
-                f"{name}: cannot be loaded ({type(error).__name__}: {error}); fetch it again with"
-                f" `python -m trainer.evaluate.metrics fetch {name}`, or upgrade pyiqa"
-            ) from error
-    files = sorted(file for file in watch.files if file.is_file())
+    entry = _entry(name)
+    if isinstance(entry, PyiqaMetric):
+        return _load_pyiqa(name, entry, device, colour, border)
     return Metric(
         name,
-        known.title,
+        entry.title,
+        entry.higher_is_better,
+        entry.needs_reference,
+        version="",
+        weights="",
+        convention=f"version {entry.version}",
+        device="CPU",
+        compute=entry.compute,
+    )
+
+
+def _load_pyiqa(
+    name: str, entry: PyiqaMetric, device: "torch.device", colour: Colour, border: int
+) -> Metric:
+    from lasr.device import device_name
+
+    options, convention = dict(entry.options), ""
+    if entry.pyiqa in ("psnr", "ssim"):
+        options |= _convention(entry.pyiqa, colour, border)
+        channel = "RGB" if colour == "rgb" else f"Y of {colour}"
+        convention = f"{channel}, border {border}"
+    model, files = pyiqa_backend.load(entry.pyiqa, name, device, options)
+
+    return Metric(
+        name,
+        entry.title,
         higher_is_better=not model.lower_better,
-        needs_reference=known.reference,
-        version=_version(),
+        needs_reference=entry.needs_reference,
+        version=pyiqa_backend.version(),
         weights=", ".join(f"{file.name}@{sha256(file)[:12]}" for file in files),
         convention=convention,
         device=device_name(device),
-        model=model,
+        compute=lambda *pictures: model(*(each[None] for each in pictures)),
     )
 
 
@@ -160,123 +174,82 @@ def _convention(name: str, colour: Colour, border: int) -> dict[str, Any]:
     return options
 
 
-def _known(name: str) -> Known:
-    if name in PAPER:
-        return PAPER[name]
-    configs = _pyiqa().default_model_configs.DEFAULT_CONFIGS
-    if name in _OTHER_INPUTS or name not in configs:
+def _entry(name: str) -> PyiqaMetric | FunctionMetric:
+    if name in METRICS:
+        return METRICS[name]
+    if not pyiqa_backend.is_known(name):
         raise UserError(
-            f"--metrics {name}: no such metric; the paper's are {', '.join(PAPER)}, and all other"
-            " names of pyiqa.list_models() that take pictures one by one work too"
+            f"--metrics {name}: no such metric",
+            f"choose among {', '.join(METRICS)}, or a name of pyiqa.list_models() that takes"
+            " pictures one by one",
         )
-    return Known(name, name, configs[name]["metric_mode"] == "FR")
+    return PyiqaMetric(name, name, pyiqa_backend.needs_reference(name))
 
 
-def _pyiqa() -> Any:
-    try:
-        _import_clip()
-        import pyiqa
-    except ImportError as error:
-        raise UserError(
-            f"pyiqa cannot be imported ({error}); run `pip install '.[evaluate]'`"
-        ) from error
-    return pyiqa
+class FetchConfig(BaseModel):
+    """The flags of `lasr metrics fetch`."""
+
+    names: list[str] = Field(
+        [], description="names as `list` shows them, or pyiqa's (default: all of `list`)"
+    )
 
 
-def _import_clip() -> None:
-    """openai-clip, which CLIP-IQA and LIQE import, where setuptools (81 and up) has no
-    pkg_resources any more: all it wants of it is the package `packaging`."""
-    if "clip" in sys.modules or importlib.util.find_spec("pkg_resources") is not None:
-        return
-    stand_in: Any = types.ModuleType("pkg_resources")
-    stand_in.packaging = packaging
-    sys.modules["pkg_resources"] = stand_in
-    try:
-        importlib.import_module("clip")
-    finally:
-        del sys.modules["pkg_resources"]
+def _list(_: NoFlags) -> None:
+    import torch
 
-
-def _home() -> Path:
-    """The folder of metric weights, where torch.hub, pyiqa and its CLIP will look."""
-    home = (weights_folder() / "metrics").absolute()
-    torch.hub.set_dir(str(home))
-    _pyiqa()
-    from pyiqa.utils import download_util
-
-    download_util.DEFAULT_CACHE_DIR = str(home / "pyiqa")  # was settled when it was imported
-    return home
-
-
-def _create(name: str, device: torch.device, options: dict[str, Any]) -> Any:
-    # pyiqa tells what it loads and from where, and what of it is deprecated.
-    with _tensors_only(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        return _pyiqa().create_metric(name, device=device, **options)
-
-
-@contextlib.contextmanager
-def _tensors_only() -> Iterator[None]:
-    """No file can run code: pyiqa's `torch.load(weights_only=False)` is overruled."""
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        if before is not None:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
-
-
-def _version() -> str:
-    return importlib.metadata.version("pyiqa")
-
-
-def _list() -> None:
-    for name, known in PAPER.items():
+    for name, entry in METRICS.items():
         try:
-            metric = load_metric(name, torch.device("cpu"))
-            here = metric.weights or "needs no weights"
-        except MetricMissing as error:
-            here = "not here" if "are not in" in str(error) else str(error)
-        kind = "with reference" if known.reference else "no reference"
-        print(f"{name:10}{kind:16}{here}")
-    print(f"\nfolder: {_home()} (set LASR_WEIGHTS to change it)")
+            status = load_metric(name, torch.device("cpu")).weights or "needs no weights"
+        except MetricWeightsMissing:
+            status = "weights missing"
+        except MetricUnavailable as error:
+            status = str(error)
+        kind = "with reference" if entry.needs_reference else "no reference"
+        print(f"{name:10}{kind:16}{status}")
+    print(f"\nfolder: {pyiqa_backend.use_folder()} (set LASR_WEIGHTS to change it)")
 
 
-def _fetch(names: list[str]) -> None:
+def _fetch(config: FetchConfig) -> None:
+    import torch
+
     failed = []
-    for name in names:
-        known = _known(name)
-        home = _home()
-        print(f"{name}: into {home}", flush=True)
+    for name in config.names or METRICS:
+        entry = _entry(name)
+        if isinstance(entry, FunctionMetric):
+            print(f"{name}: needs no weights")
+            continue
+        print(f"{name}: to {pyiqa_backend.use_folder()}", flush=True)
         try:
-            _create(known.pyiqa, torch.device("cpu"), dict(known.options))
-        except Exception as error:  # each library raises its own; the user needs one line
-            failed.append(f"{name} ({type(error).__name__}: {error})")
+            pyiqa_backend.create(entry.pyiqa, torch.device("cpu"), entry.options)
+        except Exception as error:  # each library raises its own
+            failed.append(f"{name} ({type(error).__name__}: {one_line(error)})")
     if failed:
         raise UserError(
-            f"could not be fetched: {'; '.join(failed)}; check the connection, or copy"
-            f" ~/.cache/torch/hub of a machine that has them to {_home()}"
+            f"could not fetch {', '.join(failed)}",
+            "check the connection, or copy ~/.cache/torch/hub of a machine that has the weights to"
+            f" {pyiqa_backend.use_folder()}",
         )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m trainer.evaluate.metrics`."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.evaluate.metrics", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    commands = parser.add_subparsers(dest="command", required=True)
-    add_weights_dir(
-        commands.add_parser("list", help="the paper's metrics, and whose weights are here")
-    )
-    add = commands.add_parser("fetch", help="download the weights of metrics")
-    add.add_argument("names", nargs="*", help="as in `list`, or pyiqa's (default: all of `list`)")
-    add_weights_dir(add)
-    arguments = parser.parse_args(argv)
-    if arguments.command == "list":
-        return run_command(_list)
-    return run_command(lambda: _fetch(arguments.names or list(PAPER)))
+_COMMANDS: list[Command[Any]] = [
+    Command(
+        NoFlags,
+        _list,
+        name="lasr metrics list",
+        about="Show the metrics and their weights.",
+        weights=True,
+    ),
+    Command(
+        FetchConfig,
+        _fetch,
+        name="lasr metrics fetch",
+        about="Download the weights of metrics.",
+        positional="names",
+        weights=True,
+    ),
+]
 
+main = Group("lasr metrics", about=__doc__, sections={"Commands": _COMMANDS})
 
 if __name__ == "__main__":
     sys.exit(main())

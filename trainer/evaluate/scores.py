@@ -1,4 +1,4 @@
-"""Scores as rows, as means, as a table, and as files."""
+"""Scores as rows, means, a Markdown table and files."""
 
 import statistics
 from collections import defaultdict
@@ -19,21 +19,21 @@ SCORES, MEANS = "scores", "means"
 
 @dataclass(frozen=True)
 class Score:
-    """One metric's answer on one method's output for one picture, and how it came about."""
+    """One metric's score of one method's output for one picture, and its circumstances."""
 
     method: str
     image: str
-    metric: str  # as a flag calls it
-    title: str  # as the paper's tables call it
+    metric: str  # name on the command line
+    title: str  # name in tables
     higher_is_better: bool
     score: float
-    metric_version: str
+    metric_version: str  # of pyiqa; "" if a function of metrics.py computes it
     metric_weights: str
     convention: str
     device: str
-    parameters: int | None  # of the network, where it ran here
-    seconds: float | None  # that making the output took, on:
-    made_on: str | None
+    parameters: int | None  # of the network, if it ran here
+    seconds: float | None  # to make the output, if the method ran here
+    made_on: str | None  # device that made the output
     image_path: str | None
     output_path: str
     reference_path: str | None
@@ -51,23 +51,26 @@ SCHEMA = pa.schema([(column.name, _ARROW[column.type]) for column in fields(Scor
 
 
 def write(folder: Path, scores: list[Score]) -> None:
-    """scores.{csv,parquet}, one row a score; means.{csv,parquet}, one a method and metric; and
-    means.md, the table. Each atomically."""
+    """Write the files of an evaluation, each atomically.
+
+    scores.{csv,parquet}: one row per score. means.{csv,parquet}: one row per method and metric.
+    means.md: the table that `markdown` returns.
+    """
     _write_both(folder / SCORES, [asdict(score) for score in scores], SCHEMA)
     _write_both(folder / MEANS, means(scores))
     write_bytes(folder / f"{MEANS}.md", (markdown(scores) + "\n").encode())
 
 
 def read(folder: Path) -> list[Score]:
-    """The scores of an evaluation's folder. Raises UserError: there are none."""
+    """Read the scores of an evaluation's folder. Raises UserError: there are none."""
     path = folder / f"{SCORES}.parquet"
     if not path.is_file():
-        raise UserError(f"{path}: no scores there; make them with python -m trainer.evaluate")
+        raise UserError(f"{path}: no such file", "give a folder that `lasr evaluate` wrote")
     return [Score(**row) for row in pyarrow.parquet.read_table(path, schema=SCHEMA).to_pylist()]
 
 
 def means(scores: Iterable[Score]) -> list[dict[str, Any]]:
-    """One row a method and metric: the mean, over how many pictures, and what the metric is."""
+    """Return one row per method and metric: mean, number of pictures, and the metric's details."""
     groups: dict[tuple[str, str], list[Score]] = defaultdict(list)
     for score in scores:
         groups[score.method, score.metric].append(score)
@@ -91,8 +94,10 @@ def means(scores: Iterable[Score]) -> list[dict[str, Any]]:
 
 
 def markdown(scores: list[Score]) -> str:
-    """One line a method, one column a metric, parameters and runtime as table 7, and below it what
-    each metric is. Reads well on a terminal too."""
+    """Return a table with one line per method and one column per metric, as table 7 of the paper.
+
+    Below the table are the metrics' versions, weights and conventions.
+    """
     if not scores:
         return "no scores"
     titles = {s.metric: f"{s.title} {'↑' if s.higher_is_better else '↓'}" for s in scores}
@@ -119,7 +124,7 @@ def markdown(scores: list[Score]) -> str:
                 str(most) if least == most else f"{least}-{most}",
             ]
         )
-    return "\n".join([*_aligned(rows), "", *_particulars(scores)])
+    return "\n".join([*_aligned(rows), "", *_details(scores)])
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
@@ -137,12 +142,17 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     return [lines[0], rule + "|", *lines[1:]]
 
 
-def _particulars(scores: list[Score]) -> list[str]:
+def _details(scores: list[Score]) -> list[str]:
     lines = {
         f"- {s.title}: "
         + ", ".join(
             part
-            for part in (f"pyiqa {s.metric_version}", s.metric_weights, s.convention, s.device)
+            for part in (
+                s.metric_version and f"pyiqa {s.metric_version}",
+                s.metric_weights,
+                s.convention,
+                s.device,
+            )
             if part
         ): None
         for s in scores

@@ -1,58 +1,92 @@
-"""Draw what was evaluated side by side: crops of every method, enlarged, with their scores.
+"""Draw comparison sheets of an evaluation: crops of every method, enlarged, with their scores.
 
-python -m trainer.evaluate.sidebyside data/evaluation
-python -m trainer.evaluate.sidebyside data/evaluation --crop 80,40,64,64 --out fig4.png
+lasr sidebyside data/evaluation
+lasr sidebyside data/evaluation --crop 80,40,64,64 --out fig4.png
 
-At the left stands the whole picture with the place of the crop (figures 3, 4, 9 to 12 of the
-paper). Needs the extra `evaluate`.
+The whole picture is at the left, with a rectangle around the crop, as in figures 3, 4 and 9 to 12
+of the paper. Needs the extra `evaluate`.
 """
 
+import re
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, progress, run_command
-from lasr.errors import UserError
+from lasr.cli import Command, progress
+from lasr.errors import UserError, require
 from lasr.files import atomic_path
-from lasr.pictures.read import read_rgb
 from trainer.evaluate import scores
 from trainer.evaluate.scores import Score
-from trainer.evaluate.sheet import Crop, Panel, draw_row, most_textured, stack
+
+GAP, LINE = 8, 18  # pixels: between panels; height of a line of text
+INK, FAINT, PAPER, RED = (30, 30, 30), (105, 105, 105), (255, 255, 255), (225, 30, 30)
+MOST_COLUMNS = 5  # as figures 10 to 12
 
 
-class SheetConfig(BaseModel):
-    """What `trainer.evaluate.sidebyside` takes."""
+class SideBySideConfig(BaseModel):
+    """The flags of `lasr sidebyside`."""
 
-    evaluation: Path = Field(description="folder that trainer.evaluate wrote")
+    evaluation: Path = Field(description="folder that `lasr evaluate` wrote")
     pictures: list[str] = Field([], description="names of pictures (default: all)")
     methods: list[str] = Field([], description="methods, in this order (default: all)")
     metrics: list[str] | None = Field(
-        None, description="scores written below the crops; `none` for a bare sheet (default: all)"
+        None, description="scores to write below the crops, or `none` (default: all)"
     )
     crop: str | None = Field(
         None,
         description="x,y,width,height in the enlarged picture (default: its most textured square)",
     )
     crop_size: int = Field(64, ge=8, description="side of that square, pixels")
-    side: int = Field(256, ge=32, description="side of a crop as it is shown, pixels")
+    side: int = Field(256, ge=32, description="side of a crop on the sheet, pixels")
     out: Path | None = Field(
         None,
-        description="FILE.png: one sheet with a row a picture; else a folder with a sheet a"
+        description="FILE.png for one sheet with a row per picture, or a folder for one sheet per"
         " picture (default: EVALUATION/sheets)",
     )
 
 
-def run(config: SheetConfig) -> None:
-    """Write the sheets. Raises UserError: no such evaluation, picture, method or place."""
+@dataclass(frozen=True)
+class Crop:
+    """A rectangle of the SR pictures, in their pixels."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    def of(self, picture: np.ndarray) -> np.ndarray:
+        """Cut the rectangle out of a picture, h x w x 3. Raises UserError: it is too small."""
+        height, width = picture.shape[:2]
+        if self.x + self.width > width or self.y + self.height > height:
+            size = f"{self.width}x{self.height} at {self.x},{self.y}"
+            raise UserError(f"--crop: {size} exceeds a picture of {width}x{height}", "move it")
+        return picture[self.y : self.y + self.height, self.x : self.x + self.width]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One method's crop, h x w x 3 uint8, and the text below it."""
+
+    title: str
+    lines: Sequence[str]
+    picture: np.ndarray
+
+
+def run(config: SideBySideConfig) -> None:
+    """Write the sheets. Raises UserError: no such evaluation, picture, method, metric or crop."""
     found = scores.read(config.evaluation)
     pictures = _choose([score.image for score in found], config.pictures, "--pictures")
     methods = _choose([score.method for score in found], config.methods, "--methods")
-    wanted = None if config.metrics is None else [name for name in config.metrics if name != "none"]
-    metrics = _choose([score.metric for score in found], wanted or [], "--metrics")
-    if wanted == []:
+    wanted = [name for name in config.metrics or [] if name != "none"]
+    metrics = _choose([score.metric for score in found], wanted, "--metrics")
+    if config.metrics is not None and not wanted:
         metrics = []
     rows = {}
     with progress(len(pictures), "drawn", "img") as bar:
@@ -72,64 +106,143 @@ def run(config: SheetConfig) -> None:
     print(f"{len(rows)} pictures, {len(methods)} methods: {out}")
 
 
-def _choose(there: list[str], wanted: list[str], flag: str) -> list[str]:
-    known = list(dict.fromkeys(there))
+def most_textured(picture: np.ndarray, side: int) -> Crop:
+    """Find the square with the largest mean gradient of the grey picture. picture: h x w x 3."""
+    height, width = picture.shape[:2]
+    side = min(side, height, width)
+    grey = picture.astype(np.float64).sum(2)
+    gradient = np.zeros_like(grey)
+    gradient[:-1] += np.abs(np.diff(grey, axis=0))
+    gradient[:, :-1] += np.abs(np.diff(grey, axis=1))
+    # Sums over all squares at once, as differences of sums from the corner.
+    sums = np.pad(gradient.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    texture = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
+    y, x = divmod(int(texture.argmax()), texture.shape[1])
+    return Crop(x, y, side, side)
+
+
+def draw_row(
+    name: str, whole: np.ndarray, crop: Crop, panels: Sequence[Panel], side: int
+) -> Image.Image:
+    """Draw the whole picture, h x w x 3 uint8, with the crop's rectangle, and the panels beside it.
+
+    side: of a crop on the sheet, pixels. Pixels are enlarged to squares; nothing is smoothed.
+    """
+    factor = max(1, round(side / max(crop.width, crop.height)))
+    shown = (crop.width * factor, crop.height * factor)
+    rows = -(-len(panels) // MOST_COLUMNS)
+    if len(panels) > 3:
+        rows = max(rows, 2)  # makes the whole picture large enough to recognise
+    columns = -(-len(panels) // rows)
+    text = LINE * (1 + max(len(panel.lines) for panel in panels))
+    cell = (shown[0] + GAP, shown[1] + text + GAP)
+    height = rows * cell[1] - GAP
+    left = _overview(whole, crop, height - LINE)
+    sheet = Image.new("RGB", (left.width + columns * cell[0], height), PAPER)
+    sheet.paste(left, (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    _write(draw, (0, left.height), left.width, name, INK)
+    for number, panel in enumerate(panels):
+        row, column = divmod(number, columns)
+        x, y = left.width + GAP + column * cell[0], row * cell[1]
+        sheet.paste(Image.fromarray(panel.picture).resize(shown, Image.Resampling.NEAREST), (x, y))
+        _write(draw, (x, y + shown[1]), shown[0], panel.title, INK)
+        for line, words in enumerate(panel.lines, start=1):
+            _write(draw, (x, y + shown[1] + line * LINE), shown[0], words, FAINT)
+    return sheet
+
+
+def stack(rows: Sequence[Image.Image]) -> Image.Image:
+    """Put rows below each other, with a margin around each."""
+    width = max(row.width for row in rows) + 2 * GAP
+    sheet = Image.new("RGB", (width, sum(row.height + 2 * GAP for row in rows)), PAPER)
+    y = GAP
+    for row in rows:
+        sheet.paste(row, (GAP, y))
+        y += row.height + 2 * GAP
+    return sheet
+
+
+def _choose(known: list[str], wanted: list[str], flag: str) -> list[str]:
+    names = list(dict.fromkeys(known))
+    fix = f"choose among {', '.join(names)}"
     for name in wanted:
-        if name not in known:
-            raise UserError(f"{flag} {name}: not in this evaluation, which has {', '.join(known)}")
-    return wanted or known
+        if name not in names:
+            raise UserError(f"{flag} {name}: not in this evaluation", fix)
+    return wanted or names
 
 
-def _row(name: str, own: list[Score], metrics: list[str], config: SheetConfig) -> Image.Image:
+def _row(name: str, own: list[Score], metrics: list[str], config: SideBySideConfig) -> Image.Image:
     by_method: dict[str, dict[str, Score]] = defaultdict(dict)
     for score in own:
         by_method[score.method][score.metric] = score
-    outputs = {
-        method: read_rgb(Path(next(iter(answers.values())).output_path))
-        for method, answers in by_method.items()
-    }
-    reference = read_rgb(Path(own[0].reference_path)) if own[0].reference_path else None
+    outputs = {score.method: _read(score.output_path) for score in own}
+    reference = _read(own[0].reference_path) if own[0].reference_path else None
     whole = next(iter(outputs.values())) if reference is None else reference
     crop = _parse_crop(config.crop) if config.crop else most_textured(whole, config.crop_size)
     panels = []
-    for method, answers in by_method.items():
-        lines = [
-            f"{answers[name].title} {_short(answers[name].score)}"
-            for name in metrics
-            if name in answers
-        ]
-        pairs = [", ".join(lines[at : at + 2]) for at in range(0, len(lines), 2)]
-        panels.append(Panel(method, pairs, crop.of(outputs[method])))
+    for method, scored in by_method.items():
+        texts = [_caption(scored[metric]) for metric in metrics if metric in scored]
+        lines = [", ".join(texts[at : at + 2]) for at in range(0, len(texts), 2)]
+        panels.append(Panel(method, lines, crop.of(outputs[method])))
     if reference is not None:
         panels.append(Panel("HR", [], crop.of(reference)))
     return draw_row(name, whole, crop, panels, config.side)
 
 
-def _short(score: float) -> str:
-    return f"{score:.2f}" if abs(score) >= 10 else f"{score:.3f}"
+def _read(path: str) -> np.ndarray:
+    """A picture as h x w x 3 uint8."""
+    from lasr.pictures.read import read_rgb
+    from trainer.sheets import to_uint8
+
+    return to_uint8(read_rgb(Path(path)))
+
+
+def _caption(score: Score) -> str:
+    digits = 2 if abs(score.score) >= 10 else 3
+    return f"{score.title} {score.score:.{digits}f}"
 
 
 def _parse_crop(text: str) -> Crop:
-    try:
-        x, y, width, height = (int(number) for number in text.split(","))
-    except ValueError:
-        raise UserError(f"--crop {text}: give four numbers, x,y,width,height") from None
-    if min(x, y) < 0 or min(width, height) < 1:
-        raise UserError(f"--crop {text}: x, y from 0 and a size from 1")
-    return Crop(x, y, width, height)
+    if not re.fullmatch(r"\d+,\d+,[1-9]\d*,[1-9]\d*", text):
+        raise UserError(f"--crop {text}: not a rectangle", "give x,y,width,height in pixels")
+    return Crop(*map(int, text.split(",")))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m trainer.evaluate.sidebyside`."""
-    config = parse(
-        SheetConfig,
-        argv,
-        "python -m trainer.evaluate.sidebyside",
-        __doc__ or "",
-        positional="evaluation",
-    )
-    return run_command(lambda: run(config))
+def _overview(picture: np.ndarray, crop: Crop, height: int) -> Image.Image:
+    """The whole picture, scaled down, with the crop's rectangle."""
+    image = Image.fromarray(picture)
+    factor = min(height / image.height, 2 * height / image.width)  # panoramas become 2:1 at most
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    small = image.resize(size, Image.Resampling.LANCZOS)
+    corners = [crop.x, crop.y, crop.x + crop.width, crop.y + crop.height]
+    left, top, right, bottom = (round(value * factor) for value in corners)
+    draw = ImageDraw.Draw(small)
+    for by, colour, width in ((2, PAPER, 1), (1, RED, 2)):  # visible on any background
+        draw.rectangle((left - by, top - by, right + by, bottom + by), None, colour, width)
+    return small
 
+
+def _write(
+    draw: ImageDraw.ImageDraw, corner: tuple[int, int], width: int, text: str, ink: tuple[int, ...]
+) -> None:
+    """Write text in the middle of `width` pixels, smaller if it would not fit."""
+    size = 14
+    while size > 9 and draw.textlength(text, font=_font(size)) > width:
+        size -= 1
+    draw.text((corner[0] + width / 2, corner[1] + 2), text, fill=ink, font=_font(size), anchor="ma")
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # Pillow's default font lacks arrows, the times sign and most letters that names may have.
+    font_manager = require("matplotlib.font_manager", "evaluate")
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
+
+
+main = Command(
+    SideBySideConfig, run, name="lasr sidebyside", about=__doc__, positional="evaluation"
+)
 
 if __name__ == "__main__":
     sys.exit(main())

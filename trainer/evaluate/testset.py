@@ -1,37 +1,47 @@
-"""The pictures that methods are compared on: LR files, references, or both made from references."""
+"""The pictures that methods are compared on, and which file belongs to which picture."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from lasr.cli import progress
 from lasr.errors import UserError
 from lasr.files import atomic_path
 from lasr.pictures.find import find_pictures
-from lasr.pictures.read import read_rgb
 from lasr.weights.digests import sha256
-from trainer.evaluate.matching import match
-from trainer.evaluate.matlab_resize import cut_to_multiple, reduce
-from trainer.sheets import to_uint8
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Protocol = Literal["rgb", "luma"]
+
+# Suffixes that programs add to a picture's name: 0801x4.png, Canon_001_LR4.png, baby_SR.png.
+_SUFFIX = re.compile(
+    r"([_.-]?x\d+|[_.-](sr|lr|hr|gt|out|output|rlt|result|\d+x)\d*)$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One LR picture, and what it should become where that is known."""
+    """An LR picture and its reference, if there is one."""
 
     name: str
-    image: Path | None  # None: the reference, reduced, and not rounded to 8 bit
+    image: Path | None  # None: the LR picture is the reduced reference, not rounded to 8 bit
     reference: Path | None
     scale: int
 
-    def read(self) -> Tensor:
-        """The LR picture, (3, h, w), in [0, 1] where it is a file. Raises UserError: unreadable."""
+    def read(self) -> "Tensor":
+        """Return the LR picture, (3, h, w), in [0, 1] if it is a file.
+
+        Raises UserError: the file cannot be read.
+        """
+        from lasr.pictures.read import read_rgb
+        from trainer.evaluate.resize import reduce
+
         if self.image is not None:
             return read_rgb(self.image)
         assert self.reference is not None
@@ -39,34 +49,38 @@ class Picture:
 
     @property
     def identity(self) -> str:
-        """Of the LR picture's content, without reading it where it is made."""
+        """A digest of the LR picture's content. An LR picture in memory is not computed for it."""
         if self.image is not None:
             return sha256(self.image)
         assert self.reference is not None
         return f"{sha256(self.reference)} reduced"
 
 
-def given(images: list[Path], references: list[Path], scale: int) -> list[Picture]:
-    """LR files and, where references are given, the one of the same name for each.
+def from_images(images: list[Path], references: list[Path], scale: int) -> list[Picture]:
+    """Take LR files and, if there are references, the one of the same name for each.
 
-    Raises UserError: no picture, two of one name, or references that fit more than one.
+    Raises UserError: no picture, two pictures of one name, or ambiguous references.
     """
-    files = list(find_pictures(images))
-    _refuse_twins(files)
+    files = _find(images)
     names = [file.stem for file in files]
     matched = match(names, list(find_pictures(references))) if references else {}
     return [Picture(file.stem, file, matched.get(file.stem), scale) for file in files]
 
 
-def made(references: list[Path], protocol: Protocol, folder: Path, scale: int) -> list[Picture]:
-    """LR pictures by MATLAB's bicubic from references alone, as the benchmarks have it.
+def from_references(
+    references: list[Path], protocol: Protocol, folder: Path, scale: int
+) -> list[Picture]:
+    """Make LR pictures from references by MATLAB's antialiased bicubic, as benchmarks do.
 
-    rgb: references cut to a multiple of the scale, and their LR in 8-bit RGB, both in `folder`.
-    luma: references are the Y of MATLAB's rgb2ycbcr, 8 bit; LR stays unrounded, in memory. This is
-    the protocol of SRCNN (Dong et al. 2014), whose row for bicubic later papers copied.
+    rgb: writes references, cut to a multiple of the scale, and their LR as 8-bit RGB to `folder`.
+    luma: writes the references' Y of MATLAB's rgb2ycbcr, 8 bit; LR stays in memory, unrounded.
+    This is the protocol of SRCNN (Dong et al. 2014), whose bicubic row later papers copied.
+    Raises UserError: no picture, two pictures of one name, or an unreadable one.
     """
-    files = list(find_pictures(references))
-    _refuse_twins(files)
+    files = _find(references)
+    from lasr.pictures.read import read_rgb
+    from trainer.evaluate.resize import cut_to_multiple, luma, reduce
+
     pictures = []
     with progress(len(files), "references", "img") as bar:
         for file in files:
@@ -83,23 +97,54 @@ def made(references: list[Path], protocol: Protocol, folder: Path, scale: int) -
     return pictures
 
 
-def luma(picture: Tensor) -> Tensor:
-    """(3, h, w) in [0, 1] to its Y of MATLAB's rgb2ycbcr, 16/255 to 235/255, three times."""
-    weights = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64)
-    y = (16 + (picture.double() * weights[:, None, None]).sum(0)) / 255
-    return y.expand(3, -1, -1)
+def match(names: Iterable[str], files: list[Path], label: str = "") -> dict[str, Path]:
+    """Find the file for each picture name (a stem). Names without a file are left out.
+
+    A file of the same stem wins. Otherwise stems are compared without usual suffixes and, for the
+    file, without the label of the method. Raises UserError: two files for a name, or two names for
+    a file.
+    """
+    found: dict[str, Path] = {}
+    for name in names:
+        candidates = [file for file in files if file.stem == name] or [
+            file for file in files if _bare(file.stem, label) == _bare(name, label)
+        ]
+        if len(candidates) > 1:
+            several = ", ".join(file.name for file in candidates[:3])
+            raise UserError(
+                f"{candidates[0].parent}: {several} all match {name}", "keep one of them"
+            )
+        if not candidates:
+            continue
+        (file,) = candidates
+        if other := next((known for known, path in found.items() if path == file), None):
+            raise UserError(f"{file}: matches both {other} and {name}", "rename it")
+        found[name] = file
+    return found
 
 
-def _write(path: Path, picture: Tensor) -> None:
-    with atomic_path(path) as temporary:
-        Image.fromarray(to_uint8(picture)).save(temporary, format="PNG")
+def _bare(stem: str, label: str) -> str:
+    bare = stem
+    if label:
+        bare = re.sub(rf"(?<=.)[_.-]{re.escape(label)}$", "", stem, flags=re.IGNORECASE)
+    while (shorter := _SUFFIX.sub("", bare)) not in ("", bare):
+        bare = shorter
+    return bare
 
 
-def _refuse_twins(files: list[Path]) -> None:
+def _find(paths: list[Path]) -> list[Path]:
     by_name: dict[str, Path] = {}
-    for file in files:
+    for file in find_pictures(paths):
         if file.stem in by_name:
             raise UserError(
-                f"{by_name[file.stem]} and {file}: two pictures of one name; rename one"
+                f"{by_name[file.stem]} and {file}: two pictures of one name", "rename one of them"
             )
         by_name[file.stem] = file
+    return list(by_name.values())
+
+
+def _write(path: Path, picture: "Tensor") -> None:
+    from trainer.sheets import to_uint8
+
+    with atomic_path(path) as temporary:
+        Image.fromarray(to_uint8(picture)).save(temporary, format="PNG")

@@ -1,1 +1,1 @@
-"""How the encoders see patches before and after training: figure 7."""
+"""Show what training changed in the encoders (figure 7 of the paper)."""

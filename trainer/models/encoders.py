@@ -1,4 +1,4 @@
-"""The two encoders of section 3.2: CLIP's, with the image encoder freed of its positions."""
+"""The two encoders of section 3.2: CLIP's, the image encoder without position embedding."""
 
 import copy
 import functools
@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from lasr.weights.clip import Clip, load_clip
-from lasr.weights.locate import WeightsError
+from lasr.weights.locate import Located, WeightsError
 
-CAPTIONS = 2**18  # tokens of so many captions are kept, 160 MB
+TOKEN_CACHE = 2**18  # captions whose tokens are cached, 160 MB
 
 
 class Encoders(nn.Module):
     """E_I and E_T: pictures and texts to features in one space.
 
-    Without position embedding E_I takes 56x56 and 224x224 alike. It also no longer sees where
-    things are: a picture and the same picture with its 14x14 tiles shuffled get one feature, so
-    only the VGG term (section 3.5) holds the layout.
+    Without position embedding E_I accepts both 56x56 and 224x224. It also ignores positions: a
+    picture whose 14x14 tiles are shuffled has the same feature, so that only the VGG term
+    (section 3.5) preserves the layout.
     """
 
     mean: Tensor
@@ -28,8 +28,10 @@ class Encoders(nn.Module):
     def __init__(self, clip: Clip):
         super().__init__()
         self.model = clip.model
-        # A caption costs a third of a millisecond, and comes back every epoch.
-        self._tokens = functools.lru_cache(maxsize=CAPTIONS)(lambda text: clip.tokenize([text])[0])
+        # Tokenising a caption takes a third of a millisecond, and it returns every epoch.
+        self._tokens = functools.lru_cache(maxsize=TOKEN_CACHE)(
+            lambda text: clip.tokenize([text])[0]
+        )
         remove_positions(self.model.visual)
         self.make_trainable()
         for name in ("mean", "std"):
@@ -39,16 +41,16 @@ class Encoders(nn.Module):
             self.register_buffer(name, buffer, persistent=False)
 
     def images(self, pictures: Tensor) -> Tensor:
-        """Features F (n, c) of pictures (n, 3, h, w) in [0, 1], at their own size."""
+        """Features F (n, c) of pictures (n, 3, h, w) in [0, 1], which are not resized."""
         features: Tensor = self.model.encode_image((pictures - self.mean) / self.std)
         return features
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Features C or Q (n, c) of texts; what exceeds CLIP's 77 tokens is cut."""
+        """Features C or Q (n, c) of texts, truncated at CLIP's 77 tokens."""
         return self.encode(self.tokens(texts).to(self.mean.device))
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
-        """What the text encoder reads of texts, (n, 77) int64 on the CPU."""
+        """The tokens of texts, (n, 77) int64 on the CPU."""
         return torch.stack([self._tokens(text) for text in texts])
 
     def encode(self, tokens: Tensor) -> Tensor:
@@ -57,24 +59,24 @@ class Encoders(nn.Module):
         return features
 
     def make_trainable(self) -> None:
-        """Let every weight that the losses depend on take gradients."""
+        """Require gradients of every weight that the losses depend on."""
         self.model.requires_grad_(True)
         self.model.logit_scale.requires_grad_(False)  # the losses have no temperature
 
     def towers(self) -> tuple[nn.Module, nn.Module]:
-        """The two modules in which nearly all of the arithmetic is: image and text."""
+        """The modules of the image and the text encoder that do nearly all of the arithmetic."""
         return self.model.visual, self.model.transformer
 
     def frozen_images(self) -> "FrozenImages":
-        """`images` by a second view of E_I, for the SR terms; see FrozenImages."""
+        """A second view of E_I for the SR terms, see `FrozenImages`."""
         return FrozenImages(self)
 
 
 class FrozenImages(nn.Module):
-    """E_I over the same weights, which take no gradient here: only pictures receive one.
+    """E_I over the same weights, as constants: only the pictures receive a gradient.
 
-    The modules are copied and the weights are not, so that an optimizer's update is seen at once.
-    To be made when the encoders stand on their device; `load_state_dict` may follow.
+    The modules are copies that share the weights' storage, so an optimizer's update is effective at
+    once. Create it when the encoders are on their device; `load_state_dict` may follow.
     """
 
     def __init__(self, encoders: Encoders):
@@ -90,24 +92,24 @@ class FrozenImages(nn.Module):
         return features
 
 
-def load_encoders(name_or_path: str, device: torch.device) -> Encoders:
-    """The encoders of a CLIP (see lasr.weights.clip), ready to be trained. WeightsError."""
-    return Encoders(load_clip(name_or_path, device)).to(device)
+def load_encoders(located: Located, device: torch.device) -> Encoders:
+    """The encoders of a CLIP, ready to be trained. Raises WeightsError, see `load_clip`."""
+    return Encoders(load_clip(located, device)).to(device)
 
 
 def remove_positions(visual: nn.Module) -> None:
-    """Take the position embedding out of an open_clip image encoder, exactly, in place.
+    """Remove the position embedding of an open_clip image encoder, exactly and in place.
 
-    A zero that broadcasts stands where the parameter stood, because open_clip adds it unasked; it
-    is neither trained nor saved. Raises WeightsError: an encoder of a kind not known here.
+    A zero that broadcasts replaces the parameter, because open_clip adds it unconditionally; it is
+    neither trained nor saved. Raises WeightsError: an unknown kind of encoder.
     """
     holder = (
         visual if hasattr(visual, "positional_embedding") else getattr(visual, "attnpool", None)
     )
     if holder is None or not hasattr(holder, "positional_embedding"):
         raise WeightsError(
-            f"{type(visual).__name__}: an image encoder without a position embedding to remove;"
-            " take a CLIP with a ViT or a modified ResNet"
+            f"{type(visual).__name__}: this image encoder has no position embedding to remove",
+            "use a CLIP with a ViT or a modified ResNet",
         )
     positions = holder.positional_embedding
     assert isinstance(positions, Tensor)

@@ -1,4 +1,4 @@
-"""The SR network a run or a command asks for, by name or file."""
+"""An SR network from weights that were located: an RRDB, or any that spandrel builds."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,24 +6,24 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lasr.weights.locate import WeightsError, locate
+from lasr.errors import one_line
+from lasr.weights.locate import TABLE, Located, WeightsError
 from lasr.weights.tensors import read_tensors
-from lasr.weights.variants import VARIANTS, check_variant
+from lasr.weights.variants import check_variant
 from schemas.manifest import SCALE
-from trainer.models.interpolation import interpolation_start
 from trainer.models.ncnn import is_ncnn, load_ncnn
-from trainer.models.rrdb import rrdb_from
+from trainer.models.rrdb import rrdb_from, untrained_rrdb
 
-TINY = {"features": 32, "blocks": 3, "growth": 32}  # the offline profile's
-_MISSING = "other networks than RRDB need `pip install 'la-sr[spandrel]'`"
+TINY = {"features": 32, "blocks": 3, "growth": 32}  # the offline profile's network
 
 
 @dataclass(frozen=True)
 class SRModel:
-    """A network and what must be known to use it.
+    """An SR network and what its use requires.
 
     network: pictures (n, 3, h, w) in [0, 1] to (n, 3, scale h, scale w), not clamped.
-    minimum, multiple_of: what h and w must be, in pixels. half: whether float16 is enough for it.
+    minimum, multiple_of: requirements on h and w, in pixels. half: whether float16 is precise
+    enough for it.
     """
 
     network: nn.Module
@@ -33,13 +33,11 @@ class SRModel:
     half: bool = True
 
     def fitted(self) -> nn.Module:
-        """The network for pictures of any size."""
-        return self.network if self.minimum == self.multiple_of == 1 else _Fitted(self)
+        """The network for pictures of any size: padded to what it takes, and cut afterwards."""
+        return self.network if self.minimum == self.multiple_of == 1 else _Padded(self)
 
 
-class _Fitted(nn.Module):
-    """Pads a picture to a size that the network takes, and cuts its answer."""
-
+class _Padded(nn.Module):
     def __init__(self, model: SRModel) -> None:
         super().__init__()
         self.network, self.scale = model.network, model.scale
@@ -47,34 +45,39 @@ class _Fitted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        more = [-(-max(n, self.minimum) // self.multiple_of) * self.multiple_of - n
-                for n in (height, width)]  # fmt: skip
-        padded = F.pad(x, (0, more[1], 0, more[0]), mode="replicate")
+        bottom, right = (
+            -(-max(n, self.minimum) // self.multiple_of) * self.multiple_of - n
+            for n in (height, width)
+        )
+        padded = F.pad(x, (0, right, 0, bottom), mode="replicate")
         y: Tensor = self.network(padded)[..., : self.scale * height, : self.scale * width]
         return y
 
 
-def load_sr(name_or_path: str) -> nn.Module:
-    """The x4 SR network by name (see lasr.weights.locate) or from a file, to be trained or used.
+def load_sr(located: Located) -> nn.Module:
+    """The x4 SR network with these weights, on the CPU.
 
-    An `RRDB` where the weights are one, else the module that spandrel builds, which does not clamp.
-    Raises WeightsError: not there, not readable, of another scale.
+    An `RRDB` if the weights are one, else the module that spandrel builds, which does not clamp.
+    Raises WeightsError as `load_model`, or for another scale.
     """
-    model = load_model(name_or_path)
+    model = load_model(located)
     if model.scale != SCALE:
-        raise WeightsError(f"{name_or_path}: enlarges x{model.scale}; training takes x4 networks")
+        raise WeightsError(
+            f"{located.path}: enlarges x{model.scale}, training takes x{SCALE} networks",
+            f"give weights of a x{SCALE} network",
+        )
     return model.network
 
 
-def load_model(name_or_path: str) -> SRModel:
-    """Any SR network of any scale: our own RRDB first, then whatever spandrel reads.
+def load_model(located: Located) -> SRModel:
+    """The SR network with these weights, of any scale: an RRDB, or whatever spandrel builds.
 
-    Raises WeightsError: not there, not readable, or no network that spandrel knows.
+    Raises WeightsError: not readable, not a network that spandrel knows, or not the network that is
+    published under this name.
     """
-    located = locate(name_or_path, "sr")
     path = located.path
     if path is None:
-        return SRModel(interpolation_start(**TINY))
+        return SRModel(untrained_rrdb(**TINY))
     if is_ncnn(path):
         network = load_ncnn(path)
     else:
@@ -82,7 +85,7 @@ def load_model(name_or_path: str) -> SRModel:
         try:
             network = rrdb_from(tensors, path)
         except WeightsError as error:
-            if located.name in VARIANTS:
+            if located.name in TABLE:
                 raise
             return _from_spandrel(tensors, path, error)
     sizes = {name: getattr(network, name) for name in ("features", "blocks", "growth")}
@@ -90,23 +93,29 @@ def load_model(name_or_path: str) -> SRModel:
     return SRModel(network)
 
 
-def _from_spandrel(tensors: dict[str, Tensor], path: Path, no_rrdb: WeightsError) -> SRModel:
+def _from_spandrel(tensors: dict[str, Tensor], path: Path, not_rrdb: WeightsError) -> SRModel:
     try:
         import spandrel
     except ImportError as error:
-        raise WeightsError(f"{no_rrdb} ({_MISSING})") from error
+        raise WeightsError(
+            not_rrdb.problem, f"{not_rrdb.fix}; other networks need `pip install 'la-sr[spandrel]'`"
+        ) from error
     try:
-        # Tensors and not the file: spandrel's own reader of pickles never sees it.
+        # Tensors and not the file, so that spandrel never unpickles anything.
         found = spandrel.ModelLoader(device="cpu").load_from_state_dict(dict(tensors))
     except spandrel.UnsupportedModelError:
-        raise no_rrdb from None
+        raise not_rrdb from None
     except Exception as error:  # shapes that do not fit: each architecture raises its own
-        raise WeightsError(f"{path}: spandrel cannot build it ({error}); check the file") from error
+        raise WeightsError(
+            f"{path}: spandrel cannot build it ({one_line(error)})", "check the file"
+        ) from error
+    name = found.architecture.name
+    another = "give weights of another network"
     if not isinstance(found, spandrel.ImageModelDescriptor) or found.input_channels != 3:
-        raise WeightsError(f"{path}: {found.architecture.name} does not enlarge RGB pictures")
+        raise WeightsError(f"{path}: {name} does not enlarge RGB pictures", another)
     size = found.size_requirements
     if size.square:
-        raise WeightsError(f"{path}: {found.architecture.name} takes square pictures only")
+        raise WeightsError(f"{path}: {name} takes square pictures only", another)
     return SRModel(
         found.model.float(),
         found.scale,

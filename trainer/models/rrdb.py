@@ -1,7 +1,7 @@
-"""The SR network: ESRGAN's RRDB x4 (Wang et al. 2018b), and its weight files.
+"""The SR network: ESRGAN's RRDB x4 (Wang et al. 2018b), its weight files, and an untrained start.
 
 Architecture and key names are those of BasicSR's `RRDBNet`, so weights of ESRGAN, BSRGAN and
-Real-ESRGAN go in and ours go out to every program that reads theirs.
+Real-ESRGAN can be loaded, and other programs load ours.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lasr.weights.locate import WeightsError
-from lasr.weights.tensors import read_tensors
 
-RESIDUAL = 0.2  # residuals are scaled down, which keeps a network this deep stable without norms
-REACH = 2  # pixels of features on each side that `RRDB.reconstruct` looks at: 1/2 + 3/4
+RESIDUAL = 0.2  # scale of residuals: keeps a network this deep stable without normalisation
+REACH = 2  # pixels of features on each side that an output of `reconstruct` depends on
 WANTED = "give weights of a x4 RRDB, such as RealESRGAN_x4plus.pth"
 
 
@@ -26,12 +25,12 @@ def _conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 def _leaky(x: Tensor) -> Tensor:
-    # In place: neither a convolution nor a leaky ReLU needs its unactivated output for backward.
+    # In place: the backward pass needs the output before the activation for neither layer.
     return F.leaky_relu(x, 0.2, inplace=True)
 
 
 class _DenseBlock(nn.Module):
-    """Five convolutions, each of which sees the block's input and all outputs before it."""
+    """Five convolutions; the input of each is the block's input and all outputs before it."""
 
     def __init__(self, features: int, growth: int) -> None:
         super().__init__()
@@ -41,22 +40,22 @@ class _DenseBlock(nn.Module):
         self.conv4 = _conv(features + 3 * growth, growth)
         self.conv5 = _conv(features + 4 * growth, features)
         with torch.no_grad():
-            for parameter in self.parameters():  # ESRGAN, section 3.1: residuals start small
+            for parameter in self.parameters():  # ESRGAN, section 3.1: small initial weights
                 if parameter.ndim == 4:
                     nn.init.kaiming_normal_(parameter).mul_(0.1)
                 else:
                     parameter.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = x
+        features = x
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
-            seen = torch.cat((seen, _leaky(conv(seen))), dim=1)
-        y: Tensor = x + RESIDUAL * self.conv5(seen)
+            features = torch.cat((features, _leaky(conv(features))), dim=1)
+        y: Tensor = x + RESIDUAL * self.conv5(features)
         return y
 
 
 class _Block(nn.Module):
-    """Residual in residual: three dense blocks and a way around them."""
+    """Residual in residual: three dense blocks and a skip connection."""
 
     def __init__(self, features: int, growth: int) -> None:
         super().__init__()
@@ -70,7 +69,7 @@ class _Block(nn.Module):
 
 
 class RRDB(nn.Module):
-    """RRDB x4: pictures (n, 3, h, w) in [0, 1] to (n, 3, 4h, 4w), which is not clamped.
+    """RRDB x4: pictures (n, 3, h, w) in [0, 1] to (n, 3, 4h, 4w), not clamped.
 
     Args:
         features: channels of the trunk.
@@ -97,45 +96,40 @@ class RRDB(nn.Module):
         return self.reconstruct(self.extract(x))
 
     def extract(self, x: Tensor) -> Tensor:
-        """Pictures to features of the same size, (n, features, h, w): nearly all of the work."""
+        """Pictures to features (n, features, h, w), nearly all of the arithmetic."""
         x = self.conv_first(x)
         y: Tensor = x + self.conv_body(self.body(x))
         return y
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Features to pictures of four times the size; a pixel depends on REACH around it."""
+        """Features to pictures of four times the size; a pixel depends on REACH features around."""
         for conv in (self.conv_up1, self.conv_up2):
             x = _leaky(conv(F.interpolate(x, scale_factor=2, mode="nearest")))
         y: Tensor = self.conv_last(_leaky(self.conv_hr(x)))
         return y
 
 
-def load_rrdb(path: str | Path) -> RRDB:
-    """The x4 RRDB in a safetensors or PyTorch file. Raises WeightsError as `rrdb_from` does."""
-    return rrdb_from(read_tensors(path), path)
-
-
 def rrdb_from(tensors: dict[str, Tensor], path: str | Path) -> RRDB:
-    """The x4 RRDB that the tensors of the file `path` make: float32, sizes from their shapes.
+    """The x4 RRDB with the tensors of the file `path`, float32; its size follows from their shapes.
 
-    Reads the key layouts of BasicSR and Real-ESRGAN, of BSRGAN and later ESRGAN (`RRDB_trunk`), and
-    of the first ESRGAN (`model.1.sub`), bare or in a checkpoint (see `read_tensors`).
+    Accepts the key layouts of BasicSR and Real-ESRGAN, of BSRGAN and later ESRGAN (`RRDB_trunk`),
+    and of the first ESRGAN (`model.1.sub`).
 
     Raises:
-        WeightsError: it is no RRDB, has another scale than 4, or has missing, unknown or misshapen
-            tensors.
+        WeightsError: not an RRDB, of another scale than 4, or tensors are missing, unknown or of
+            the wrong shape.
     """
     state = _basicsr_keys(tensors)
     first, grown = state.get("conv_first.weight"), state.get("body.0.rdb1.conv1.weight")
     if first is None or grown is None or first.ndim != 4 or grown.ndim != 4:
-        raise WeightsError(f"{path}: is not an RRDB network; {WANTED}")
-    # Real-ESRGAN makes x2 and x1 of the x4 network by folding 2x2 or 4x4 pixels into channels.
+        raise WeightsError(f"{path}: is not an RRDB network", WANTED)
+    # Real-ESRGAN's x2 and x1 are the x4 network with 2x2 or 4x4 pixels folded into channels.
     fold = {12: 2, 48: 4}.get(first.shape[1], 1)
     doublings = len({key.split(".")[0] for key in state if re.match(r"conv_up\d", key)})
     if fold != 1 or doublings != 2:
-        raise WeightsError(f"{path}: is an RRDB x{2**doublings / fold:g}, not x4; {WANTED}")
+        raise WeightsError(f"{path}: is an RRDB x{2**doublings / fold:g}, not x4", WANTED)
     blocks = len({key.split(".")[1] for key in state if key.startswith("body.")})
-    # Nothing is initialised only to be overwritten, and the random state is left as it was.
+    # On the meta device nothing is initialised, and the random state does not change.
     with torch.device("meta"):
         network = RRDB(first.shape[0], blocks, grown.shape[0])
     expected = network.state_dict()
@@ -148,15 +142,15 @@ def rrdb_from(tensors: dict[str, Tensor], path: str | Path) -> RRDB:
     ]
     if faults:
         more = f" and {len(faults) - 1} more faults" if len(faults) > 1 else ""
-        raise WeightsError(f"{path}: is not a plain RRDB: {faults[0]}{more}; {WANTED}")
+        raise WeightsError(f"{path}: is not a plain RRDB: {faults[0]}{more}", WANTED)
     network.load_state_dict({key: state[key].float() for key in expected}, assign=True)
     return network
 
 
 def _basicsr_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state` with the older layouts' keys renamed to BasicSR's; other keys stay."""
+    """`state` with the keys of older layouts renamed to BasicSR's; other keys are unchanged."""
     tails = sorted({int(m[1]) for key in state if (m := re.fullmatch(r"model\.(\d+)\.\w+", key))})
-    # model.0 is the first convolution; then, however many, those after each doubling; then two.
+    # model.0 is the first convolution, then one per doubling, then the last two.
     ups = {str(index): f"conv_up{n}" for n, index in enumerate(tails[1:-2], start=1)}
     ends = {str(i): name for i, name in zip(tails[-2:], ("conv_hr", "conv_last"), strict=False)}
     tops = {**ends, **ups, "0": "conv_first"}
@@ -175,3 +169,50 @@ def _basicsr_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return re.sub(r"^model\.(\d+)(?=\.\w+$)", lambda m: tops.get(m[1], m[0]), key)
 
     return {renamed(key): tensor for key, tensor in state.items()}
+
+
+def untrained_rrdb(features: int = 64, blocks: int = 23, growth: int = 32, seed: int = 0) -> RRDB:
+    """An UNTRAINED RRDB x4 that interpolates: initial weights when none can be downloaded.
+
+    The paper starts from PSNR-oriented weights (section 4). This network has learnt nothing. Four
+    channels are set by hand so that a picture in [0, 1] is enlarged bilinearly by 2, twice, except
+    for a grey tint in the outermost 3 pixels (zero padding). All other weights are random from
+    `seed` and contribute about 1/255. Every weight receives a gradient.
+
+    Raises:
+        ValueError: fewer than 4 features.
+    """
+    if features < 4:
+        raise ValueError(f"untrained_rrdb: {features} features; give 4 or more")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network = RRDB(features, blocks, growth)
+    delta = torch.tensor([0.0, 1.0, 0.0])
+    smooth = torch.tensor([0.25, 0.5, 0.25])  # after a nearest x2: the weights 3/4, 1/4 of bilinear
+    with torch.no_grad():
+        # A new block amplifies by 1.2 or more, 23 of them by 66, and the first steps of Adam would
+        # destroy the picture. Its last convolution takes back most of that: 1.04 remains.
+        for key, weight in network.body.named_parameters():
+            if key.endswith("rdb3.conv5.weight"):
+                weight[:, :features, 1, 1] -= torch.eye(features) * 0.8 / RESIDUAL
+        for parameter in network.conv_body.parameters():
+            parameter.mul_(0.01)  # scaled down, not zeroed, so that gradients reach the body
+        for conv, taps, grey in (
+            (network.conv_first, delta, 0.0),
+            (network.conv_up1, smooth, 0.5),
+            (network.conv_up2, smooth, 0.5),
+            (network.conv_hr, delta, 0.0),
+            (network.conv_last, delta, 0.0),
+        ):
+            kernel = torch.outer(taps, taps)
+            conv.weight[:4] *= 0.01
+            bias = conv.get_parameter("bias")[:4]
+            bias.copy_(torch.tensor([grey, grey, grey, 1.0])[: len(bias)])
+            # Red, green and blue stay non-negative, so leaky ReLUs do not change them. Channel 3 is
+            # 1 everywhere: with it the convolution is applied to x - 1/2, and zero padding means a
+            # grey border and not a black one.
+            for colour in range(3):
+                conv.weight[colour, colour] += kernel
+                if grey:
+                    conv.weight[colour, 3] -= grey * kernel
+    return network

@@ -1,4 +1,4 @@
-"""Networks written as files of tensors, atomically. `lasr.weights.tensors` reads such files."""
+"""Write networks as files of tensors, which `lasr.weights.tensors` reads."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from lasr.files import atomic_path
 def write_tensors(
     path: str | Path, state: dict[str, Tensor], about: dict[str, str] | None = None
 ) -> None:
-    """Write a network's tensors, atomically: safetensors, or where the suffix is `.pth` a pickle.
+    """Write a network's tensors atomically: safetensors, or a pickle if the suffix is `.pth`.
 
-    The `.pth` is `{"params_ema": state}`, which Real-ESRGAN's scripts and chaiNNer load as it is.
-    about: goes into a safetensors header; a `.pth` has no place for it.
+    A `.pth` is `{"params_ema": state}`, which Real-ESRGAN's scripts and chaiNNer load. about:
+    metadata for the header of safetensors; a `.pth` has none.
     """
-    # Contiguous: weights in channels_last cannot go into safetensors.
+    # Contiguous: safetensors cannot store weights in channels_last.
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
     with atomic_path(Path(path)) as temporary:
         if Path(path).suffix == ".pth":
             torch.save({"params_ema": state}, temporary)
         else:
             metadata = {"format": "pt"} | (about or {})
-            # Its save_file makes a file that only its owner can read.
+            # Not save_file, which creates a file that only its owner can read.
             temporary.write_bytes(safetensors.torch.save(state, metadata))
 
 
 def save_network(network: nn.Module, folder: str | Path, name: str = "model") -> list[Path]:
-    """Write a network as `name.safetensors` and as `name.pth`; their paths.
+    """Write a network as `name.safetensors` and `name.pth`; returns their paths.
 
-    Key names are the network's own: of an RRDB those of BasicSR, of a network that spandrel made
-    those that spandrel reads.
+    Floating-point tensors are written in float32 under the network's own key names: BasicSR's for
+    an RRDB, those that spandrel reads for a network that spandrel built.
     """
     state = {
         key: tensor.float() if tensor.is_floating_point() else tensor

@@ -1,4 +1,4 @@
-"""The modified VGG term of section 3.5: I_SR has to keep the structure and colour of I_LR."""
+"""The modified VGG loss of section 3.5: I_SR keeps the structure and colours of I_LR."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from torchvision.models.vgg import make_layers  # type: ignore[import-untyped]
 
 from lasr.errors import UserError
-from lasr.weights.locate import WeightsError, locate
+from lasr.weights.locate import Located, WeightsError
 from lasr.weights.tensors import read_tensors
 from trainer.losses import full_precision
 
 BLOCKS = (2, 2, 4, 4, 4)  # convolutions of VGG19 between its max poolings
 WIDTHS = tuple(w for w, n in zip((64, 128, 256, 512, 512), BLOCKS, strict=True) for _ in range(n))
-CONV5_4 = ("conv5_4",)  # the layer of SRGAN and ESRGAN, as in the latter before its ReLU
-
-CONV1_2 = ("conv1_2",)  # of an untrained network, see `small_vgg`
+CONV5_4 = ("conv5_4",)  # the layer of SRGAN and ESRGAN; as in ESRGAN before its ReLU
+CONV1_2 = ("conv1_2",)  # for an untrained network, see `untrained_vgg`
 
 # Names of torchvision's layers: convB_I is the output of a convolution, reluB_I its activation.
 _CONVS = [
@@ -37,14 +36,14 @@ TAPS = {
 
 
 class VGG(nn.Module):
-    """VGG19's features at named layers. Frozen: gradients pass through to the pictures only.
+    """VGG19's features at named layers. Frozen: only the pictures receive gradients.
 
     Args:
-        layers: names of `TAPS`, `conv1_1` to `relu5_4`; what lies beyond the deepest is not built.
+        layers: names of `TAPS`, `conv1_1` to `relu5_4`; layers beyond the deepest are not built.
         widths: channels of the 16 convolutions.
 
     Raises:
-        ValueError: a layer that VGG19 does not have, or none at all.
+        ValueError: a layer that VGG19 does not have, or no layers.
     """
 
     mean: Tensor
@@ -62,9 +61,9 @@ class VGG(nn.Module):
         self.features = make_layers(config)[: max(self.taps) + 1]
         for layer in self.features:
             if isinstance(layer, nn.ReLU):
-                layer.inplace = False  # in place it would overwrite the tap before it
-        # ImageNet's statistics, as torchvision's weights expect. (Named device: also when the
-        # layers are made without storage, to be filled from a file.)
+                layer.inplace = False  # in place it would overwrite the output of its convolution
+        # ImageNet's statistics, as torchvision's weights expect. The device is named, because the
+        # layers may be created on the meta device, to be filled from a file.
         for name, value in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
             tensor = torch.tensor(value, device="cpu").view(1, 3, 1, 1)
             self.register_buffer(name, tensor, persistent=False)
@@ -74,7 +73,7 @@ class VGG(nn.Module):
         """Features by layer of `pictures` (n, 3, h, w) in [0, 1].
 
         Raises:
-            ValueError: the pictures are too small to reach the deepest layer.
+            ValueError: the pictures are too small for the deepest layer.
         """
         least = 2 ** sum(isinstance(layer, nn.MaxPool2d) for layer in self.features)
         if min(pictures.shape[-2:]) < least:
@@ -90,19 +89,20 @@ class VGG(nn.Module):
 
 
 def vgg_term(vgg: VGG, sr: Tensor, lr: Tensor, distance: Literal["l1", "l2"] = "l1") -> Tensor:
-    """The VGG loss between I_SR and I_LR, a scalar: the mean over `vgg`'s layers.
+    """The VGG loss between I_SR and I_LR, a scalar: the mean over `vgg`'s layers (section 3.5).
 
-    The features of I_SR are average-pooled by the scale, to meet those of I_LR at any size:
-    floor(floor(s·h / 2^k) / s) = floor(h / 2^k). The LR side is a constant: only `sr` receives a
-    gradient. Distances are float32 under any autocast.
+    The features of I_SR are average-pooled by the scale, which gives the size of I_LR's for any h:
+    floor(floor(s·h / 2^k) / s) = floor(h / 2^k). I_LR is a constant: only `sr` receives a gradient.
+    Distances are computed in float32 under any autocast.
 
     Args:
-        sr: super-resolved pictures (n, 3, s·h, s·w), s a whole number.
+        sr: super-resolved pictures (n, 3, s·h, s·w), s an integer.
         lr: their inputs (n, 3, h, w) in [0, 1].
         distance: mean absolute (`l1`) or mean squared (`l2`) difference.
 
     Raises:
-        ValueError: the sizes are not a whole scale apart, too small, or the distance is unknown.
+        ValueError: sr is no whole multiple of lr, the pictures are too small, or the distance is
+            unknown.
     """
     measures = {"l1": F.l1_loss, "l2": F.mse_loss}
     if distance not in measures:
@@ -124,59 +124,63 @@ def vgg_term(vgg: VGG, sr: Tensor, lr: Tensor, distance: Literal["l1", "l2"] = "
     return torch.stack(terms).mean()
 
 
-def load_vgg_named(name_or_path: str, layers: Sequence[str] | None) -> VGG:
-    """VGG19 by name (see lasr.weights.locate) or from a file; layers None: what suits the weights.
+def load_vgg(located: Located, layers: Sequence[str] | None = None) -> VGG:
+    """VGG19 with these weights, on the CPU. layers: None for the ones that suit the weights.
 
-    Raises WeightsError, or UserError: a layer that VGG19 does not have.
+    Raises WeightsError as `vgg_from`, or UserError: a layer that VGG19 does not have.
     """
     unknown = [layer for layer in layers or () if layer not in TAPS]
     if unknown:
-        raise UserError(f"VGG19 has no layer {unknown[0]}; take conv1_1 to conv5_4, or relu…")
-    located = locate(name_or_path, "vgg")
+        raise UserError(
+            f"--vgg-layers: VGG19 has no layer {unknown[0]}",
+            "pass some of conv1_1 to conv5_4 or relu1_1 to relu5_4",
+        )
     if located.path is None:
-        return small_vgg(layers=layers) if layers else small_vgg()
-    return load_vgg(located.path, layers or CONV5_4)
+        return untrained_vgg(layers=layers or CONV1_2)
+    return vgg_from(read_tensors(located.path), located.path, layers or CONV5_4)
 
 
-def load_vgg(path: str | Path, layers: Sequence[str] = CONV5_4) -> VGG:
-    """VGG19 from a file of torchvision's keys (`features.0.weight`, ...): float32, on the CPU.
+def vgg_from(tensors: dict[str, Tensor], path: str | Path, layers: Sequence[str]) -> VGG:
+    """VGG19 with the tensors of the file `path`, torchvision's keys (`features.0.weight`, ...).
 
-    The classifier is ignored, and widths are those of the file, so that narrow networks load too.
+    The classifier is ignored. Widths follow from the shapes, so that narrow networks load too.
+    float32, on the CPU.
 
     Raises:
-        WeightsError: the file cannot be read, is not a VGG19 (also VGG16 or with batch norm), or a
-            layer is unknown.
+        WeightsError: not a VGG19 (VGG16 and batch norm are others).
+        ValueError: an unknown layer.
     """
-    state = {k: v for k, v in read_tensors(path).items() if k.startswith("features.")}
+    state = {k: v for k, v in tensors.items() if k.startswith("features.")}
     wanted = "give torchvision's vgg19-dcbb9e9d.pth or a network of its layers"
     keys = {f"features.{index}.{kind}" for _, index in _CONVS for kind in ("weight", "bias")}
     if state.keys() != keys:
         odd = min(keys ^ state.keys(), key=lambda key: int(re.sub(r"\D", "", key) or -1))
-        fault = "is missing" if odd in keys else "does not belong there"
-        raise WeightsError(f"{path}: is not a VGG19: {odd} {fault}; {wanted}")
+        fault = "is missing" if odd in keys else "is not a part of it"
+        raise WeightsError(f"{path}: is not a VGG19: {odd} {fault}", wanted)
     widths = [len(state[f"features.{index}.bias"]) for _, index in _CONVS]
-    with torch.device("meta"):  # nothing is initialised only to be overwritten
+    with torch.device("meta"):  # nothing is initialised
         vgg = VGG(layers, widths)
-    # All 16 are checked, also those which the wanted layers do not need.
+    # All 16 are checked, also those that `layers` do not need.
     for (_, index), inputs, outputs in zip(_CONVS, [3, *widths], widths, strict=False):
         shape = tuple(state[f"features.{index}.weight"].shape)
         if shape != (outputs, inputs, 3, 3):
             raise WeightsError(
                 f"{path}: is not a VGG19: features.{index}.weight is {shape}, "
-                f"not {(outputs, inputs, 3, 3)}; {wanted}"
+                f"not {(outputs, inputs, 3, 3)}",
+                wanted,
             )
     vgg.load_state_dict({key: state[key].float() for key in vgg.state_dict()}, assign=True)
     return vgg
 
 
-def small_vgg(seed: int = 0, layers: Sequence[str] = CONV1_2) -> VGG:
-    """An UNTRAINED VGG19 an eighth as wide, for the offline profile: no download.
+def untrained_vgg(seed: int = 0, layers: Sequence[str] = CONV1_2) -> VGG:
+    """An UNTRAINED VGG19 of an eighth of the width, for the offline profile.
 
-    The architecture is VGG19's (16 convolutions, 8 to 64 channels), the weights are He's random
-    ones (2015) from `seed`, and nothing in it knows what pictures show. Random features grow alike
-    with depth: over 4 photographs and 10 seeds, the term at conv5_4 prefers a mirrored or tinted
-    enlargement to the true one about every second time, and training on it spoils the picture. At
-    conv1_2, the default here, it always prefers the true one: it still holds layout and colour.
+    The architecture is VGG19's (16 convolutions, 8 to 64 channels), the weights are random from
+    `seed` (He et al. 2015). Random features become alike with depth: over 4 photographs and 10
+    seeds, the term at conv5_4 prefers a mirrored or tinted enlargement to the true one about every
+    second time, and training on it spoils the picture. At conv1_2, the default, it always prefers
+    the true one, so that it preserves layout and colours.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

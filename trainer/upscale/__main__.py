@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, Field
 
-from lasr.cli import parse, progress, run_command
+from lasr.cli import Command, progress
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
 from lasr.pictures.find import find_pictures, pixel_counts, targets
@@ -92,11 +92,11 @@ def run(config: UpscaleConfig) -> None:
     found = find_pictures(config.inputs, without=config.out)
     goals = targets(found, config.out, config.format)
     originals = {_file(path) for path in found if path.exists()}
-    model = load_model(config.weights)
+    located = locate(config.weights, "sr")
+    model = load_model(located)
     growth = sum(model.scale ** (2 * n) for n in range(config.passes))
     costs = {path: growth * pixels for path, pixels in pixel_counts(list(found)).items()}
     total = model.scale**config.passes
-    identity = locate(config.weights, "sr").identity
     engine = make_engine(model.fitted(), device, config.engine, config.precision, model.half)
     tiling = Tiling(config.tile, config.overlap)
     failed: list[str] = []
@@ -111,7 +111,7 @@ def run(config: UpscaleConfig) -> None:
             bar.set_postfix_str(f"{number}/{len(goals)} {path.name}", refresh=False)
             try:
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-                record = f"LA-SR {identity} x{total} of {digest}"
+                record = f"LA-SR {located.identity} x{total} of {digest}"
                 if _is_done(target, record, originals, config.overwrite):
                     skipped += 1
                 else:
@@ -153,18 +153,9 @@ def _is_done(target: Path, record: str, originals: set[tuple[int, int]], overwri
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `python -m trainer.upscale`."""
-    config = parse(
-        UpscaleConfig,
-        argv,
-        "python -m trainer.upscale",
-        __doc__ or "",
-        positional="inputs",
-        weights=True,
-    )
-    return run_command(lambda: run(config))
-
+main = Command(
+    UpscaleConfig, run, name="lasr upscale", about=__doc__, positional="inputs", weights=True
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,7 +14,7 @@ from lasr.weights.digests import SUMS, add_sum, read_sums, sha256
 from lasr.weights.locate import WeightsError, _in_wheel, locate
 from lasr.weights.registry import TABLE, File
 from tests.support.upstream import any_content, save_clip, save_vgg19
-from trainer.models.load import load_sr
+from tests.support.weights import load_sr
 
 VGG = "vgg19/vgg19-dcbb9e9d.pth"
 CLIP = "clip-vit-b-16/open_clip_model.safetensors"

@@ -12,12 +12,12 @@ from open_clip import get_model_config
 from PIL import Image
 from torch import Tensor
 
-from lasr.weights.clip import load_clip
 from lasr.weights.locate import WeightsError
 from lasr.weights.torchscript import is_torchscript, read_torchscript
 from lasr.weights.variants import VARIANTS
 from tests.support.upstream import any_content, save_clip, save_openai_archive
-from trainer.models.encoders import Encoders, load_encoders
+from tests.support.weights import load_clip, load_encoders
+from trainer.models.encoders import Encoders
 
 CPU = torch.device("cpu")
 

@@ -20,7 +20,7 @@ from lasr.weights.locate import found, locate
 from lasr.weights.registry import TABLE, File
 from tests.support.hub import COMMIT, Fault, Host, serve
 from tests.support.upstream import save_depth_anything
-from trainer.models.interpolation import interpolation_start
+from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network
 
 ROOT = Path(__file__).parents[3]
@@ -35,7 +35,7 @@ LARGE = "model.safetensors"
 def formats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Small networks in the real formats: a .pth of an RRDB, a folder of Depth Anything V2."""
     folder = tmp_path_factory.mktemp("formats")
-    _, pth = save_network(interpolation_start(8, 1, 8), folder, "rrdb")
+    _, pth = save_network(untrained_rrdb(8, 1, 8), folder, "rrdb")
     save_depth_anything(folder / "depth")
     files = {f"{HUB}/{path.name}": path.read_bytes() for path in (folder / "depth").iterdir()}
     return {PATH: pth.read_bytes(), **files}

@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from lasr.errors import UserError
-from pipeline.build import plan as stages
+from pipeline.build.models import load_models
+from pipeline.build.plan import plan_build, prepare
+from pipeline.build.publish import finish
 from pipeline.build.shard import build_shard
 from pipeline.config import BuildConfig
-from pipeline.stages.models import load_models
 from schemas.manifest import PATCHES, open_manifest, patch_id
 from tests.conftest import run_stages
 
@@ -141,7 +142,7 @@ def test_new_and_changed_photographs_cost_only_themselves(
 
 def test_a_build_cut_short_ends_like_an_undisturbed_one(album: Path, tmp_path: Path) -> None:
     out, other = tmp_path / "patches.parquet", tmp_path / "other" / "patches.parquet"
-    build = stages.plan_build(config(album, out, shard_size=2))
+    build = plan_build(prepare(config(album, out, shard_size=2)))
     build_shard(build.job, build.plan.to_do[0])  # … and here it was killed
     (build.job.config.work.path / ".part-x.parquet.tmp").write_bytes(b"half a part")
     assert len(run_stages(config(album, out, shard_size=2))) == 1
@@ -174,8 +175,8 @@ def test_rows_do_not_depend_on_how_the_work_is_cut(album: Path, tmp_path: Path) 
 def test_one_photograph_that_breaks_the_depth_network_is_alone_in_failing(
     album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = stages.plan_build(config(album, tmp_path / "patches.parquet"))
-    models = load_models(build.job.config)
+    build = plan_build(prepare(config(album, tmp_path / "patches.parquet")))
+    models = load_models(build.job)
 
     def predict(prepared: Sequence[np.ndarray]) -> list[np.ndarray]:
         if any(p.shape[0] == 300 for p in prepared):  # chelsea
@@ -184,9 +185,9 @@ def test_one_photograph_that_breaks_the_depth_network_is_alone_in_failing(
 
     monkeypatch.setattr(models, "_depth", replace(models.depth, predict=predict, batch=3))
     made = [build_shard(build.job, shard) for shard in build.plan.to_do]
-    stages.finish(build, made)
+    finish(build, made)
     found = catalogue(tmp_path / "patches.parquet")
-    assert found["chelsea.png"]["error"] == "RuntimeError: out of memory"
+    assert found["chelsea.png"]["error"] == "depth: RuntimeError: out of memory"
     status = {path: entry["status"] for path, entry in found.items()}
     assert status.pop("chelsea.png") == "failed" and set(status.values()) == {"ok"}
 

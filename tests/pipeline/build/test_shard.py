@@ -1,4 +1,4 @@
-"""Nothing is worked out twice: what a changed parameter, photograph or dictionary costs."""
+"""Nothing is computed twice: what a changed parameter, photograph or dictionary costs."""
 
 import os
 import shutil
@@ -11,8 +11,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.build import plan as stages
-from pipeline.build import workers as steps
+from pipeline.build import workers
+from pipeline.build.plan import plan_build, prepare
 from pipeline.config import BuildConfig
 from pipeline.stages import images
 from pipeline.stages.captions import Captioner
@@ -45,7 +45,7 @@ def album(photographs: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Counts what was done: photographs decoded and measured, patches chosen and encoded."""
+    """Counts what was done: photographs decoded and estimated, selected from, patches encoded."""
     done: Counter[str] = Counter()
 
     def count(owner: Any, name: str, what: str, size: Any = lambda *a: 1) -> None:
@@ -58,8 +58,8 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
         monkeypatch.setattr(owner, name, counted)
 
     count(images, "load", "decoded")
-    count(DepthModel, "predict_some", "measured", lambda model, prepared: len(prepared))
-    count(steps, "select", "chosen")
+    count(DepthModel, "predict_some", "estimated", lambda model, prepared: len(prepared))
+    count(workers, "select", "selected")
     count(Captioner, "features", "encoded", lambda captioner, prepared: len(prepared))
     yield done
 
@@ -84,7 +84,7 @@ def dictionary(folder: Path) -> Path:
 
 def test_from_nothing_every_photograph_is_decoded_once(build: Any, work: Counter[str]) -> None:
     rows = build()
-    assert work == {"decoded": 4, "measured": 4, "chosen": 4, "encoded": len(rows)}
+    assert work == {"decoded": 4, "estimated": 4, "selected": 4, "encoded": len(rows)}
 
 
 def test_a_new_dictionary_costs_no_photograph_and_no_network(
@@ -99,11 +99,11 @@ def test_a_new_dictionary_costs_no_photograph_and_no_network(
     assert rows == build("fresh.parquet", dictionary=dictionary(tmp_path))
 
 
-def test_a_new_k_chooses_from_kept_maps(build: Any, work: Counter[str]) -> None:
+def test_a_new_k_selects_from_cached_maps(build: Any, work: Counter[str]) -> None:
     before = build()
     work.clear()
     rows = build(k=3)
-    assert work == {"decoded": 4, "chosen": 4, "encoded": len(rows) - len(before)}
+    assert work == {"decoded": 4, "selected": 4, "encoded": len(rows) - len(before)}
     assert rows == build("fresh.parquet", k=3)
 
 
@@ -117,11 +117,11 @@ def test_a_new_clip_reads_the_patches_only(build: Any, work: Counter[str], tmp_p
     assert rows != before
 
 
-def test_a_new_depth_estimator_measures_anew(build: Any, work: Counter[str]) -> None:
+def test_a_new_depth_estimator_makes_new_maps(build: Any, work: Counter[str]) -> None:
     build()
     work.clear()
     rows = build(depth="colour-attenuation")
-    assert work["measured"] == work["decoded"] == 4
+    assert work["estimated"] == work["decoded"] == 4
     assert rows == build("fresh.parquet", depth="colour-attenuation")
 
 
@@ -133,14 +133,14 @@ def test_the_seed_counts_only_where_something_is_drawn(build: Any, work: Counter
     assert build(strategy="random", seed=5) != drawn
 
 
-def test_builds_may_share_what_is_kept(build: Any, work: Counter[str], tmp_path: Path) -> None:
-    kept = tmp_path / "shared"
-    build("one.parquet", kept=kept)
+def test_builds_may_share_a_cache(build: Any, work: Counter[str], tmp_path: Path) -> None:
+    cache = tmp_path / "shared"
+    build("one.parquet", kept=cache)
     work.clear()
-    build("two.parquet", kept=kept, strategy="random", k=1)
-    assert work["measured"] == 0 and work["decoded"] == 4
-    build("one.parquet", kept=kept, k=1)  # and neither removes what the other may need
-    assert len(list(kept.glob("distance/*/*/*.png"))) == 4
+    build("two.parquet", kept=cache, strategy="random", k=1)
+    assert work["estimated"] == 0 and work["decoded"] == 4
+    build("one.parquet", kept=cache, k=1)  # and neither removes what the other may need
+    assert len(list(cache.glob("distance/*/*/*.png"))) == 4
 
 
 def test_a_damaged_map_is_made_again(build: Any, work: Counter[str], tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_damaged_map_is_made_again(build: Any, work: Counter[str], tmp_path: P
         part.unlink()
     work.clear()
     assert build() == before
-    assert work["measured"] == 2 and 0 < work["encoded"] <= 4
+    assert work["estimated"] == 2 and 0 < work["encoded"] <= 4
 
 
 def test_a_lost_photograph_costs_no_other(build: Any, work: Counter[str], album: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_touched_photograph_is_the_same(
     os.utime(album / "coffee.png", (0, 0))
     work.clear()
     assert build() == before
-    assert work == {"decoded": 1, "chosen": 1}
+    assert work == {"decoded": 1, "selected": 1}
     assert [file.name for file in open_manifest(tmp_path / "patches.parquet").files] == names
 
 
@@ -208,7 +208,7 @@ def test_only_failed_photographs_are_tried_again(
     (album / "worse.jpg").unlink()
     work.clear()
     rows = build()
-    assert work["decoded"] == 2 and work["measured"] == 1
+    assert work["decoded"] == 2 and work["estimated"] == 1
     catalogue = pq.read_table(tmp_path / "images.parquet").to_pylist()
     assert {row["path"]: row["status"] for row in catalogue} == {
         **dict.fromkeys(NAMES, "ok"), "bad.jpg": "ok", "tiny.png": "unreadable"
@@ -225,10 +225,10 @@ def test_the_work_folder_holds_nothing_stale(build: Any, tmp_path: Path) -> None
     assert not list(tmp_path.glob("patches.work/kept/distance/*"))
 
 
-def test_dry_run_says_what_is_at_hand(build: Any, album: Path, tmp_path: Path) -> None:
+def test_dry_run_says_what_is_finished(build: Any, album: Path, tmp_path: Path) -> None:
     build()
     config = BuildConfig(
         images=[str(album)], k=2, profile="offline", out=tmp_path / "patches.parquet"
     )
-    text = stages.plan_build(config).summary()
-    assert "4 photographs, 0 done before, 4 to do in 1 parts\n" in text
+    text = plan_build(prepare(config)).summary()
+    assert "4 photographs, 0 finished, 4 to do in 1 parts\n" in text

@@ -20,13 +20,14 @@ import pytest
 import scipy.stats
 from PIL import Image
 
-from pipeline.build.cache import Kept
-from pipeline.build.fingerprint import CODE, fingerprint
+from pipeline.build.cache import Cache
+from pipeline.build.fingerprint import fingerprint
 from pipeline.query.views import connect
 from pipeline.report import pictures as report_pictures
 from pipeline.report.__main__ import ReportConfig, figures, main, report
 from pipeline.report.data import WORDS, Comparison, Histogram, Questions
-from pipeline.storage import Place
+from pipeline.stages import depth
+from pipeline.storage import StoragePath
 from schemas.manifest import PATCHES
 
 pytestmark = pytest.mark.xdist_group("report")  # one browser, one large manifest
@@ -281,8 +282,8 @@ def test_words_against_plain_python(manifest: Path) -> None:
 
 
 def test_the_banner_and_licences_follow_the_recorded_models(manifest: Path, tmp_path: Path) -> None:
-    def page_of(depth: str, caption: str) -> str:
-        values = f"'{depth}' AS depth_model, '{caption}' AS caption_model"
+    def page_of(depth_model: str, caption: str) -> str:
+        values = f"'{depth_model}' AS depth_model, '{caption}' AS caption_model"
         out = derived(manifest, tmp_path / "patches.parquet", values)
         return report(ReportConfig(manifest=out, photographs=0, pairs=0))[0]
 
@@ -421,11 +422,11 @@ def test_kept_distance_maps_are_used(manifest: Path, photographs: Path, tmp_path
         (first,) = Questions(connection, 0).sample(1)
     page, _ = report(ReportConfig(manifest=out, photographs=1, pairs=0))
     assert "no distance map was kept, and away@0123456789ab is not on this machine" in page
-    folder = Place(str(tmp_path / "patches.work" / "kept"))
-    kept = Kept(folder, fingerprint(CODE["depth"], "away@0123456789ab", None), "")
+    folder = StoragePath(str(tmp_path / "patches.work" / "kept"))
+    cache = Cache(folder, fingerprint(depth.VERSION, "away@0123456789ab", None), "")
     half = np.zeros((first["height"], first["width"]), np.float32)
     half[:, first["width"] // 2 :] = 1
-    kept.keep_distance(first["image_id"], half)
+    cache.put_distance(first["image_id"], half)
     page, _ = report(ReportConfig(manifest=out, photographs=1, pairs=0))
     assert "Not shown" not in page
     src = re.search(r'alt="Distance map[^"]*" src="data:image/webp;base64,([^"]*)"', page)

@@ -10,8 +10,7 @@ from clip_interrogator import Config, Interrogator, LabelTable
 from PIL import Image
 
 from lasr.errors import UserError
-from pipeline.config import DICTIONARY
-from pipeline.stages.captions import Captioner, dictionary_sha256, read_dictionary
+from pipeline.stages.captions import DICTIONARY, Captioner, dictionary_sha256, read_dictionary
 from tests.support.upstream import save_clip
 
 CPU = torch.device("cpu")
@@ -70,10 +69,10 @@ def test_own_dictionary(tmp_path: Path) -> None:
     bare = dictionary_sha256(words)
     assert bare == dictionary_sha256(read_dictionary(path)) != dictionary_sha256(words[::-1])
     path.write_text("\n".join(words[:10]))
-    with pytest.raises(UserError, match=r"mine\.txt: 10 words, a caption needs 24"):
+    with pytest.raises(UserError, match=r"mine\.txt: 10 words, but a caption needs 24"):
         read_dictionary(path)
     path.write_text("\n".join([*words, "word3"]))
-    with pytest.raises(UserError, match="'word3' stands there twice"):
+    with pytest.raises(UserError, match="'word3' is listed twice"):
         read_dictionary(path)
     with pytest.raises(UserError, match="cannot be read"):
         read_dictionary(tmp_path / "missing.txt")

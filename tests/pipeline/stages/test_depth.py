@@ -11,18 +11,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-from lasr.weights.locate import WeightsError
+from lasr.weights.locate import TABLE, Located, WeightsError, locate
 from lasr.weights.variants import VARIANTS
+from pipeline.stages.colour_attenuation import attenuation
 from pipeline.stages.depth import (
     DepthModel,
     at_size,
-    attenuation,
+    estimator,
     load_depth,
     normalise,
     pack,
     unpack,
+    with_family,
 )
-from tests.support.upstream import any_content, save_depth_anything
+from tests.support.upstream import SMALL, any_content, save_depth_anything, save_depthfm
 
 CPU = torch.device("cpu")
 
@@ -73,7 +75,7 @@ def test_a_map_does_not_depend_on_who_shares_the_call(depth_anything: Path) -> N
     assert not np.allclose(together[0], together[1], atol=1e-3)
 
 
-def test_a_kept_map_is_the_map() -> None:
+def test_a_packed_map_is_the_map() -> None:
     distance = np.random.default_rng(0).random((20, 30), np.float32)
     assert pack(distance).dtype == np.uint16
     np.testing.assert_allclose(unpack(pack(distance)), distance, atol=0.51 / 65535)
@@ -93,9 +95,36 @@ def test_identity_tells_weights_apart(depth_anything: Path, tmp_path: Path) -> N
     assert load_depth(str(other), CPU).identity != same
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="not a Depth Anything V2 folder"):
-        load_depth(str(tmp_path), CPU)
+def test_weights_by_path_are_recognised_by_content(depth_anything: Path, tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    save_depthfm(tmp_path / "named-anyhow.bin", SMALL)
+    families = {
+        str(depth_anything): "depth_anything",
+        str(tmp_path / "named-anyhow.bin"): "depthfm",
+    }
+    for path, family in families.items():
+        located = locate(path, "depth")
+        assert located.family == "" and with_family(located).family == family
+    torch.save({"state_dict": {"weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
+    save_depth_anything(tmp_path / "cut")
+    (tmp_path / "cut" / "preprocessor_config.json").unlink()
+    for name, why in (
+        ("vae", "not a depth estimator; give"),
+        ("other.ckpt", "not a depth estimator; give"),
+        ("cut", "preprocessor_config.json cannot be read"),
+    ):
+        with pytest.raises(WeightsError, match=f"^{tmp_path / name}: {why}"):
+            load_depth(str(tmp_path / name), CPU)
+
+
+def test_weights_of_the_registry_that_are_no_estimator_are_refused() -> None:
+    vae = Located("sd15-vae", Path("data"), "sd15-vae@0123456789ab", TABLE["sd15-vae"].family)
+    with pytest.raises(WeightsError, match=r"^sd15-vae: not a depth estimator by itself"):
+        with_family(vae)
+    named = {w.name: w.family for w in TABLE.values() if w.kind == "depth" and w.name != vae.name}
+    for name, family in named.items():  # each has a module
+        located = Located(name, Path("data"), f"{name}@0123456789ab", family)
+        assert estimator(located).load.__module__ == f"pipeline.stages.{family}"
 
 
 # In proportion as Small, Base and Large (Yang et al. 2024): about a twelfth of their width.
@@ -158,7 +187,7 @@ def test_tensors_that_are_missing_are_not_made_up(depth_anything: Path, tmp_path
         load_depth(str(folder), CPU)
 
 
-def test_a_name_is_kept_to_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_stands_for_one_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large is not free for commercial use: under Small's name it is refused."""
     monkeypatch.setenv("LASR_WEIGHTS", str(tmp_path))
     any_content(monkeypatch, "depth-anything-v2-small")

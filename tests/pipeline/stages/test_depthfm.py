@@ -4,7 +4,6 @@ import itertools
 import math
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,15 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lasr.weights.locate import WeightsError
+from pipeline.stages import depthfm
+from pipeline.stages.depth import load_depth
 from pipeline.stages.depthfm import (
     DepthFM,
-    DepthFMDistance,
     _build_unet,
     load_depthfm,
+    predict,
+    prepare,
     processing_size,
 )
 from tests.support.ldm_unet import LdmUNet
@@ -94,26 +97,15 @@ def test_unet_and_prediction_equal_the_reference(
             )
 
         images = torch.rand(batch, 3, 8 * height, 8 * width) * 2 - 1
-        for steps in (1, 3):
-            noise = torch.randn(batch, 4, height, width, generator=seeded(5)).double()
-            theirs = to_unit(expected_depth(reference, vae, text, images.double(), noise, steps))
-            depth = ours.depth(images, steps, generator=seeded(5))
-            assert depth.shape == (batch, 1, 8 * height, 8 * width)
-            torch.testing.assert_close(depth, theirs.float(), atol=1e-4, rtol=0)
+        noise = torch.randn(batch, 4, height, width, generator=seeded(5)).double()
+        theirs = to_unit(expected_depth(reference, vae, text, images.double(), noise, steps=2))
+        depth = ours.depth(images, seeded(5))
+        assert depth.shape == (batch, 1, 8 * height, 8 * width)
+        torch.testing.assert_close(depth, theirs.float(), atol=1e-4, rtol=0)
 
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def test_ensemble_is_the_mean_over_draws_of_each_image(model: DepthFM) -> None:
-    images = torch.rand(2, 3, 64, 64) * 2 - 1
-    noise = torch.randn(6, 4, 8, 8, generator=seeded(5))
-    args = (lambda *x: model.unet(*x).sample, model.vae, model.text_embedding)
-    draws = expected_depth(*args, images.repeat_interleave(3, 0), noise, 2)  # type: ignore[arg-type]
-    theirs = to_unit(torch.stack([draws[:3].mean(0), draws[3:].mean(0)]))
-    ours = model.depth(images, ensemble_size=3, generator=seeded(5))
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
 def test_the_published_sizes_are_accepted() -> None:
@@ -135,67 +127,80 @@ def test_distance_grows_with_depth(model: DepthFM, monkeypatch: pytest.MonkeyPat
         return type("Decoded", (), {"sample": ramp})
 
     monkeypatch.setattr(model.vae, "decode", decode)
-    estimate = DepthFMDistance(model, max_side=128)
-    distance = estimate.predict(estimate.prepare(photograph(64, 128)))
+    monkeypatch.setattr(depthfm, "LONGER_SIDE", 128)
+    distance = predict(model, prepare(photograph(64, 128)), seed=0)
     assert distance[:, 0].max() == 0
     assert distance[:, -1].min() == 1
     assert (np.diff(distance, axis=1) > 0).all()
 
 
-def test_distance_is_the_depth_of_the_same_noise(model: DepthFM) -> None:
+def test_distance_is_the_depth_of_the_same_noise(
+    model: DepthFM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(depthfm, "LONGER_SIDE", 128)
     image = photograph(64, 128)
     images = torch.tensor(image / 127.5 - 1, dtype=torch.float32).permute(2, 0, 1)[None]
-    expected = model.depth(images, generator=seeded(9))[0, 0].numpy()
-    estimate = DepthFMDistance(model, seed=9, max_side=128)
-    distance = estimate.predict(estimate.prepare(image))
-    np.testing.assert_array_equal(distance, expected)
+    expected = model.depth(images, seeded(9))[0, 0].numpy()
+    np.testing.assert_array_equal(predict(model, prepare(image), seed=9), expected)
 
 
-def test_a_photograph_does_not_depend_on_what_came_before(model: DepthFM) -> None:
+def test_a_photograph_does_not_depend_on_what_came_before(
+    model: DepthFM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(depthfm, "LONGER_SIDE", 64)
     images = [photograph(50, 70), photograph(90, 40, 1), photograph(50, 70, 2)]
-    estimate = DepthFMDistance(model, seed=4, max_side=64)
     torch.manual_seed(1)
-    forwards = [estimate.predict(estimate.prepare(image)) for image in images]
+    forwards = [predict(model, prepare(image), seed=4) for image in images]
     torch.manual_seed(2)
-    backwards = [estimate.predict(estimate.prepare(image)) for image in reversed(images)]
+    backwards = [predict(model, prepare(image), seed=4) for image in reversed(images)]
     for one, other in zip(forwards, reversed(backwards), strict=True):
         np.testing.assert_array_equal(one, other)
         assert one.dtype == np.float32
         assert (one.min(), one.max()) == (0, 1)
-    other = replace(estimate, seed=5)
-    assert not np.array_equal(other.predict(other.prepare(images[0])), forwards[0])
+    assert not np.array_equal(predict(model, prepare(images[0]), seed=5), forwards[0])
+
+
+def test_an_estimator_draws_the_noise_of_its_seed(
+    model: DepthFM, vae_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapter passes the build's seed on, and finds the autoencoder beside the checkpoint."""
+    monkeypatch.setattr(depthfm, "LONGER_SIDE", 64)
+    image = photograph(50, 70)
+    estimator = load_depth(str(vae_folder.parent / "small.ckpt"), CPU, seed=4)
+    (distance,) = estimator.predict_some([estimator.prepare(image)])
+    np.testing.assert_array_equal(distance, predict(model, prepare(image), seed=4))
 
 
 def test_a_flat_depth_is_zero_and_a_broken_one_is_refused(
     model: DepthFM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(depthfm, "LONGER_SIDE", 64)
     for value in (0.3, math.nan):
         flat = type("Decoded", (), {"sample": torch.full((1, 3, 64, 64), value)})
         monkeypatch.setattr(model.vae, "decode", lambda z, flat=flat: flat)
-        estimate = DepthFMDistance(model, max_side=64)
-        prepared = estimate.prepare(photograph(20, 30))
+        prepared = prepare(photograph(20, 30))
         if value == value:
-            np.testing.assert_array_equal(estimate.predict(prepared), np.zeros((64, 64)))
+            np.testing.assert_array_equal(predict(model, prepared, 0), np.zeros((64, 64)))
         else:
             with pytest.raises(ValueError, match="not finite"):
-                estimate.predict(prepared)
+                predict(model, prepared, 0)
 
 
 @pytest.mark.parametrize(
-    ("size", "max_side", "expected"),
+    ("size", "expected"),
     [
-        ((512, 512), None, (512, 512)),
-        ((2040, 1356), None, (2048, 1344)),  # 31.9 and 21.2 times 64
-        ((2040, 1356), 768, (768, 512)),
-        ((300, 200), 768, (768, 512)),  # upstream enlarges too
-        ((4000, 100), 768, (768, 64)),  # upstream: 0
-        ((160, 96), None, (128, 128)),  # 2.5 and 1.5 round to the even number
+        ((512, 512), (768, 768)),  # upstream enlarges too
+        ((2040, 1356), (768, 512)),
+        ((1356, 2040), (512, 768)),
+        ((300, 200), (768, 512)),
+        ((4000, 100), (768, 64)),  # upstream: 0
+        ((768, 479), (768, 448)),  # 7.48 times 64
+        ((768, 96), (768, 128)),  # 1.5 and 2.5 round to the even number
+        ((768, 160), (768, 128)),
     ],
 )
-def test_processing_size(
-    size: tuple[int, int], max_side: int | None, expected: tuple[int, int]
-) -> None:
-    assert processing_size(*size, max_side) == expected
+def test_processing_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert processing_size(*size) == expected
 
 
 def test_arrays_of_either_numpy_and_tensors_load(tmp_path: Path, vae_folder: Path) -> None:
@@ -281,7 +286,7 @@ def test_a_checkpoint_that_does_not_fit_is_named_in_one_line(
     checkpoint = tmp_path / "a.ckpt"
     save_depthfm(checkpoint, SMALL)
     torch.save(change(torch.load(checkpoint, weights_only=False)), checkpoint)
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(WeightsError, match=message) as caught:
         load_depthfm(checkpoint, vae_folder, CPU)
     assert str(caught.value).startswith(f"{checkpoint}: ")
     assert "\n" not in str(caught.value)
@@ -290,14 +295,14 @@ def test_a_checkpoint_that_does_not_fit_is_named_in_one_line(
 def test_the_vae_is_whole_and_the_right_one(tmp_path: Path, vae_folder: Path) -> None:
     checkpoint, folder = tmp_path / "a.ckpt", tmp_path / "vae"
     save_depthfm(checkpoint, SMALL)
-    with pytest.raises(ValueError, match=r"vae: no config\.json"):
+    with pytest.raises(WeightsError, match=r"vae: no config\.json"):
         load_depthfm(checkpoint, folder, CPU)
 
     AutoencoderKL.from_pretrained(vae_folder).save_pretrained(folder)
     file = folder / "diffusion_pytorch_model.safetensors"
     weights = load_file(file)
     save_file(without(weights, "decoder.conv_in.bias"), file)
-    with pytest.raises(ValueError, match=r"vae: missing keys: decoder\.conv_in\.bias"):
+    with pytest.raises(WeightsError, match=r"vae: missing keys: decoder\.conv_in\.bias"):
         load_depthfm(checkpoint, folder, CPU)
 
     # Stable Diffusion 1.5's file has the older names of the attention's weights.
@@ -321,5 +326,5 @@ def test_the_vae_is_whole_and_the_right_one(tmp_path: Path, vae_folder: Path) ->
 
     config = folder / "config.json"
     config.write_text(config.read_text().replace("0.18215", "0.13025"))
-    with pytest.raises(ValueError, match=r"scaling_factor 0\.13025"):
+    with pytest.raises(WeightsError, match=r"scaling_factor 0\.13025"):
         load_depthfm(checkpoint, folder, CPU)

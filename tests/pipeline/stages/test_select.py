@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config import BuildConfig
-from pipeline.stages.depth import attenuation
+from pipeline.stages.colour_attenuation import attenuation
 from pipeline.stages.select import Patch, box_mean, select, texture_map
 from schemas.manifest import PATCH_SIZE
 
@@ -119,7 +119,7 @@ def test_overlap_and_inclusion(
 
 
 @pytest.mark.parametrize("strategy", ["random", "overlap", "inclusion"])
-def test_random_choices_hang_on_seed_and_image_alone(
+def test_random_choices_depend_on_seed_and_image_alone(
     photo: tuple[np.ndarray, np.ndarray], strategy: str
 ) -> None:
     first = select(*photo, ID, config(strategy=strategy, seed=1))

@@ -15,9 +15,9 @@ import torch
 from schemas.manifest import PATCHES, open_manifest
 from schemas.parquet import ROW_GROUP
 from tests.support.parts import write_part
+from trainer.config import Degradation, Pairing
 from trainer.data import dataset as module
-from trainer.data.dataset import COLUMNS, Batch, Pairing, Patches, _turned
-from trainer.data.degradation import Degradation
+from trainer.data.dataset import COLUMNS, Batch, Patches, flip_and_rotate
 
 
 def patches(
@@ -123,7 +123,7 @@ def test_batches_hold_the_manifests_pictures_and_captions(manifest: Path) -> Non
             row = rows[number]
             content = np.frombuffer(row["image"]["bytes"], np.uint8)  # type: ignore[index]
             stored = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB)
-            turned = [_turned(stored, i).copy() for i in range(8)]
+            turned = [flip_and_rotate(stored, i).copy() for i in range(8)]
             candidates = [torch.from_numpy(t).permute(2, 0, 1) / 255 for t in turned]
             assert sum(torch.equal(picture, t) for t in candidates) == 1
             assert caption == row["caption"]
@@ -132,7 +132,7 @@ def test_batches_hold_the_manifests_pictures_and_captions(manifest: Path) -> Non
 
 def test_the_eight_turns_are_the_squares_symmetries() -> None:
     square = np.arange(9).reshape(3, 3, 1)
-    assert len({_turned(square, i).tobytes() for i in range(8)}) == 8
+    assert len({flip_and_rotate(square, i).tobytes() for i in range(8)}) == 8
 
 
 def test_all_eight_turns_come_up(manifest: Path) -> None:
@@ -182,7 +182,9 @@ def test_degradation_touches_lr_patches_alone(manifest: Path) -> None:
     assert (differences > 0.005).all()
     # Turned alike first, then degraded: the same picture is still the nearest of the eight.
     for picture, blurred in zip(clean.lr.numpy(), degraded.lr.numpy(), strict=True):
-        turns = [_turned(picture.transpose(1, 2, 0), i).transpose(2, 0, 1) for i in range(8)]
+        turns = [
+            flip_and_rotate(picture.transpose(1, 2, 0), i).transpose(2, 0, 1) for i in range(8)
+        ]
         errors = [
             np.abs(cv2.blur(t.mean(0), (7, 7)) - cv2.blur(blurred.mean(0), (7, 7))).mean()
             for t in turns

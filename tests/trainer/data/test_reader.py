@@ -17,8 +17,8 @@ from trainer.data import reader as module
 from trainer.data.reader import COLUMNS, Reader, decode
 
 
-def reader(manifest: Path, keep: int = 10**6) -> Reader:
-    return Reader(open_manifest(manifest, COLUMNS), keep)
+def reader(manifest: Path, cache_rows: int = 10**6) -> Reader:
+    return Reader(open_manifest(manifest, COLUMNS), cache_rows)
 
 
 def stored(manifest: Path) -> list[tuple[bytes, str]]:
@@ -41,7 +41,7 @@ def found(source: Reader, rows: list[int]) -> list[tuple[bytes, str]]:
 
 
 def test_rows_in_any_order_and_from_many_threads(manifest: Path) -> None:
-    source, expected = reader(manifest, keep=1), stored(manifest)
+    source, expected = reader(manifest, cache_rows=1), stored(manifest)
     orders = [np.random.default_rng(i).permutation(len(expected)).tolist() for i in range(8)]
     with ThreadPoolExecutor(4) as executor:
         for rows, answer in zip(
@@ -122,7 +122,7 @@ def test_nothing_is_read_that_is_not_used(
 def test_memory_holds_what_may_be_kept_and_no_more(manifest: Path, tmp_path: Path) -> None:
     cut = sql(manifest, "*", tmp_path / "m.parquet")
     pq.write_table(pq.read_table(cut), tmp_path / "cut.parquet", row_group_size=5)
-    source = reader(tmp_path / "cut.parquet", keep=10)
+    source = reader(tmp_path / "cut.parquet", cache_rows=10)
     for row in range(len(source.is_lr)):
         found(source, [row])
         assert len(source._cache) <= 2
@@ -156,7 +156,7 @@ def test_large_row_groups_are_copied_in_pieces(
     whole = pq.read_table(one)
     pq.write_table(whole.slice(0, 13), parts / "a.parquet", row_group_size=6)  # small: as it is
     pq.write_table(whole.slice(13), parts / "b.parquet", row_group_size=rows_in_group)
-    source, expected = reader(parts, keep=8), stored(manifest)
+    source, expected = reader(parts, cache_rows=8), stored(manifest)
     assert [chunk.rows for chunk in source.chunks][:3] == [6, 6, 1]
     assert max(chunk.rows for chunk in source.chunks) == 8
     assert sum(chunk.rows for chunk in source.chunks) == len(expected)

@@ -1,8 +1,10 @@
-"""Methods side by side: one table, resumed after a kill, with everything that fails named."""
+"""Evaluations: one table, resumed after a kill, and every failure named."""
 
+import importlib.metadata
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +18,24 @@ from PIL import Image
 from lasr.errors import UserError
 from lasr.pictures.read import read_rgb
 from tests.support import matlab
+from tests.support.weights import load_sr
 from trainer.evaluate import metrics, scores
 from trainer.evaluate.__main__ import main
-from trainer.evaluate.ledger import Ledger
-from trainer.evaluate.matlab_resize import enlarge, reduce
+from trainer.evaluate.cache import Cache
 from trainer.evaluate.methods import parse_methods
-from trainer.models.interpolation import interpolation_start
-from trainer.models.load import load_sr
+from trainer.evaluate.resize import enlarge, reduce
+from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network
 from trainer.sheets import to_uint8
 from trainer.upscale.tiles import upscale
 
 pytest.importorskip("pyiqa")
+PYIQA = importlib.metadata.version("pyiqa")
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_network(interpolation_start(8, 1, 8), tmp_path_factory.mktemp("mine"))[0]
+    return save_network(untrained_rrdb(8, 1, 8), tmp_path_factory.mktemp("mine"))[0]
 
 
 @pytest.fixture
@@ -107,7 +110,7 @@ def test_any_number_of_methods_in_one_table(
     assert run(out, *argv) == 1  # one output has a wrong size: said, and the others are scored
     text = capsys.readouterr()
     assert "Other, coffee: " in text.err
-    assert "coffee_out.png: its size is 100x87, its reference's is 100x88; not scored" in text.err
+    assert "coffee_out.png: its size is 100x87, not 100x88, as its reference" in text.err
     assert {(r["method"], r["image"]) for r in rows(out)} == {
         (m, i) for m in ("bicubic", "ours", "Other") for i in ("chelsea", "coffee")
     } - {("Other", "coffee")}
@@ -127,12 +130,12 @@ def test_any_number_of_methods_in_one_table(
     assert theirs[3:] == ["-", "-", "1"] and ours[5] == "2"
     psnr = [score(out, "ours", i, "psnr") for i in ("chelsea", "coffee")]
     assert float(ours[0]) == pytest.approx(np.mean(psnr), abs=0.005)
-    assert f"- PSNR: pyiqa {metrics._version()}, Y of ycbcr, border 4, CPU" in lines
+    assert f"- PSNR: pyiqa {PYIQA}, Y of ycbcr, border 4, CPU" in lines
     assert lines[0] in text.out
     means = pyarrow.csv.read_csv(out / "means.csv").to_pylist()
     (mean,) = [m for m in means if (m["method"], m["metric"]) == ("ours", "psnr")]
     assert mean["mean"] == pytest.approx(np.mean(psnr)) and mean["images"] == 2
-    assert mean["metric_version"] == metrics._version() and mean["device"] == "CPU"
+    assert mean["metric_version"] == PYIQA and mean["device"] == "CPU"
     assert pyarrow.csv.read_csv(out / "scores.csv").num_rows == len(rows(out)) == 15
     assert pyarrow.parquet.read_schema(out / "means.parquet").names == list(mean)
 
@@ -170,7 +173,7 @@ def test_a_rerun_computes_nothing_and_stale_scores_are_not_used(
         image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(references / "coffee.png")
     assert run(out, *argv) == 0 and len(computed) == 2
     computed.clear()
-    save_network(interpolation_start(8, 1, 8, seed=1), tmp_path, "net")  # other weights, same name
+    save_network(untrained_rrdb(8, 1, 8, seed=1), tmp_path, "net")  # other weights, same name
     assert run(out, *argv) == 0 and len(computed) == 2
     computed.clear()
     (out / "sr" / "net" / "chelsea.png").write_bytes(b"cut short")  # made anew, and the same
@@ -203,15 +206,15 @@ def test_a_kill_loses_one_score_at_most(
     assert run(out, *argv) == 0
     expected = rows(out)
     shutil.rmtree(out)
-    add, added = Ledger.add, []
+    add, added = Cache.add, []
 
-    def killed(self: Ledger, key: str, record: dict[str, Any]) -> None:
-        add(self, key, record)
+    def killed(self: Cache, key: str, value: dict[str, Any]) -> None:
+        add(self, key, value)
         added.append(key)
         if len(added) == 4:  # two pictures' outputs, or scores, on the disk
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Ledger, "add", killed)
+    monkeypatch.setattr(Cache, "add", killed)
     assert run(out, *argv) == 130 and not (out / "scores.parquet").exists()
     with (out / "scores.jsonl").open("ab") as file:
         file.write(b'{"key": "torn')
@@ -238,13 +241,13 @@ def test_no_reference(
     wrong.mkdir()
     Image.new("RGB", (160, 120)).save(wrong / "ä b.png")
     assert run(out, *argv, "--metrics", "piqe", "--outputs", wrong) == 1
-    assert "its size is 160x120, 16 times the picture's is 640x480" in capsys.readouterr().err
+    assert "its size is 160x120, not 640x480, 16 times the LR picture" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--images", "{hr}"], "nothing to score: give --weights, --outputs or both"),
+        (["--images", "{hr}"], "no method to score: give --weights, --outputs or both"),
         (["--weights", "bicubic"], "no pictures: give --images, --reference or both"),
         (
             ["--images", "{hr}", "--weights", "bicubic", "--metrics", "psnr"],
@@ -259,9 +262,8 @@ def test_no_reference(
 def test_bad_flags(
     references: Path, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([part.format(hr=references) for part in argv])
-    assert ended.value.code == 2 and message in capsys.readouterr().err
+    status = main([part.format(hr=references) for part in argv])
+    assert status == 2 and message in capsys.readouterr().err
 
 
 def test_mistakes_get_one_line(
@@ -274,17 +276,42 @@ def test_mistakes_get_one_line(
     base = ["--reference", references, "--metrics", "psnr"]
     for argv, message in [
         ([*base, "--weights", "nonsense"], "nonsense: neither a file or folder nor known sr"),
-        ([*base, "--weights", "bicubic", "bicubic"], "method bicubic comes 2 times"),
-        ([*base, "--weights", references], "neither model.safetensors nor step"),
+        ([*base, "--weights", "bicubic", "bicubic"], "method bicubic is given 2 times"),
+        ([*base, "--weights", references], "has neither model.safetensors nor step"),
         ([*base, "--outputs", "A=nowhere"], "--outputs nowhere: no such folder"),
-        ([*base, "--outputs", twins], "chelsea_out.png, chelsea_sr.png all fit chelsea"),
+        ([*base, "--outputs", twins], "chelsea_out.png, chelsea_sr.png all match chelsea"),
         (["--reference", "nowhere", "--weights", "bicubic"], "nowhere: no such picture"),
-        ([*base, "--weights", "../up=bicubic"], "must be fit for a folder"),
+        ([*base, "--weights", "../up=bicubic"], "its name cannot be a folder's"),
     ]:
         assert run(tmp_path / "out", *argv) == 1
         assert message in capsys.readouterr().err.splitlines()[-1]
     assert run(tmp_path / "out", *base[:2], "--weights", "bicubic", "--metrics", "nonsense") == 1
     assert "--metrics nonsense: no such metric" in capsys.readouterr().err
+
+
+def test_a_metric_of_ones_own_needs_one_entry(
+    references: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the README of trainer/evaluate shows it; scores are cached by the entry's version."""
+    readme = Path(metrics.__file__).with_name("README.md").read_text()
+    code = readme.split("```python")[2].split("```")[0]
+    entry = eval(f"{{{code}}}", vars(metrics))["colour-shift"]
+    monkeypatch.setitem(metrics.METRICS, "colour-shift", entry)
+    out = tmp_path / "out"
+    argv = ["--reference", references, "--weights", "bicubic", "--metrics", "colour-shift", "psnr"]
+    assert run(out, *argv) == 0
+    sr, hr = (read_rgb(out / p / "coffee.png") for p in ("sr/bicubic", "reference"))
+    expected = float((sr.mean((1, 2)) - hr.mean((1, 2))).abs().mean())
+    assert score(out, "bicubic", "coffee", "colour-shift") == expected
+    lines = (out / "means.md").read_text().splitlines()
+    assert "Colour shift ↓" in lines[0] and "- Colour shift: version 1, CPU" in lines
+    other = replace(entry, compute=lambda sr, hr: 7.0)
+    monkeypatch.setitem(metrics.METRICS, "colour-shift", other)
+    assert run(out, *argv) == 0
+    assert score(out, "bicubic", "coffee", "colour-shift") == expected  # from the cache
+    monkeypatch.setitem(metrics.METRICS, "colour-shift", replace(other, version=2))
+    assert run(out, *argv) == 0
+    assert score(out, "bicubic", "coffee", "colour-shift") == 7
 
 
 def test_methods_of_files_folders_and_checkpoints(weights: Path, tmp_path: Path) -> None:
@@ -308,8 +335,10 @@ def test_scores_say_what_they_are(references: Path, tmp_path: Path) -> None:
     assert [s.score for s in scores.read(out)] == [r["score"] for r in rows(out)]
     assert pyarrow.parquet.read_schema(out / "scores.parquet").equals(scores.SCHEMA)
     record = json.loads((out / "scores.jsonl").read_text().splitlines()[0])
-    assert record["key"].startswith(f"psnr; pyiqa {metrics._version()}; Y of ycbcr, border 4: ")
-    with pytest.raises(UserError, match="no scores there; make them with"):
+    assert record["key"].startswith(f"psnr; pyiqa {PYIQA}; Y of ycbcr, border 4: ")
+    with pytest.raises(
+        UserError, match=r"scores\.parquet: no such file; give a folder that `lasr evaluate` wrote"
+    ):
         scores.read(tmp_path)
     assert os.listdir(out / "sr") == ["bicubic"]
     picture = read_rgb(out / "lr" / "chelsea.png")

@@ -1,8 +1,11 @@
-"""pyiqa behind our names: conventions against float64, weights, and no connection, ever."""
+"""Metrics: conventions against float64, weights, functions of one's own, and no connection."""
 
+import math
 import socket
+import sys
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +17,13 @@ from lasr.errors import UserError
 from lasr.pictures.read import read_rgb
 from tests.support import matlab
 from trainer.evaluate import metrics
-from trainer.evaluate.metrics import MetricMissing, load_metric
-from trainer.evaluate.offline import ConnectionRefused, offline
+from trainer.evaluate.metrics import FunctionMetric, load_metric
+from trainer.evaluate.pyiqa_backend import (
+    ConnectionRefused,
+    MetricUnavailable,
+    MetricWeightsMissing,
+    offline,
+)
 
 pytest.importorskip("pyiqa")
 CPU = torch.device("cpu")
@@ -73,16 +81,23 @@ def test_psnr_and_ssim_of_rgb_and_of_full_range_y(
     assert len(identities) == 4
 
 
-@pytest.mark.parametrize("name", [n for n in metrics.PAPER if n not in ("psnr", "ssim")])
+@pytest.mark.parametrize("name", [n for n in metrics.METRICS if n not in ("psnr", "ssim")])
 def test_missing_weights_are_named_with_the_command_and_nothing_is_fetched(
     home: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
+
+    class NoSocket(socket.socket):
+        def connect(self, address: object) -> None:
+            asked.append(address)
+            raise OSError("no network")
+
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: asked.append(a))
-    with pytest.raises(MetricMissing) as raised:
+    monkeypatch.setattr(socket, "socket", NoSocket)
+    with pytest.raises(MetricWeightsMissing) as raised:
         load_metric(name, CPU)
-    assert f"{name}: its weights are not in {home}; fetch them with" in str(raised.value)
-    assert f"`python -m trainer.evaluate.metrics fetch {name}`" in str(raised.value)
+    assert raised.value.problem == f"{name}: its weights are not in {home}"
+    assert raised.value.fix == f"run `lasr metrics fetch {name}`"
     assert asked == [] and [f for f in home.rglob("*") if f.is_file()] == []
 
 
@@ -128,7 +143,7 @@ def test_a_metric_that_fails_or_is_not_finite_says_so(
     with pytest.raises(UserError, match="brisque failed"):
         metric.score(torch.rand(3, 4, 4), None)
     torch.save((vectors[0] * torch.nan, vectors[1]), home / "pyiqa" / "brisque_svm_weights.pth")
-    with pytest.raises(UserError, match="brisque answered nan"):
+    with pytest.raises(UserError, match="brisque returned nan"):
         load_metric("brisque", CPU).score(pair[0], None)
 
 
@@ -146,12 +161,12 @@ def test_weights_that_would_run_code_are_refused(home: Path, tmp_path: Path) -> 
     (home / "pyiqa").mkdir(parents=True)
     trace = tmp_path / "was here"
     torch.save((Touch(trace), torch.rand(774, 36)), home / "pyiqa" / "brisque_svm_weights.pth")
-    with pytest.raises(MetricMissing, match="brisque: cannot be loaded"):
+    with pytest.raises(MetricUnavailable, match="brisque: cannot be loaded"):
         load_metric("brisque", CPU)
     assert not trace.exists()
 
 
-def test_offline_refuses_connections_and_lets_them_through_again(tmp_path: Path) -> None:
+def test_offline_refuses_connections_until_it_ends(tmp_path: Path) -> None:
     file = tmp_path / "a"
     file.write_text("x")
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -174,8 +189,35 @@ def test_other_metrics_of_pyiqa_and_unknown_ones(pair: tuple[torch.Tensor, torch
     assert metric.needs_reference and not metric.higher_is_better
     assert metric.score(pair[0], pair[0]) == pytest.approx(0, abs=1e-6)
     for name in ("nonsense", "fid"):  # fid compares folders, not pictures
-        with pytest.raises(UserError, match=f"--metrics {name}: no such metric; the paper's are"):
+        with pytest.raises(
+            UserError, match=f"--metrics {name}: no such metric; choose among psnr, ssim"
+        ):
             load_metric(name, CPU)
+
+
+def mean_difference(sr: torch.Tensor, reference: torch.Tensor) -> float:
+    assert sr.dtype == torch.float32 and sr.shape == reference.shape
+    return float((sr.mean((1, 2)) - reference.mean((1, 2))).abs().mean())
+
+
+def test_a_plain_function_is_a_metric(
+    pair: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = FunctionMetric(mean_difference, "Shift", needs_reference=True, higher_is_better=False)
+    monkeypatch.setitem(metrics.METRICS, "shift", entry)
+    metric = load_metric("shift", CPU)
+    brighter = (pair[0].double() * 0.9 + 0.1, pair[0])
+    expected = 0.1 * (1 - pair[0].mean())
+    assert metric.score(*brighter) == pytest.approx(float(expected), abs=1e-6)
+    assert metric.identity == "shift; version 1" and not metric.higher_is_better
+    monkeypatch.setitem(metrics.METRICS, "shift", replace(entry, version=2))
+    assert load_metric("shift", CPU).identity == "shift; version 2"
+    brightness = FunctionMetric(lambda sr: sr.mean(), "Mean", False, True)
+    monkeypatch.setitem(metrics.METRICS, "mean", brightness)
+    assert load_metric("mean", CPU).score(*pair) == pytest.approx(float(pair[0].mean()))
+    monkeypatch.setitem(metrics.METRICS, "shift", replace(entry, compute=lambda *_: math.nan))
+    with pytest.raises(UserError, match="shift returned nan"):
+        load_metric("shift", CPU).score(*pair)
 
 
 def test_list_and_fetch(
@@ -183,7 +225,10 @@ def test_list_and_fetch(
 ) -> None:
     assert metrics.main(["list"]) == 0
     text = capsys.readouterr().out
-    assert "psnr      with reference  needs no weights" in text and "musiq     no reference" in text
+    assert (
+        "psnr      with reference  needs no weights" in text
+        and "musiq     no reference    weights missing" in text
+    )
 
     def no_network(*_: object, **__: object) -> None:
         raise OSError("no route")
@@ -192,12 +237,10 @@ def test_list_and_fetch(
     monkeypatch.setattr(torch.hub, "urlopen", no_network)
     assert metrics.main(["fetch", "psnr", "musiq"]) == 1
     error = capsys.readouterr().err
-    assert "could not be fetched: musiq (OSError: no route); check the connection" in error
+    assert "could not fetch musiq (OSError: no route); check the connection" in error
 
 
 def test_without_pyiqa_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "pyiqa", None)
-    with pytest.raises(UserError, match=r"run `pip install '.\[evaluate\]'`"):
+    with pytest.raises(UserError, match=r"needs pyiqa, .*run `pip install 'la-sr\[evaluate\]'`"):
         load_metric("psnr", CPU)

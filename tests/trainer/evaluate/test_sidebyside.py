@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.csv
 import pytest
-import torch
 from PIL import Image
 
 from lasr.pictures.read import read_rgb
 from trainer.evaluate import __main__ as evaluate
 from trainer.evaluate import curve, sidebyside
-from trainer.evaluate.sheet import Crop, most_textured
-from trainer.models.interpolation import interpolation_start
+from trainer.evaluate.sidebyside import Crop, most_textured
+from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network
 
 pytest.importorskip("pyiqa")
@@ -26,7 +25,7 @@ def evaluation(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     (folder / "hr").mkdir()
     with Image.open(photographs / "chelsea.png") as image:
         image.crop((130, 60, 270, 172)).save(folder / "hr" / "chelsea.png")
-    weights, _ = save_network(interpolation_start(8, 1, 8), folder)
+    weights, _ = save_network(untrained_rrdb(8, 1, 8), folder)
     for step in (0, 1000, 20000):
         path = folder / "mine" / "weights" / f"step{step:07d}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +37,7 @@ def evaluation(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def contains(sheet: np.ndarray, part: np.ndarray) -> bool:
-    """Whether the pixels of `part` stand somewhere in `sheet`, exactly."""
+    """Whether `sheet` contains the exact pixels of `part`."""
     height, width = part.shape[:2]
     corners = np.argwhere((sheet[: -height + 1, : -width + 1] == part[0, 0]).all(-1))
     return any(np.array_equal(sheet[y : y + height, x : x + width], part) for y, x in corners)
@@ -67,23 +66,23 @@ def test_every_picture_gets_a_sheet_of_its_own(evaluation: Path) -> None:
 
 
 def test_the_most_textured_square_is_found() -> None:
-    picture = torch.zeros(3, 80, 120)
-    picture[:, 40:60, 70:90] = torch.rand(3, 20, 20)
+    picture = np.zeros((80, 120, 3), np.uint8)
+    picture[40:60, 70:90] = np.random.default_rng(0).integers(0, 256, (20, 20, 3))
     crop = most_textured(picture, 22)
     assert abs(crop.x - 69) <= 1 and abs(crop.y - 39) <= 1 and crop.width == crop.height == 22
     assert most_textured(picture, 500).height == 80
-    assert most_textured(torch.zeros(3, 30, 30), 8) == Crop(0, 0, 8, 8)
+    assert most_textured(np.zeros((30, 30, 3), np.uint8), 8) == Crop(0, 0, 8, 8)
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--pictures", "dog"], "--pictures dog: not in this evaluation, which has chelsea"),
-        (["--methods", "x"], "--methods x: not in this evaluation, which has bicubic, mine@0"),
+        (["--pictures", "dog"], "--pictures dog: not in this evaluation; choose among chelsea"),
+        (["--methods", "x"], "--methods x: not in this evaluation; choose among bicubic, mine@0"),
         (["--metrics", "lpips"], "--metrics lpips: not in this evaluation"),
-        (["--crop", "1,2,3"], "--crop 1,2,3: give four numbers"),
-        (["--crop", "-1,2,3,4"], "--crop -1,2,3,4: x, y from 0"),
-        (["--crop", "100,2,64,64"], "beyond the picture, which is 140x112"),
+        (["--crop", "1,2,3"], "--crop 1,2,3: not a rectangle; give x,y,width,height"),
+        (["--crop", "-1,2,3,4"], "--crop -1,2,3,4: not a rectangle"),
+        (["--crop", "100,2,64,64"], "--crop: 64x64 at 100,2 exceeds a picture of 140x112"),
     ],
 )
 def test_mistakes(
@@ -113,4 +112,4 @@ def test_curve_of_checkpoints(
     assert drawn.shape[-1] > 400 and drawn.std() > 0.05
     capsys.readouterr()
     assert curve.main([str(tmp_path)]) == 1
-    assert "no scores there" in capsys.readouterr().err
+    assert "scores.parquet: no such file; give a folder" in capsys.readouterr().err

@@ -16,14 +16,19 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from lasr.errors import UserError
+from lasr.weights.locate import locate
 from schemas.manifest import open_manifest
 from tests.support.upstream import save_clip
+from tests.support.weights import load_encoders
 from trainer import checkpoint
 from trainer.config import TrainConfig
 from trainer.features import __main__ as features
-from trainer.features.__main__ import COLUMNS, choose, encode, main, word_labels
+from trainer.features import encode as encode_module
+from trainer.features.__main__ import main
+from trainer.features.encode import encode
 from trainer.features.maps import agreement, chance
-from trainer.models.encoders import Encoders, load_encoders
+from trainer.features.sample import COLUMNS, choose, word_labels
+from trainer.models.encoders import Encoders
 
 CPU = torch.device("cpu")
 
@@ -35,7 +40,7 @@ def run_folder(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     save_clip(folder / "clip")
     config = TrainConfig(manifest=manifest, out=folder / "run", clip=str(folder / "clip"))
     encoders = load_encoders(str(folder / "clip"), CPU)
-    identity = features.locate(str(folder / "clip"), "clip").identity
+    identity = locate(str(folder / "clip"), "clip").identity
     checkpoint.claim_folder(config, "0", {"clip": identity, "sr_init": "x@1", "vgg": "x@1"})
     checkpoint.save(config.folder, 7, encoders=moved(encoders).state_dict())
     return config.folder
@@ -68,16 +73,16 @@ def test_the_map_is_made_of_features_before_and_after(
         ("F_HR by word", "before training"), ("F_HR by word", "after 7 steps"),
     ]  # fmt: skip
     for view, encoders in zip(seen, (before, after, before, after), strict=True):
-        for place in (0, len(view.labels) - 1):
-            row = view.rows.slice(place, 1).to_pylist()[0]
+        for row_number in (0, len(view.labels) - 1):
+            row = view.rows.slice(row_number, 1).to_pylist()[0]
             pixels = np.array(Image.open(io.BytesIO(row["image"]["bytes"])))
             picture = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
             with torch.no_grad():
                 feature = encoders.images(picture)[0].numpy()
             feature /= np.linalg.norm(feature)
-            np.testing.assert_allclose(view.features[place], feature, atol=1e-5)
+            np.testing.assert_allclose(view.features[row_number], feature, atol=1e-5)
             expected = row["role"] if view.title == "F_LR and F_HR" else row["words"]
-            assert view.labels[place] == expected or view.labels[place] in expected
+            assert view.labels[row_number] == expected or view.labels[row_number] in expected
     assert set(seen[2].rows["role"].to_pylist()) == {"hr"}
 
 
@@ -118,7 +123,7 @@ def test_patches_are_drawn_evenly_from_all_over(manifest: Path, tmp_path: Path) 
     assert len(everything) == 2 * min(count for _, count in counts)
     few = tmp_path / "few.parquet"
     duckdb.sql(f"COPY (SELECT * FROM '{manifest}/*.parquet' WHERE role = 'lr') TO '{few}'")
-    with pytest.raises(UserError, match=r"few\.parquet: 0 'hr' patches are too few"):
+    with pytest.raises(UserError, match=r"few\.parquet: only 0 'hr' patches; give"):
         choose(open_manifest(few, COLUMNS), 20, 0)
 
 
@@ -147,7 +152,7 @@ def test_words_are_those_that_captions_name_first() -> None:
     table = pa.table({"role": [c[0] for c in captions], "words": [c[1] for c in captions]})
     assert word_labels(table, None).tolist() == [None, "tree", "tree", "wall", "fog"]
     assert word_labels(table, ["wall", "sky"]).tolist() == [None, "sky", "wall", "wall", "sky"]
-    with pytest.raises(UserError, match="--words sea: no caption of the HR patches drawn has it"):
+    with pytest.raises(UserError, match="--words sea: in no caption of the HR patches drawn"):
         word_labels(table, ["sky", "sea"])
 
 
@@ -178,7 +183,7 @@ def test_encoding_does_not_depend_on_the_batch(
     encoders = load_encoders(str(run_folder.parent / "clip"), CPU)
     table = choose(open_manifest(manifest, COLUMNS), 9, 0)
     whole = encode(encoders, table, CPU, "")
-    monkeypatch.setattr(features, "BATCH", 4)
+    monkeypatch.setattr(encode_module, "BATCH", 4)
     np.testing.assert_allclose(encode(encoders, table, CPU, ""), whole, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-6)
 
@@ -192,14 +197,15 @@ def test_mistakes_get_one_line(
     unfinished.mkdir()
     (unfinished / "config.json").write_text((run_folder / "config.json").read_text())
     for folder, more, message in [
-        (run_folder, ["--words", "zebra crossing"], "--words zebra crossing: no caption"),
+        (run_folder, ["--words", "zebra crossing"], "--words zebra crossing: in no caption"),
         (run_folder, ["--clip", str(tmp_path / "other")], "but the run started from clip@"),
-        (unfinished, [], "unfinished: no checkpoint there yet"),
+        (unfinished, [], "unfinished: no checkpoint yet"),
         (tmp_path, [], "no readable config.json of a run"),
     ]:
         assert main(argv(folder, manifest, tmp_path / "out", *more)) == 1
         assert message in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     assert main(argv(run_folder, manifest, tmp_path / "out", "--patches", "20")) == 1
-    assert "run `pip install '.[plots]'`" in capsys.readouterr().err
-    assert not list((tmp_path / "out").iterdir())
+    error = capsys.readouterr().err
+    assert "run `pip install 'la-sr[plots]'`" in error and "features" not in error  # no work yet
+    assert not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ from torch import nn
 from lasr.weights.locate import WeightsError
 from lasr.weights.variants import VARIANTS
 from tests.support.upstream import any_content
-from trainer.models.load import load_model, load_sr
+from tests.support.weights import load_model, load_sr
 from trainer.models.rrdb import RRDB
 from trainer.models.save import save_network
 

@@ -11,7 +11,7 @@ from PIL import Image
 from lasr.weights.locate import TABLE as WEIGHTS
 from lasr.weights.locate import WeightsError, _in_wheel, locate
 from tests.support.upstream import any_content
-from trainer.models.load import load_sr
+from tests.support.weights import load_sr
 from trainer.models.ncnn import load_ncnn
 from trainer.models.rrdb import RRDB
 

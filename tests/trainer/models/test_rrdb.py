@@ -13,8 +13,8 @@ from skimage import data
 from torch import Tensor
 
 from lasr.weights.locate import WeightsError
-from trainer.models.interpolation import interpolation_start
-from trainer.models.rrdb import RRDB, load_rrdb
+from tests.support.weights import load_rrdb
+from trainer.models.rrdb import RRDB, untrained_rrdb
 from trainer.models.save import save_network
 
 State = dict[str, Tensor]
@@ -160,7 +160,7 @@ def test_loading_leaves_the_random_state_alone(tmp_path: Path) -> None:
     path, _ = save_network(random_rrdb(), tmp_path)
     before = torch.get_rng_state()
     load_rrdb(path)
-    interpolation_start(4, 1, 4, seed=5)
+    untrained_rrdb(4, 1, 4, seed=5)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -240,7 +240,7 @@ def test_impossible_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="1 or more"):
         RRDB(64, 0, 32)
     with pytest.raises(ValueError, match="4 or more"):
-        interpolation_start(3)
+        untrained_rrdb(3)
 
 
 # --- The untrained start
@@ -259,7 +259,7 @@ def inner(x: Tensor) -> Tensor:
 def test_start_interpolates(features: int, blocks: int, growth: int) -> None:
     x = photograph()[..., :32, :32] if blocks == 23 else photograph()
     with torch.no_grad():
-        y = interpolation_start(features, blocks, growth)(x)
+        y = untrained_rrdb(features, blocks, growth)(x)
     twice = x
     for _ in range(2):
         twice = F.interpolate(twice, scale_factor=2, mode="bilinear")
@@ -268,12 +268,12 @@ def test_start_interpolates(features: int, blocks: int, growth: int) -> None:
     for mode in ("bilinear", "bicubic"):
         assert inner(y - F.interpolate(x, scale_factor=4, mode=mode)).abs().mean() < 0.02
     # The border meets grey, not black
-    white = interpolation_start(features, blocks, growth)(torch.ones(1, 3, 8, 8))
+    white = untrained_rrdb(features, blocks, growth)(torch.ones(1, 3, 8, 8))
     assert white.min() > 0.6
 
 
 def test_every_weight_of_the_start_gets_a_gradient_and_training_improves_it() -> None:
-    network, x = interpolation_start(16, 2, 8), photograph()[..., :24, :24]
+    network, x = untrained_rrdb(16, 2, 8), photograph()[..., :24, :24]
     target = F.interpolate(x, scale_factor=4, mode="bicubic")
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-5)
     losses = []
@@ -293,6 +293,6 @@ def test_every_weight_of_the_start_gets_a_gradient_and_training_improves_it() ->
 
 def test_start_depends_on_the_seed_alone() -> None:
     x = photograph()[..., :8, :8]
-    a, b, c = (interpolation_start(8, 1, 4, seed)(x) for seed in (0, 0, 1))
+    a, b, c = (untrained_rrdb(8, 1, 4, seed)(x) for seed in (0, 0, 1))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)

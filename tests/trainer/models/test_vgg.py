@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
 from lasr.weights.locate import WeightsError
-from trainer.models.vgg import CONV5_4, TAPS, VGG, WIDTHS, load_vgg, small_vgg, vgg_term
+from tests.support.weights import load_vgg
+from trainer.models.vgg import CONV5_4, TAPS, VGG, WIDTHS, untrained_vgg, vgg_term
 
 SMALL = [width if width == "M" else width // 8 for width in cfgs["E"]]
 
@@ -119,7 +120,7 @@ def test_names_are_those_of_the_vgg_paper() -> None:
     [(56, 56, 4), (16, 16, 4), (17, 31, 4), (47, 18, 4), (24, 40, 2), (33, 20, 3), (32, 32, 1)],
 )
 def test_pooled_features_meet_at_any_size(height: int, width: int, scale: int) -> None:
-    vgg = small_vgg(0, ["conv5_4", "relu3_1"])
+    vgg = untrained_vgg(0, ["conv5_4", "relu3_1"])
     sr = torch.rand(2, 3, scale * height, scale * width)
     lr = torch.rand(2, 3, height, width)
     pooled = {k: F.avg_pool2d(v, scale) for k, v in vgg(sr).items()}
@@ -134,7 +135,7 @@ def test_pooled_features_meet_at_any_size(height: int, width: int, scale: int) -
 
 
 def test_pooling_is_the_mean_over_blocks_of_the_scale() -> None:
-    vgg, sr, lr = small_vgg(0, CONV5_4), torch.rand(1, 3, 224, 224), torch.rand(1, 3, 56, 56)
+    vgg, sr, lr = untrained_vgg(0, CONV5_4), torch.rand(1, 3, 224, 224), torch.rand(1, 3, 56, 56)
     fine, coarse = vgg(sr)["conv5_4"].numpy(), vgg(lr)["conv5_4"].numpy()
     assert fine.shape[-2:] == (14, 14)
     assert coarse.shape[-2:] == (3, 3)
@@ -147,7 +148,7 @@ def test_pooling_is_the_mean_over_blocks_of_the_scale() -> None:
 
 
 def test_the_gradient_reaches_the_sr_picture_only() -> None:
-    vgg = small_vgg(0, CONV5_4)
+    vgg = untrained_vgg(0, CONV5_4)
     sr = torch.rand(1, 3, 64, 64, requires_grad=True)
     lr = torch.rand(1, 3, 16, 16, requires_grad=True)
     vgg_term(vgg, sr, lr).backward()
@@ -162,14 +163,14 @@ def test_the_gradient_reaches_the_sr_picture_only() -> None:
 
 
 def test_gradient_is_right() -> None:
-    vgg = small_vgg(0, ["relu2_2", "conv2_1"]).double()
+    vgg = untrained_vgg(0, ["relu2_2", "conv2_1"]).double()
     sr = torch.rand(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     lr = torch.rand(1, 3, 2, 2, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: vgg_term(vgg, x, lr), sr)
 
 
 def test_pooling_and_distance_stay_float32_under_autocast() -> None:
-    vgg, sr, lr = small_vgg(0, CONV5_4), torch.rand(1, 3, 64, 64), torch.rand(1, 3, 16, 16)
+    vgg, sr, lr = untrained_vgg(0, CONV5_4), torch.rand(1, 3, 64, 64), torch.rand(1, 3, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
         fine, coarse = vgg(sr)["conv5_4"], vgg(lr)["conv5_4"]
         term = vgg_term(vgg, sr, lr)
@@ -182,7 +183,7 @@ def test_pooling_and_distance_stay_float32_under_autocast() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_untrained_features_hold_layout_and_colour(seed: int) -> None:
-    vgg, lr = small_vgg(seed), photograph(56)
+    vgg, lr = untrained_vgg(seed), photograph(56)
     enlarged = F.interpolate(lr, scale_factor=4, mode="bicubic")
     own = vgg_term(vgg, enlarged, lr)
     for mirrored in (enlarged.flip(-1), enlarged.flip(-2)):
@@ -193,9 +194,9 @@ def test_untrained_features_hold_layout_and_colour(seed: int) -> None:
     assert vgg_term(vgg, lr, lr) == 0
 
 
-def test_small_vgg_depends_on_the_seed_alone_and_survives_a_file(tmp_path: Path) -> None:
+def test_untrained_vgg_depends_on_the_seed_alone_and_survives_a_file(tmp_path: Path) -> None:
     before = torch.get_rng_state()
-    a, b, c = (small_vgg(seed, ["relu5_4"]) for seed in (0, 0, 1))
+    a, b, c = (untrained_vgg(seed, ["relu5_4"]) for seed in (0, 0, 1))
     assert torch.equal(before, torch.get_rng_state())
     x = photograph(16)
     assert torch.equal(a(x)["relu5_4"], b(x)["relu5_4"])
@@ -243,7 +244,7 @@ def test_refuses_damaged_files(tmp_path: Path) -> None:
 
 
 def test_refuses_bad_arguments() -> None:
-    vgg, sr, lr = small_vgg(0, CONV5_4), torch.rand(1, 3, 64, 64), torch.rand(1, 3, 16, 16)
+    vgg, sr, lr = untrained_vgg(0, CONV5_4), torch.rand(1, 3, 64, 64), torch.rand(1, 3, 16, 16)
     with pytest.raises(ValueError, match="no layer 'conv5_5'"):
         VGG(["conv5_5"])
     with pytest.raises(ValueError, match="no layers"):

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from lasr.errors import UserError
 from lasr.pictures.find import find_pictures, targets
 from lasr.pictures.read import read_picture, read_rgb
-from trainer.models.interpolation import interpolation_start
-from trainer.models.load import load_sr
-from trainer.models.rrdb import RRDB
+from tests.support.weights import load_sr
+from trainer.models.rrdb import RRDB, untrained_rrdb
 from trainer.models.save import save_network
 from trainer.sheets import bicubic
 from trainer.upscale.__main__ import main
@@ -28,7 +27,7 @@ from trainer.upscale.tiles import Tiling, enlarge, upscale
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_network(interpolation_start(8, 1, 32), tmp_path_factory.mktemp("sr"))[0]
+    return save_network(untrained_rrdb(8, 1, 32), tmp_path_factory.mktemp("sr"))[0]
 
 
 @pytest.fixture
@@ -268,7 +267,7 @@ def test_nothing_is_overwritten_unless_asked(
     assert "holds the inputs" in capsys.readouterr().err
     argv = arguments(weights, tmp_path / "out", tmp_path / "a.png")
     assert main(argv) == 0
-    other = save_network(interpolation_start(8, 1, 32, seed=1), tmp_path / "other")[0]
+    other = save_network(untrained_rrdb(8, 1, 32, seed=1), tmp_path / "other")[0]
     changed = arguments(other, tmp_path / "out", tmp_path / "a.png")
     assert main(changed) == 1 and "from other weights, passes" in capsys.readouterr().err
     assert main([*changed, "--overwrite"]) == 0

@@ -8,7 +8,7 @@ import torch
 
 from lasr.pictures.read import read_rgb
 from tests.support import matlab
-from trainer.evaluate.matlab_resize import cut_to_multiple, enlarge, reduce
+from trainer.evaluate.resize import cut_to_multiple, enlarge, reduce
 
 
 @pytest.mark.parametrize("scale", [2, 4, 16])

@@ -1,11 +1,11 @@
-"""Names as other programs write them."""
+"""Which file belongs to which picture: names as other programs write them."""
 
 from pathlib import Path
 
 import pytest
 
 from lasr.errors import UserError
-from trainer.evaluate.matching import match
+from trainer.evaluate.testset import match
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_what_is_another_picture(name: str, file: str) -> None:
 def test_the_same_name_wins_and_doubt_is_an_error() -> None:
     files = [Path("f/a.png"), Path("f/a_out.png")]
     assert match(["a"], files) == {"a": files[0]}
-    with pytest.raises(UserError, match=r"a_out\.png, a_sr\.png all fit a; keep one"):
+    with pytest.raises(UserError, match=r"a_out\.png, a_sr\.png all match a; keep one"):
         match(["a"], [Path("f/a_out.png"), Path("f/a_sr.png")])
-    with pytest.raises(UserError, match=r"a_out\.png: fits both a and a_x4; rename"):
+    with pytest.raises(UserError, match=r"a_out\.png: matches both a and a_x4; rename"):
         match(["a", "a_x4"], [Path("f/a_out.png")])

@@ -1,4 +1,4 @@
-"""MATLAB's `imresize(picture, scale, 'bicubic')`, by which benchmarks make their LR pictures."""
+"""MATLAB's bicubic `imresize` and luma, from which benchmarks make their LR pictures."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ def enlarge(picture: Tensor, scale: int) -> Tensor:
 def reduce(picture: Tensor, scale: int) -> Tensor:
     """(3, scale h, scale w) to (3, h, w), antialiased, float64, neither clamped nor rounded.
 
-    Raises ValueError: a side is no multiple of scale; `cut_to_multiple` first.
+    Raises ValueError: a side is not a multiple of scale; call `cut_to_multiple` first.
     """
     height, width = picture.shape[-2:]
     if height % scale or width % scale:
@@ -23,15 +23,22 @@ def reduce(picture: Tensor, scale: int) -> Tensor:
 
 
 def cut_to_multiple(picture: Tensor, scale: int) -> Tensor:
-    """The picture without the last rows and columns beyond a multiple of scale (`modcrop`)."""
+    """Cut the last rows and columns beyond a multiple of scale (`modcrop`)."""
     height, width = picture.shape[-2:]
     return picture[..., : height - height % scale, : width - width % scale]
 
 
+def luma(picture: Tensor) -> Tensor:
+    """(3, h, w) in [0, 1] to the Y of MATLAB's rgb2ycbcr, 16/255 to 235/255, in three channels."""
+    weights = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64)
+    y = (16 + (picture.double() * weights[:, None, None]).sum(0)) / 255
+    return y.expand(3, -1, -1)
+
+
 def _resize(picture: Tensor, up: int, down: int) -> Tensor:
-    # PyTorch's antialiased bicubic has MATLAB's kernel (a = -1/2, widened when shrinking), but
-    # leaves out what is beyond the border where MATLAB mirrors. The margin holds the mirrored
-    # pixels; the kernel reaches 2 pixels, or 2 down, to each side.
+    # PyTorch's antialiased bicubic has MATLAB's kernel (a = -1/2, widened when shrinking). At the
+    # border MATLAB mirrors pixels and PyTorch leaves them out, so a mirrored margin is added. The
+    # kernel reaches 2 pixels, or 2 down, to each side.
     margin = 4 * down
     edges = ((0, 0), (margin, margin), (margin, margin))
     mirrored = torch.from_numpy(np.pad(picture.double().numpy(), edges, mode="symmetric"))

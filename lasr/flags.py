@@ -1,0 +1,206 @@
+"""Command-line flags from a pydantic model: one flag per field, parsed by cyclopts.
+
+The model keeps the defaults, checks and descriptions, so that a flag, Prefect's form and a stored
+configuration cannot disagree.
+"""
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from lasr.errors import UserError
+
+if TYPE_CHECKING:
+    import cyclopts
+
+Config = TypeVar("Config", bound=BaseModel)
+Sections = Mapping[str, Sequence[str]]  # title on a help page: names of fields
+
+HELP, HELP_SHORT, HELP_ALL = "--help", "-h", "--help-all"
+WEIGHTS_DIR, DEBUG = "--weights-dir", "--debug"
+COMMON = {  # flags that are no fields: metavar and description
+    WEIGHTS_DIR: ("DIR", "folder of model weights (default: $LASR_WEIGHTS, else data/weights)"),
+    DEBUG: ("", "log more, and show the traceback of an unexpected error"),
+    HELP: ("", "show the common options"),
+    HELP_ALL: ("", "show all options"),
+}
+
+
+class UsageError(UserError):
+    """Arguments that a command does not take; the command ends with status 2."""
+
+
+class NoFlags(BaseModel):
+    """The model of a command that takes no parameters."""
+
+
+@dataclass(frozen=True)
+class Flags(Generic[Config]):
+    """The flags of a command.
+
+    model: its fields are the flags. A class variable SECTIONS names the fields that only
+    `--help-all` shows, by section. name: as typed, `lasr build`. about: the module's docstring.
+    positional: the fields that are given without a flag, in order, separated by spaces.
+    weights: whether to add --weights-dir.
+    """
+
+    model: type[Config]
+    name: str
+    about: str = ""
+    positional: str = ""
+    weights: bool = False
+
+    @property
+    def sections(self) -> Sections:
+        """The less common fields, by section."""
+        sections: Sections = getattr(self.model, "SECTIONS", {})
+        return sections
+
+    @property
+    def common(self) -> list[str]:
+        """The flags that are no fields."""
+        return [flag for flag in COMMON if self.weights or flag != WEIGHTS_DIR]
+
+    def is_positional(self, field: str) -> bool:
+        """Whether a field is given without a flag."""
+        return field in self.positional.split()
+
+    def label(self, field: str) -> str:
+        """How a user writes a field: its flag, or its name in capitals if it is positional."""
+        if self.is_positional(field):
+            return field.upper()
+        return "--" + field.strip("_").replace("_", "-")  # `json_`: `json` is a method of a model
+
+    def app(self) -> "cyclopts.App":
+        """A cyclopts application whose command returns the values that were given."""
+        import cyclopts
+
+        def given(**values: Any) -> dict[str, Any]:
+            return values
+
+        parameters = [self._parameter(name) for name in self.model.model_fields]
+        for flag in self.common:
+            names = (flag, HELP_SHORT) if flag == HELP else (flag,)
+            options = cyclopts.Parameter(name=names, negative=(), help=COMMON[flag][1])
+            kind = Path if flag == WEIGHTS_DIR else bool
+            name = flag.strip("-").replace("-", "_")
+            parameters.append(_optional(name, kind, options))
+        parameters.sort(key=lambda parameter: parameter.kind)  # the positional one comes first
+        given.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return cyclopts.App(
+            name=self.name.split()[-1],
+            help=summary(self.about),
+            default_command=given,
+            help_flags=(),
+            version_flags=(),
+            help_format="plaintext",
+        )
+
+    def _parameter(self, name: str) -> inspect.Parameter:
+        import cyclopts
+
+        field, positional = self.model.model_fields[name], self.is_positional(name)
+        kind = without_none(field.annotation)
+        options = cyclopts.Parameter(
+            name=None if positional else self.label(name),
+            negative=(),
+            consume_multiple=(1, None) if get_origin(kind) is list else False,
+            json_list=False,
+            allow_repeating=True,  # the last one counts, as in a shell alias; lists grow
+            allow_leading_hyphen=positional,  # an SQL comment; flags are refused before
+            help=field.description,
+        )
+        return _optional(name, _parsed_as(kind), options, positional)
+
+    def parse(self, argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+        """Read `argv`; returns the configuration, and the common flags that were given.
+
+        Raises UsageError: an unknown flag, a value that is missing or out of range.
+        """
+        import cyclopts
+
+        see = f"see `{self.name} --help`"
+        known = [self.label(n) for n in self.model.model_fields if not self.is_positional(n)]
+        refuse_unknown_flags(argv, [*known, *self.common, HELP_SHORT], see)
+        options: dict[str, Any] = {"exit_on_error": False, "print_error": False, "verbose": False}
+        try:
+            _, bound, _ = self.app().parse_args(list(argv), **options)
+        except cyclopts.UnusedCliTokensError as error:
+            token = (error.unused_tokens or [""])[0]
+            raise UsageError(f"unexpected argument '{token}'", see) from error
+        except cyclopts.MissingArgumentError as error:
+            raise UsageError(f"{error.keyword} needs a value", see) from error
+        except cyclopts.CoercionError as error:
+            assert error.token is not None
+            wanted = ", ".join(get_args(error.target_type)) or "true, false"
+            text = f"{error.token.keyword} {error.token.value}: choose from {wanted}"
+            raise UsageError(text, see) from error
+        except cyclopts.CycloptsError as error:
+            text = str(error).rstrip(".")
+            raise UsageError(text[:1].lower() + text[1:], see) from error
+        given = dict(bound.arguments)
+        fields = {key: given.pop(key) for key in self.model.model_fields if key in given}
+        try:
+            return self.model(**fields), given
+        except ValidationError as error:
+            raise UsageError(self._explain(error), see) from error
+
+    def _explain(self, error: ValidationError) -> str:
+        """What is missing, all together, or else the model's first complaint."""
+        problems = error.errors()
+        missing = [self.label(str(p["loc"][0])) for p in problems if p["type"] == "missing"]
+        if missing:
+            return f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} required"
+        first = problems[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            return message
+        label = self.label(str(first["loc"][0]))
+        return f"{label} {first['input']}: {message[:1].lower()}{message[1:]}"
+
+
+def _optional(name: str, hint: Any, options: Any, positional: bool = False) -> inspect.Parameter:
+    """A parameter that cyclopts does not require: the model says what is missing.
+
+    Its default is never used, but cyclopts checks that it is of the right type.
+    """
+    kind = inspect.Parameter.POSITIONAL_ONLY if positional else inspect.Parameter.KEYWORD_ONLY
+    unused = get_args(hint)[0] if get_origin(hint) is Literal else (get_origin(hint) or hint)()
+    return inspect.Parameter(name, kind, default=unused, annotation=Annotated[hint, options])
+
+
+def _parsed_as(kind: Any) -> Any:
+    """What cyclopts makes of a value. Numbers stay text: the model converts and checks them."""
+    if get_origin(kind) is list:
+        return list[_parsed_as(get_args(kind)[0])]  # type: ignore[misc]
+    return kind if kind in (bool, Path) or get_origin(kind) is Literal else str
+
+
+def without_none(annotation: Any) -> Any:
+    """The type of a field without None: `int | None` is int."""
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    return kinds[0] if len(kinds) < len(get_args(annotation)) else annotation
+
+
+def summary(about: str) -> str:
+    """The first line of a docstring, without its full stop."""
+    return about.strip().partition("\n")[0].rstrip(".")
+
+
+def refuse_unknown_flags(argv: Iterable[str], known: Sequence[str], see: str) -> None:
+    """Raise UsageError for the first flag that is not in `known`, with the nearest that is."""
+    for token in argv:
+        if token == "--":  # no flags after it
+            return
+        flag = token.partition("=")[0]
+        if re.fullmatch(r"--?[A-Za-z]\S*", flag) and flag not in known:
+            nearest = difflib.get_close_matches(flag, known, 1)
+            fix = f"did you mean {nearest[0]}?" if nearest else see
+            raise UsageError(f"unknown flag {flag}", fix)

@@ -1,0 +1,62 @@
+"""The networks of a build, loaded once per process and only if a photograph needs them."""
+
+import functools
+import threading
+from typing import TYPE_CHECKING
+
+from lasr.device import pick_device
+from lasr.weights.locate import Located
+from pipeline.stages.captions import Captioner
+from pipeline.stages.depth import DepthModel, estimator, load_depth
+
+if TYPE_CHECKING:
+    from pipeline.build.shard import Job
+
+
+class Models:
+    """A depth estimator and a captioner, loaded on first use; safe for many threads.
+
+    A build that finds all maps and features in the cache needs neither, and does not load them.
+    """
+
+    def __init__(
+        self, depth: Located, clip: Located, words: tuple[str, ...], device: str, seed: int
+    ):
+        import torch
+
+        self.depth_weights, self.clip_weights = depth, clip
+        self._words, self._device, self._seed = words, torch.device(device), seed
+        self._depth_lock, self._captioner_lock = threading.Lock(), threading.Lock()
+        self._depth: DepthModel | None = None
+        self._captioner: Captioner | None = None
+
+    @property
+    def caches_maps(self) -> bool:
+        """Whether computing a distance map costs more than reading one from the cache."""
+        return estimator(self.depth_weights).IS_NETWORK
+
+    @property
+    def depth(self) -> DepthModel:
+        """The depth estimator. Raises WeightsError."""
+        with self._depth_lock:
+            if self._depth is None:
+                self._depth = load_depth(self.depth_weights, self._device, self._seed)
+            return self._depth
+
+    @property
+    def captioner(self) -> Captioner:
+        """CLIP and its embeddings of the dictionary. Raises WeightsError."""
+        with self._captioner_lock:
+            if self._captioner is None:
+                self._captioner = Captioner(self.clip_weights, self._words, self._device)
+            return self._captioner
+
+
+# Weights are compared by identity: a process that serves for weeks notices replaced files.
+_models = functools.lru_cache(maxsize=1)(Models)
+
+
+def load_models(job: "Job") -> Models:
+    """The networks of a job; a process keeps those of its last one."""
+    device = pick_device(job.config.device).type
+    return _models(job.depth, job.clip, job.words, device, job.config.seed)

@@ -1,0 +1,56 @@
+"""Fingerprints of builds made before: a digest that changes invalidates every finished part."""
+
+from typing import Any
+
+import pytest
+
+from lasr.weights.locate import Located
+from pipeline.build.fingerprint import Identities, identify
+from pipeline.config import BuildConfig
+
+DEPTH_ANYTHING = Located(
+    "depth-anything-v2-small", None, "depth-anything-v2-small@0123456789ab", "depth_anything"
+)
+FORMULA = Located("colour-attenuation", None, "colour-attenuation@built-in", "colour_attenuation")
+DEPTHFM = Located("depthfm-v1", None, "depthfm-v1@fedcba987654", "depthfm")
+CLIP = Located("clip-vit-l-14", None, "clip-vit-l-14@00112233aabb", "open_clip")
+TINY = Located("tiny-clip", None, "tiny-clip@built-in", "open_clip")
+WORDS, OWN_WORDS = "ab" * 32, "cd" * 32
+
+DIGESTS: dict[str, tuple[dict[str, Any], Located, Located, str, tuple[str, str, str, str]]] = {
+    "defaults": (
+        {}, DEPTH_ANYTHING, CLIP, WORDS,
+        ("911c5c116d8ede23", "e99d4592cacbfcf5", "2e895b606852e827", "6f255fe819a2faf8"),
+    ),
+    "the depth strategy draws nothing": (
+        {"seed": 7}, DEPTH_ANYTHING, CLIP, WORDS,
+        ("911c5c116d8ede23", "e99d4592cacbfcf5", "2e895b606852e827", "6f255fe819a2faf8"),
+    ),
+    "random": (
+        {"strategy": "random", "seed": 7, "k": 3}, FORMULA, TINY, WORDS,
+        ("1ee2534d4c364b24", "50d9ae3c9f8bfd31", "49cac0e833be78fc", "b21b7089742ea9b0"),
+    ),
+    "overlap with texture": (
+        {"strategy": "overlap", "min_texture": 0.01}, DEPTH_ANYTHING, CLIP, WORDS,
+        ("911c5c116d8ede23", "9c28c3bffe9bb0df", "2e895b606852e827", "c10899e794fc019c"),
+    ),
+    "DepthFM draws noise": (
+        {"seed": 7}, DEPTHFM, CLIP, WORDS,
+        ("dc5f62f5991d84ee", "3aed4a12b9b76c4c", "2e895b606852e827", "a8c710bde50432e9"),
+    ),
+    "DepthFM with the default seed": (
+        {}, DEPTHFM, CLIP, WORDS,
+        ("3aba84fe1cc797ed", "5cd78df499c21b73", "2e895b606852e827", "13168c2c88d5f58f"),
+    ),
+    "own words and separation": (
+        {"min_separation": 0, "k": 64}, FORMULA, TINY, OWN_WORDS,
+        ("1ee2534d4c364b24", "ea37f3807160ac4d", "49cac0e833be78fc", "d95137b8e297e487"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DIGESTS)
+def test_digests_stay(case: str) -> None:
+    changes, depth, clip, words, expected = DIGESTS[case]
+    config = BuildConfig(images=["photos"], **changes)
+    assert identify(config, depth, clip, words) == Identities(*expected)

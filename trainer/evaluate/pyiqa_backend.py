@@ -1,0 +1,186 @@
+"""Create pyiqa's metrics from weights on this machine, without network access."""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import io
+import os
+import sys
+import types
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import packaging.version
+
+from lasr.errors import UserError, one_line, require
+from lasr.weights.locate import weights_folder
+
+if TYPE_CHECKING:
+    import torch
+
+_NOT_PER_PICTURE = ("fid", "fid_dinov2", "inception_score", "clipscore")  # folders, or a caption
+_CONNECTING = frozenset(["urllib.Request", "socket.getaddrinfo", "socket.connect"])
+
+
+class MetricUnavailable(UserError):
+    """A metric that cannot be computed on this machine."""
+
+
+class MetricWeightsMissing(MetricUnavailable):
+    """A metric whose weights are not on this machine."""
+
+
+class ConnectionRefused(Exception):
+    """Raised in code that tries to open a connection inside `offline`."""
+
+
+@dataclass
+class Watch:
+    """What happened inside `offline`."""
+
+    folder: Path
+    files: list[Path] = field(default_factory=list)  # opened below `folder`, in order
+    refused: str = ""  # address of the first connection that was refused
+
+
+def import_pyiqa() -> Any:
+    """Import pyiqa. Raises UserError if it is not installed."""
+    _import_clip()
+    return require("pyiqa", "evaluate")
+
+
+def version() -> str:
+    """The version of pyiqa."""
+    return importlib.metadata.version("pyiqa")
+
+
+def is_known(name: str) -> bool:
+    """Whether pyiqa has a metric of this name that takes pictures one by one."""
+    configs = import_pyiqa().default_model_configs.DEFAULT_CONFIGS
+    return name in configs and name not in _NOT_PER_PICTURE
+
+
+def needs_reference(name: str) -> bool:
+    """Whether pyiqa's metric compares with a reference."""
+    config = import_pyiqa().default_model_configs.DEFAULT_CONFIGS[name]
+    return bool(config["metric_mode"] == "FR")
+
+
+def use_folder() -> Path:
+    """Make torch.hub, pyiqa and its CLIP look for weights in `metrics` of the weights folder.
+
+    The layout is that of ~/.cache/torch/hub.
+    """
+    import torch
+
+    folder = (weights_folder() / "metrics").absolute()
+    torch.hub.set_dir(str(folder))
+    import_pyiqa()
+    download_util = require("pyiqa.utils.download_util", "evaluate")
+    download_util.DEFAULT_CACHE_DIR = str(folder / "pyiqa")  # pyiqa sets it once, on import
+    return folder
+
+
+def load(
+    name: str, label: str, device: "torch.device", options: Mapping[str, Any]
+) -> tuple[Any, list[Path]]:
+    """Create a pyiqa metric without network access.
+
+    label: what the user calls the metric. Returns the metric and the weights files that it read.
+    Raises MetricWeightsMissing: it tried to download. Raises MetricUnavailable: any other failure.
+    """
+    folder = use_folder()
+    fetch = f"`lasr metrics fetch {label}`"
+    with offline(folder) as watch:
+        try:
+            metric = create(name, device, options)
+        except Exception as error:  # each library raises its own
+            if watch.refused:
+                raise MetricWeightsMissing(
+                    f"{label}: its weights are not in {folder}", f"run {fetch}"
+                ) from error
+            raise MetricUnavailable(
+                f"{label}: cannot be loaded ({type(error).__name__}: {one_line(error)})",
+                f"run {fetch} again, or upgrade pyiqa",
+            ) from error
+    return metric, sorted(file for file in watch.files if file.is_file())
+
+
+def create(name: str, device: "torch.device", options: Mapping[str, Any]) -> Any:
+    """Create a pyiqa metric. Outside `offline`, pyiqa downloads weights that are missing.
+
+    Raises whatever pyiqa and the libraries below it raise.
+    """
+    pyiqa = import_pyiqa()
+    # pyiqa prints what it loads and warns of deprecated code.
+    with _tensors_only(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        return pyiqa.create_metric(name, device=device, **options)
+
+
+_watch: Watch | None = None
+_hooked = False
+
+
+@contextlib.contextmanager
+def offline(folder: Path) -> Iterator[Watch]:
+    """Refuse every connection of this process, and record the files opened below `folder`.
+
+    pyiqa's metrics find their weights through its own downloader, torch.hub, urllib and the
+    Hugging Face hub, and take no local path in common. Python's audit events cover them all, and
+    tell which files a metric reads. Files opened by native code are not recorded.
+    """
+    global _watch, _hooked
+    if not _hooked:
+        sys.addaudithook(_hook)  # cannot be removed; does nothing outside this context
+        _hooked = True
+    _watch = Watch(folder.resolve())
+    try:
+        yield _watch
+    finally:
+        _watch = None
+
+
+def _hook(event: str, arguments: tuple[object, ...]) -> None:
+    watch = _watch
+    if watch is None:
+        return
+    if event in _CONNECTING:
+        watch.refused = watch.refused or str(arguments[0 if event != "socket.connect" else 1])
+        raise ConnectionRefused(watch.refused)
+    if event == "open" and isinstance(arguments[0], str | Path):
+        path = Path(arguments[0]).absolute()
+        if path.is_relative_to(watch.folder) and path not in watch.files:
+            watch.files.append(path)
+
+
+def _import_clip() -> None:
+    """Import openai-clip, which CLIP-IQA and LIQE need, without pkg_resources.
+
+    setuptools 81 removed pkg_resources. openai-clip uses only its attribute `packaging`.
+    """
+    if "clip" in sys.modules or importlib.util.find_spec("pkg_resources") is not None:
+        return
+    substitute: Any = types.ModuleType("pkg_resources")
+    substitute.packaging = packaging
+    sys.modules["pkg_resources"] = substitute
+    try:
+        require("clip", "evaluate")
+    finally:
+        del sys.modules["pkg_resources"]
+
+
+@contextlib.contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Overrule pyiqa's `torch.load(weights_only=False)`, so that no weights file can run code."""
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        if before is not None:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before

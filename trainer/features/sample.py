@@ -1,0 +1,72 @@
+"""Which patches a map shows, and by which caption words they are coloured."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lasr.errors import UserError
+from schemas.manifest import PATCH_SIZE, Manifest, ManifestError, Role
+
+COLUMNS = ("patch_id", "image_id", "role", "words", "image")
+WORDS = 6  # colours of the map by word, unless words are named
+FEWEST = 8  # patches per role; fewer make no map
+_SPREAD = 16  # patches of a role from one row group (some 16 photographs), at least
+
+
+def choose(manifest: Manifest, per_role: int, seed: int) -> pa.Table:
+    """Draw patches by seed: as many LR as HR, up to `per_role` of each, LR first.
+
+    manifest: opened with COLUMNS. Row groups are read in random order until there are enough
+    patches; each gives at least _SPREAD. Of a thousand row groups (a million patches) some 60 are
+    read, not all. Raises ManifestError: fewer than FEWEST patches of a role.
+    """
+    files = [(file, pq.ParquetFile(file).num_row_groups) for file in manifest.files]
+    groups = [(file, group) for file, count in files for group in range(count)]
+    rng = np.random.default_rng(seed)
+    quota = max(-(-per_role // max(len(groups), 1)), _SPREAD)
+    chosen: dict[Role, list[pa.Table]] = {role: [] for role in PATCH_SIZE}
+    missing = dict.fromkeys(PATCH_SIZE, per_role)
+    for number in rng.permutation(len(groups)).tolist():
+        file, group = groups[number]
+        rows = pq.ParquetFile(file).read_row_group(group, columns=list(COLUMNS))
+        for role in PATCH_SIZE:
+            own = rng.permutation(np.flatnonzero(pc.equal(rows["role"], role)))
+            chosen[role].append(rows.take(own[: min(quota, missing[role])]))
+            missing[role] -= len(chosen[role][-1])
+        if not any(missing.values()):
+            break
+    for role, count in missing.items():
+        if per_role - count < FEWEST:
+            raise ManifestError(
+                f"{manifest.path}: only {per_role - count} '{role}' patches",
+                f"give a manifest with {FEWEST} or more of each role",
+            )
+    both = min(per_role - count for count in missing.values())
+    return pa.concat_tables(pa.concat_tables(tables)[:both] for tables in chosen.values())
+
+
+def word_labels(table: pa.Table, words: Sequence[str] | None) -> np.ndarray:
+    """Label each HR patch with the first of `words` in its caption, or None.
+
+    words None: the WORDS words that most HR captions begin with. LR patches have the label None.
+    Raises UserError: a word that no caption has.
+    """
+    captions = [
+        row["words"] if row["role"] == "hr" else []
+        for row in table.select(["role", "words"]).to_pylist()
+    ]
+    if words is None:
+        firsts = Counter(sorted(caption[0] for caption in captions if caption))
+        words = [word for word, _ in firsts.most_common(WORDS)]
+    for word in words:
+        if not any(word in caption for caption in captions):
+            raise UserError(
+                f"--words {word}: in no caption of the HR patches drawn",
+                "choose other words, or draw more with --patches",
+            )
+    first = [next((word for word in caption if word in words), None) for caption in captions]
+    return np.array(first, dtype=object)
