@@ -180,7 +180,7 @@ def test_the_overview_picture(
     assert pipeline.report.picture.main([*argv, "--out", str(jpeg)]) == 0
     assert Image.open(jpeg).format == "JPEG"
     bad = [*argv, "--out", str(tmp_path / "overview.txt")]
-    assert "give it a name that ends in" in one_line(capsys, pipeline.report.picture.main(bad))
+    assert "use one that ends in" in one_line(capsys, pipeline.report.picture.main(bad))
     assert "no photograph 'x.jpg'" in one_line(
         capsys, pipeline.report.picture.main([*argv, "--photograph", "x.jpg"])
     )
