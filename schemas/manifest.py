@@ -115,7 +115,7 @@ def file_metadata(parameters: dict[str, Any], dictionary_sha256: str) -> dict[st
     }
 
 
-def open_manifest(path: Path, columns: Iterable[str] = PATCHES.names) -> Manifest:
+def open_manifest(path: Path | str, columns: Iterable[str] = PATCHES.names) -> Manifest:
     """Find the parts of a manifest and check version, columns and types. Reads footers only.
 
     path: a folder of parts, or one Parquet file. columns: those the caller needs; missing ones are
@@ -123,6 +123,7 @@ def open_manifest(path: Path, columns: Iterable[str] = PATCHES.names) -> Manifes
     Raises ManifestError if there is no manifest, a file is not Parquet or has another schema
     version, a column is missing or has another type, or parts differ in their columns.
     """
+    path = Path(path)
     if in_storage := re.match(r"([a-z0-9+]+):/+(.*)", str(path)):
         address = "{}://{}".format(*in_storage.groups())  # pathlib made one slash of two
         raise ManifestError(
