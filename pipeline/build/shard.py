@@ -31,7 +31,9 @@ from pipeline.build.parts import ReusableRows, Shard, part_files, part_metadata,
 from pipeline.build.workers import Cropped, Worker
 from pipeline.config import BuildConfig
 from pipeline.storage import scratch
-from schemas.manifest import IMAGES, PATCHES, Row, rows_to
+from schemas.catalogue import IMAGES
+from schemas.manifest import PATCHES, Row
+from schemas.parquet import rows_to
 
 M_ARENA_MAX = -8  # of glibc's malloc.h
 

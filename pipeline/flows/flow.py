@@ -188,7 +188,7 @@ def _show(manifest: Path) -> None:
     words = "UNTRAINED, noise: commonest words" if shown.untrained else "commonest caption words"
     ui.create_table_artifact(shown.counts, f"{NAME}-counts", "photographs and patches by status")
     # As Markdown: an image artifact would print its whole data: URI below the picture.
-    picture = f"![far patches above near ones]({shown.picture})"
+    picture = f"![far patches above near ones]({shown.contact_sheet})"
     ui.create_markdown_artifact(picture, f"{NAME}-picture", "far (LR) above near (HR) patches")
     ui.create_table_artifact(shown.words, f"{NAME}-words", f"{words} of each role")
 
