@@ -1,13 +1,14 @@
-"""How fast patches reach the trainer: from a manifest, and from a folder of PNG crops.
+"""Measure how fast patches reach the trainer: from a manifest, and from a folder of PNG crops.
 
-python -m benchmarks.loader                                   # a small data set, made on the spot
+python -m benchmarks.loader                                   # on a small data set, built first
 python -m benchmarks.loader --manifest data/patches.parquet --rounds 1
 
-The folder holds the same patches as PNG files beside a JSON of captions and is read as is usual: a
-torch DataLoader whose worker processes open files with Pillow and apply torchvision's transforms.
-Where Hugging Face `datasets` is installed, its streaming Parquet reader is run as well. All give
-float tensors in [0, 1], LR and HR of one photograph together (`datasets`: rows as they come). A
-round is one epoch in a fresh process; the loaders take turns. Rates leave the first batch out.
+The folder holds the same patches as PNG files and a JSON file of captions. It is read in the usual
+way: by a torch DataLoader whose worker processes open files with Pillow and apply torchvision's
+transforms. If Hugging Face `datasets` is installed, its streaming Parquet reader is measured too.
+All return float tensors in [0, 1], LR and HR of one photograph together (`datasets`: rows in the
+order of the file). A round is one epoch in a new process; the loaders take turns. Rates exclude the
+first batch.
 """
 
 import json
@@ -43,7 +44,7 @@ except ImportError:
     datasets = None
 
 BATCH = 16  # pairs
-FORK = "fork"  # as torch does by itself, but for in a spawned process
+FORK = "fork"  # torch's default, which it does not use in a spawned process
 
 
 class LoaderConfig(BaseModel):
@@ -63,10 +64,10 @@ class Result:
     """One epoch of one loader."""
 
     rate: float  # decoded patches a second
-    work: float  # milliseconds of processor time a patch, which noisy neighbours disturb less
+    work: float  # milliseconds of CPU time per patch, less sensitive to other load than the rate
     first: float  # seconds to the first batch, opening included
-    read: float  # MB read from files; pages that the system holds count too
-    memory: float  # MB above the start, of process and workers, shared pages counted once
+    read: float  # MB read from files, the page cache included
+    memory: float  # MB more than at the start, process and workers, shared pages counted once
 
 
 def from_manifest(
@@ -85,7 +86,7 @@ def from_manifest_degraded(config: LoaderConfig, folder: Path) -> Iterator[int]:
 
 
 class PngFolder(Dataset[tuple[object, ...]]):
-    """The usual Dataset: files by name, captions in a JSON, a transform."""
+    """The usual Dataset: files by name, captions in a JSON file, a transform."""
 
     def __init__(self, folder: Path, seed: int):
         self.captions = json.loads((folder / "captions.json").read_text())
@@ -173,7 +174,7 @@ def measure(name: str, config: LoaderConfig, folder: Path) -> Result:
             read, memory = _read(), max(memory, _memory())
     rate = (count - 2 * BATCH) / (time.perf_counter() - start - first)
     work = (sum(os.times()[:4]) - work_before) / count * 1000
-    # Workers that have ended are counted through their parent, those that live by themselves.
+    # /proc counts workers that have ended with their parent, running ones separately.
     return Result(rate, work, first, max(read, _read()) - read_before, memory - memory_before)
 
 
@@ -187,7 +188,7 @@ def _family() -> list[Path]:
 def _number(path: Path, name: str) -> float:
     try:
         lines = path.read_text().splitlines()
-    except OSError:  # a worker that has just ended
+    except OSError:  # the worker has just ended
         return 0.0
     return next((float(line.split()[1]) for line in lines if line.startswith(name)), 0.0)
 
@@ -201,7 +202,7 @@ def _memory() -> float:
 
 
 def make_manifest(folder: Path, count: int) -> Path:
-    """A manifest of `count` crops of sample photographs, by the pipeline's own stages."""
+    """Build a manifest of `count` crops of sample photographs with the pipeline."""
     from pipeline.build.plan import plan_build, prepare
     from pipeline.build.publish import finish
     from pipeline.build.shard import build_shard
@@ -229,7 +230,7 @@ def make_manifest(folder: Path, count: int) -> Path:
 
 
 def write_folder(manifest: Manifest, folder: Path) -> None:
-    """The patches of a manifest as PNG files, a folder a photograph, and captions.json."""
+    """Write a manifest's patches as PNG files, one folder per photograph, and captions.json."""
     captions = {}
     for file in manifest.files:
         for batch in pq.ParquetFile(file).iter_batches(
@@ -244,7 +245,7 @@ def write_folder(manifest: Manifest, folder: Path) -> None:
 
 
 def used_columns(manifest: Manifest) -> float:
-    """MB that pictures and captions take in the manifest: the least that can be read."""
+    """MB of the columns of patches and captions in the manifest, the least that can be read."""
     total = 0
     for file in manifest.files:
         footer = pq.read_metadata(file)
@@ -259,7 +260,7 @@ def used_columns(manifest: Manifest) -> float:
 
 
 def run(config: LoaderConfig) -> None:
-    """Make the data, let the loaders take turns, print the table."""
+    """Prepare the data, measure the loaders in turn, print the table."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         path = config.manifest or make_manifest(folder, config.photographs)
