@@ -1,8 +1,8 @@
 """Train a x4 super-resolution network on a manifest of far (LR) and near (HR) patches.
 
-    python -m trainer.run --manifest data/patches.parquet
-    python -m trainer.run --manifest data/subset.parquet --out data/runs/textured
-    python -m trainer.run --manifest data/patches.parquet --profile offline --steps 100 --dry-run
+    lasr train --manifest data/patches.parquet
+    lasr train --manifest data/subset.parquet --out data/runs/textured
+    lasr train --manifest data/patches.parquet --profile offline --steps 100 --dry-run
     torchrun --nproc-per-node 4 -m trainer.run --manifest data/patches.parquet
 
 If it is stopped or killed, the same command resumes it from the last checkpoint, also with another
