@@ -25,7 +25,8 @@ from skimage import data
 
 from lasr.weights.locate import locate
 from trainer.models.ncnn import load_ncnn
-from trainer.upscale.engines import EngineName, Precision, make_engine
+from trainer.upscale.config import EngineName, Precision
+from trainer.upscale.engines import make_engine
 
 PEERS = ("spandrel", "plain", "ncnn")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

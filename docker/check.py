@@ -1,15 +1,15 @@
-"""Run what the Dockerfile and the compose file say on a machine without a container engine.
+"""Run the Dockerfile and the compose file on a machine without a container engine.
 
     sudo python docker/check.py FOLDER       # Debian with debootstrap and postgresql; 15 GB free
 
-Every stage of the Dockerfile becomes a folder laid over those of the stages it comes from, as in an
-image (overlayfs); its commands run inside by chroot, in a Debian of the base image's release with
-that release's Python. Then the compose file's services start in their order, with their commands,
-environment, user and health checks; a manifest is built through the worker and a network trained
-on it. FOLDER keeps the stages for the next time: delete it to begin anew.
+Each stage of the Dockerfile becomes a folder mounted over those of its parents with overlayfs, as
+in an image. Its commands run inside with chroot, in a Debian of the base image's release with that
+release's Python. Then the services of the compose file start in order, with their commands,
+environment, user and health checks; the worker builds a manifest and the trainer trains on it.
+FOLDER keeps the stages for the next call: delete it to start from scratch.
 
 Not checked: that the base images exist, networks between containers (all services share the
-loopback of this machine, and Debian's PostgreSQL stands for its image) and GPUs.
+loopback of this machine, and Debian's PostgreSQL replaces its image) and GPUs.
 """
 
 import os
@@ -30,13 +30,13 @@ import yaml
 
 PROJECT = Path(__file__).parents[1]
 PATH = "/usr/local/bin:/usr/bin:/bin"
-USER = "12345:12345"  # of nobody on any machine: nothing may hang on who runs a container
+USER = "12345:12345"  # exists on no machine: a container must work under any user id
 SETTINGS = {"POSTGRES_PASSWORD": "p@ss/w:rd", "LASR_USER": USER, "LASR_PHOTOS": "/photos"}
 
 
 @dataclass
 class Stage:
-    """A stage of the Dockerfile, laid over the one it comes from."""
+    """A stage of the Dockerfile: its instructions and the stage it is based on."""
 
     name: str
     parent: str
@@ -47,7 +47,7 @@ class Stage:
 
 
 def read_dockerfile(text: str) -> dict[str, Stage]:
-    """The stages by name, in their order."""
+    """Parse a Dockerfile. Returns its stages by name, in order."""
     text = re.sub(r"\\\n", " ", re.sub(r"(?m)^\s*#.*\n", "", text))
     stages: dict[str, Stage] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
@@ -61,7 +61,7 @@ def read_dockerfile(text: str) -> dict[str, Stage]:
 
 
 def interpolate(text: str, settings: dict[str, str]) -> str:
-    """Compose's ${NAME:-default} and ${NAME:?message}. Raises SystemExit as compose would."""
+    """Replace ${NAME:-default} and ${NAME:?message}. Raises SystemExit where compose would stop."""
 
     def value(found: re.Match[str]) -> str:
         name, kind, rest = found.groups()
@@ -73,13 +73,14 @@ def interpolate(text: str, settings: dict[str, str]) -> str:
 
 
 class Machine:
-    """The folder in which stages are made and mounted."""
+    """Builds and mounts stages below one folder."""
 
     def __init__(self, folder: Path, stages: dict[str, Stage]):
         self.folder, self.stages = folder, stages
         self.debian = folder / "debian"
 
     def make_debian(self, release: str) -> None:
+        """Install a minimal Debian with Python, once."""
         if not self.debian.exists():
             packages = "python3,python3-venv,ca-certificates"
             new = self.debian.with_name("debian.new")
@@ -94,14 +95,14 @@ class Machine:
             )
 
     def layers(self, name: str) -> list[Path]:
-        """Lowest last."""
+        """Folders of a stage and its parents, the lowest layer last."""
         if name not in self.stages:
             return [self.debian]
         return [self.folder / "layers" / name, *self.layers(self.stages[name].parent)]
 
     @contextmanager
     def mounted(self, name: str, volumes: dict[Path, str]) -> Iterator[Path]:
-        """A stage as the root of a container, with the volumes in it."""
+        """Mount a stage and its volumes as the root of a container, and yield that folder."""
         root = self.folder / "mounted" / name
         upper, *lower = self.layers(name)
         work = self.folder / "work" / name
@@ -115,7 +116,7 @@ class Machine:
             Path("/etc/ssl/certs"): "/etc/ssl/certs", Path("/dev"): "/dev",
             Path("/proc"): "/proc", **volumes,
         }  # fmt: skip
-        if Path("/etc/pip.conf").exists():  # this machine's way to the package registry
+        if Path("/etc/pip.conf").exists():  # settings of the package registry
             outside[Path("/etc/pip.conf")] = "/etc/pip.conf"
         with ExitStack() as undo:
             mount(undo, root, "-t", "overlay", "-o", layers, "overlay")
@@ -130,23 +131,13 @@ class Machine:
             yield root
 
     def argv(self, root: Path, stage: Stage, command: list[str], user: str) -> list[str]:
-        """The command line that runs `command` inside, in the stage's working directory."""
+        """Return the command line that runs `command` inside, in the stage's working directory."""
         clean = ["env", "-i", f"PATH={PATH}", *(f"{k}={v}" for k, v in stage.environment.items())]
-        there = f'cd {stage.workdir} && exec "$@"'
-        return [
-            "chroot",
-            f"--userspec={user}",
-            str(root),
-            *clean,
-            "sh",
-            "-c",
-            there,
-            "sh",
-            *command,
-        ]
+        shell = ["sh", "-c", f'cd {stage.workdir} && exec "$@"', "sh"]
+        return ["chroot", f"--userspec={user}", str(root), *clean, *shell, *command]
 
     def build(self, name: str) -> Stage:
-        """Run a stage's instructions and those of its parents, each once."""
+        """Run the instructions of a stage and its parents, RUN only once. Returns the stage."""
         stage = self.stages[name]
         if stage.parent in self.stages:
             parent = self.build(stage.parent)
@@ -172,12 +163,16 @@ class Machine:
 
 
 def mount(undo: ExitStack, target: Path, *options: str) -> None:
+    """Mount until `undo` closes."""
     subprocess.run(["mount", *options, str(target)], check=True)
     undo.callback(subprocess.run, ["umount", "--lazy", str(target)], check=True)
 
 
 def copy(names: list[str], workdir: Path) -> None:
+    """Do what COPY does with files and folders of the project."""
     *sources, target = names
+    if target.endswith("/"):
+        (workdir / target).mkdir(parents=True, exist_ok=True)
     for source in sources:
         if (PROJECT / source).is_dir():
             ignore = shutil.ignore_patterns("__pycache__")
@@ -188,6 +183,7 @@ def copy(names: list[str], workdir: Path) -> None:
 
 @contextmanager
 def running(argv: list[str], log: Path) -> Iterator[None]:
+    """Run a process in the background, with its output in `log`."""
     with open(log, "w") as out:
         process = subprocess.Popen(argv, stdout=out, stderr=out, start_new_session=True)
     try:
@@ -202,6 +198,7 @@ def running(argv: list[str], log: Path) -> Iterator[None]:
 
 
 def wait_healthy(name: str, check: list[str], log: Path) -> None:
+    """Repeat a health check for three minutes. Raises SystemExit with the end of the log."""
     for _ in range(180):
         if subprocess.run(check, capture_output=True).returncode == 0:
             print(f"{name}: healthy", flush=True)
@@ -212,7 +209,7 @@ def wait_healthy(name: str, check: list[str], log: Path) -> None:
 
 @contextmanager
 def postgresql(folder: Path, service: dict[str, Any]) -> Iterator[None]:
-    """Debian's PostgreSQL with the service's user, password and database."""
+    """Run Debian's PostgreSQL with the service's user, password and database."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
     environment = service["environment"]
     home = folder / "postgres"
@@ -239,6 +236,7 @@ def postgresql(folder: Path, service: dict[str, Any]) -> Iterator[None]:
 
 
 def main(folder: Path) -> None:
+    """Build all stages, start all services, build a manifest and train on it."""
     machine = Machine(
         folder.resolve(), read_dockerfile((PROJECT / "docker/Dockerfile").read_text())
     )
@@ -249,8 +247,8 @@ def main(folder: Path) -> None:
     ]
     data, photos = machine.folder / "data", machine.folder / "photos"
     shutil.rmtree(data, ignore_errors=True)
-    for place in (data, photos):
-        place.mkdir(exist_ok=True)
+    data.mkdir()
+    photos.mkdir(exist_ok=True)
     subprocess.run(["chown", USER, str(data)], check=True)
     sources = {"../data": data, "/photos": photos}
 
@@ -275,17 +273,18 @@ def main(folder: Path) -> None:
             check = service["healthcheck"]["test"][1:]
             wait_healthy(name, machine.argv(root, stage, check, service["user"]), log)
 
-        # As docs/containers.md goes on: photographs, a manifest, a network.
+        # As in docs/containers.md: photographs, a manifest, a network.
         ask = ["prefect", "deployment", "run", "build-patches", "--watch"]
         ask += ["-p", 'images=["/photos"]', "-p", "profile=offline"]
         run(machine, *containers["worker"], ask, USER)
-        train = ["python", "-m", "trainer.run", "--manifest", "data/patches.parquet"]
+        train = ["lasr", "train", "--manifest", "data/patches.parquet"]
         train += ["--profile", "offline", "--steps", "2", "--batch-size", "2"]
         run(machine, *containers["trainer"], train, USER)
     print(*sorted(str(path.relative_to(machine.folder)) for path in data.glob("*/*")), sep="\n")
 
 
 def run(machine: Machine, root: Path, stage: Stage, command: list[str], user: str) -> None:
+    """Run a command in a mounted stage. Raises CalledProcessError."""
     print(f"{stage.name}: {shlex.join(command)}", flush=True)
     subprocess.run(machine.argv(root, stage, command, user), check=True)
 

@@ -18,6 +18,7 @@ import time
 from lasr.cli import Command
 from lasr.errors import UserError
 from lasr.weights.locate import untrained
+from schemas.manifest import open_manifest
 from trainer.config import TrainConfig
 
 RANK = int(os.environ.get("RANK", "0"))  # set by torchrun; rank 0 alone prints
@@ -25,12 +26,14 @@ RANK = int(os.environ.get("RANK", "0"))  # set by torchrun; rank 0 alone prints
 
 def run(config: TrainConfig) -> None:
     """Train, and print a summary on rank 0."""
-    from trainer import loop, plan  # heavy imports after --help and flag errors
-    from trainer.distributed import world_from_environment
-
     if RANK:
         run_on_other_rank(config)
         return
+    if "RANK" not in os.environ:  # other ranks learn of errors once all are connected
+        open_manifest(config.manifest)
+    from trainer import loop, plan  # loads PyTorch, after the manifest is checked
+    from trainer.distributed import world_from_environment
+
     started = time.monotonic()
     if names := untrained(config.sr_name, config.clip_name, config.vgg_name):
         print(

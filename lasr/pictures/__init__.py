@@ -1,1 +1,1 @@
-"""Pictures in and out: found, read, written."""
+"""Picture files: find, read and write them."""

@@ -1,7 +1,8 @@
-"""PNG written row by row: an enlarged photograph never stands in memory as a whole.
+"""PNG: whole patches through OpenCV, and large pictures row by row.
 
-Pillow and OpenCV take whole pictures only. PNG (third edition, W3C 2025) is chunks of a length, a
-name, the content and its CRC; the rows are one zlib stream, each behind the number of its filter.
+Pillow and OpenCV take whole pictures only; `write_png` needs only a strip of rows in memory. A
+PNG file (third edition, W3C 2025) consists of chunks: length, name, content, CRC. The rows form
+one zlib stream, each preceded by the number of its filter.
 """
 
 import struct
@@ -10,11 +11,37 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
+import cv2
 import numpy as np
+
+from lasr.errors import UserError
 
 _COLOUR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}  # channels → grey, grey and alpha, RGB, RGB and alpha
 _SUB, _UP = 1, 2  # filters: the difference to the pixel on the left, or above
-_LEVEL = 4  # of zlib: 6 takes twice the time for 2 % smaller files
+_LEVEL = 4  # of zlib: level 6 takes twice the time for files 2 % smaller
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Encode H x W x 3 uint8 RGB. The same pixels and OpenCV version give the same bytes."""
+    done, encoded = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise UserError("OpenCV cannot write a PNG", "check the installation: `lasr doctor`")
+    return encoded.tobytes()
+
+
+def decode_png(content: bytes | np.ndarray) -> np.ndarray:
+    """Decode a PNG to H x W x 3 uint8 RGB. content: its bytes, also as a uint8 array.
+
+    Raises ValueError: not a picture, or damaged.
+    """
+    encoded = content if isinstance(content, np.ndarray) else np.frombuffer(content, np.uint8)
+    try:
+        pixels = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:  # no bytes at all, or a header that claims a huge size
+        raise ValueError("not a readable PNG") from error
+    if pixels is None:
+        raise ValueError("not a readable PNG")
+    return pixels
 
 
 def write_png(
@@ -27,8 +54,12 @@ def write_png(
 ) -> None:
     """Write strips of rows, each h' x w x c in uint8 or uint16, that together have `shape`.
 
-    bits: 8 or 16. profile: ICC. exif: as Pillow's `Exif.tobytes` gives it.
-    Raises ValueError where the strips do not add up to `shape`.
+    Args:
+        bits: 8 or 16.
+        profile: ICC profile.
+        exif: as Pillow's `Exif.tobytes` returns it.
+
+    Raises ValueError: the strips have fewer or more rows than `shape`.
     """
     height, width, channels = shape
     with open(path, "wb") as file:
@@ -45,7 +76,7 @@ def write_png(
         for strip in strips:
             big_endian = strip.astype(f">u{bits // 8}", copy=False)
             lines = np.ascontiguousarray(big_endian).view(np.uint8).reshape(len(strip), -1)
-            _chunk(file, b"IDAT", packer.compress(_filtered(lines, above, channels * bits // 8)))
+            _chunk(file, b"IDAT", packer.compress(_filter(lines, above, channels * bits // 8)))
             above = lines[-1]
             rows += len(strip)
         if rows != height:
@@ -54,15 +85,16 @@ def write_png(
         _chunk(file, b"IEND", b"")
 
 
-def _filtered(lines: np.ndarray, above: np.ndarray, pixel: int) -> bytes:
-    """The rows with the filter that leaves less in each. pixel: its size in bytes."""
+def _filter(lines: np.ndarray, above: np.ndarray, pixel: int) -> bytes:
+    """Filter each row with Sub or Up, whichever compresses better. pixel: its size in bytes."""
     filtered = np.empty((len(lines), 1 + lines.shape[1]), np.uint8)
     sub = lines.copy()
     sub[:, pixel:] -= lines[:, :-pixel]
     up = lines.copy()
     up[0] -= above
     up[1:] -= lines[:-1]
-    # The usual rule of thumb: the smaller sum of magnitudes, read as signed bytes, packs better.
+    # The usual heuristic (section 12.7 of the specification): take the smaller sum of magnitudes
+    # of the bytes read as signed.
     magnitudes = [np.minimum(a, -a).sum(axis=1, dtype=np.int64) for a in (sub, up)]
     better = (magnitudes[0] <= magnitudes[1])[:, None]
     filtered[:, :1] = np.where(better, _SUB, _UP)

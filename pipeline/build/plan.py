@@ -87,18 +87,18 @@ class Build:
 
 
 def prepare(config: BuildConfig) -> Prepared:
-    """Check outputs, device, dictionary and weights, and find the photographs; changes nothing.
+    """Check outputs, dictionary, weights and device, and find the photographs; changes nothing.
 
     Raises UserError: an output that is not a build's own, no GPU, an unreadable dictionary,
     missing or damaged weights, no photographs.
     """
     check_outputs(StoragePath(config.out), config.work, config.images)
-    if config.runner == "local":  # a cluster's machines have GPUs of their own
-        pick_device(config.device)
     words = read_dictionary(config.dictionary or DICTIONARY)
     depth, clip = locate_all((config.depth_name, "depth"), (config.clip_name, "clip"))
     depth = with_family(depth)
     photographs = images.find(config.images)[: config.limit]
+    if config.runner == "local":  # a cluster's machines have GPUs of their own
+        pick_device(config.device)  # last: it loads PyTorch
     parameters = config.model_dump(mode="json", exclude=_NOT_IN_METADATA) | {
         "depth": config.depth_name,
         "clip": config.clip_name,

@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 from lasr.errors import UserError, note_traceback
+from lasr.pictures.png import decode_png
 from pipeline.build.cache import Cache
 from pipeline.build.models import Models
 from pipeline.build.parts import ReusableRows
@@ -118,7 +118,7 @@ class Worker:
         prepared = {}
         for index, row in enumerate(rows):
             if row["patch_id"] not in known:
-                crop = crops[index] if crops else _pixels(row["image"]["bytes"])
+                crop = crops[index] if crops else decode_png(row["image"]["bytes"])
                 prepared[row["patch_id"]] = self.models.captioner.prepare(crop)
         return Cropped(entry, rows, known, prepared)
 
@@ -148,9 +148,3 @@ def failed(
 def cut_out(pixels: np.ndarray, patch: Patch) -> np.ndarray:
     """The pixels of a patch, size x size x 3; a view."""
     return pixels[patch.y : patch.y + patch.size, patch.x : patch.x + patch.size]
-
-
-def _pixels(png: bytes) -> np.ndarray:
-    pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR_RGB)
-    assert pixels is not None, "a PNG of ours"
-    return pixels

@@ -45,9 +45,9 @@ def page() -> str:
     lines = [
         "# Ready questions",
         "",
-        "Each question has a name: `lasr query --ask sharp-far`; `lasr query --list` shows all of",
-        "them. The flags `--format csv|json`, `--out FILE` and `--save FILE.parquet` work with them as",
-        "with SQL. This page is generated from [questions.sql](../pipeline/query/questions.sql). A test",
+        "Each question has a name: `lasr query --ask sharp-far`, and `lasr query --list` shows",
+        "all names. `--format csv|json`, `--out FILE` and `--save FILE.parquet` work as with SQL.",
+        "This page is generated from [questions.sql](../pipeline/query/questions.sql). A test",
         "runs every question; none of them reads pixels.",
     ]
     for question in QUESTIONS.values():

@@ -12,6 +12,7 @@ from typing import Any
 import duckdb
 from PIL import Image
 
+from lasr.pictures.png import decode_png
 from pipeline.query.views import connect
 from schemas.manifest import PATCH_SIZE, open_manifest
 
@@ -35,7 +36,7 @@ class Overview:
 
 
 def describe(manifest: Path) -> Overview:
-    """Return the overview of a manifest. Raises ManifestError, duckdb.Error or OSError."""
+    """Return the overview of a manifest. Raises ManifestError, duckdb.Error, ValueError."""
     parameters = open_manifest(manifest, columns=()).metadata.get("parameters", {})
     with connect(manifest) as connection:
         return Overview(
@@ -94,8 +95,7 @@ def contact_sheet(connection: duckdb.DuckDBPyConnection) -> Image.Image:
     for role, position, png in chosen:
         # LR patches are enlarged without smoothing, so that their pixels can be seen.
         how = Image.Resampling.NEAREST if role == "lr" else Image.Resampling.BOX
-        with Image.open(io.BytesIO(png)) as patch:
-            tile = patch.convert("RGB").resize((TILE, TILE), how)
+        tile = Image.fromarray(decode_png(png)).resize((TILE, TILE), how)
         sheet.paste(tile, (position * step, lines.index(role) * step))
     return sheet
 

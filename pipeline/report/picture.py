@@ -82,8 +82,9 @@ def _draw(
     """Photograph and map above, the best patches of both roles below."""
     from matplotlib.figure import Figure
 
-    figure: Any = Figure(figsize=(16, 8.8), dpi=100, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1.55, 1])
+    figure = Figure(figsize=(16, 8.8), dpi=100, layout="constrained")
+    panels: Any = figure.subfigures(2, 1, height_ratios=[1.55, 1])
+    top, bottom = panels
     photo, far_map = top.subplots(1, 2)
     photo.imshow(pixels)
     photo.set_title(f"{rows[0]['image_path']}: chosen patches (yellow far, blue near)")
@@ -98,7 +99,8 @@ def _draw(
             _outline(axes, row)
     note = " (UNTRAINED CLIP: words are noise)" if untrained else ""
     bottom.suptitle(f"best patches and the first words of their captions{note}")
-    for part, role in zip(bottom.subfigures(1, 2), ("lr", "hr"), strict=True):
+    halves: Any = bottom.subfigures(1, 2)
+    for part, role in zip(halves, ("lr", "hr"), strict=True):
         best = [row for row in rows if row["role"] == role][:SHOWN]
         part.supylabel(TITLES[role], color=COLOURS[role], fontweight="bold")
         for axes, row in zip(np.atleast_1d(part.subplots(1, SHOWN)), best, strict=False):

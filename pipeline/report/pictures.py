@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from lasr.pictures.png import decode_png
 from pipeline.report.originals import Missing, Originals
 from pipeline.report.overview import Row
 from schemas.manifest import PATCH_SIZE
@@ -91,8 +92,7 @@ def _patches_alone(photograph: Row, patches: Sequence[Row]) -> Image.Image:
 
 def patch_picture(patch: Row) -> Image.Image:
     """Decode a patch."""
-    with Image.open(io.BytesIO(patch["png"])) as image:
-        return image.convert("RGB")
+    return Image.fromarray(decode_png(patch["png"]))
 
 
 @functools.lru_cache(maxsize=1024)  # slow to write, and independent of the detail

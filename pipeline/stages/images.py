@@ -1,8 +1,8 @@
 """Photographs: find, hash, decode, turn upright. No other module opens one."""
 
-import glob
 import hashlib
 import io
+import itertools
 import os
 import posixpath
 import stat
@@ -13,30 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.fs as pafs
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 from lasr.errors import UserError
+from lasr.pictures.find import FORMATS, expand_lists, find_files, is_picture_name
+from lasr.pictures.read import to_srgb
 from pipeline.storage import StoragePath, reason, reported
 
-FORMATS = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jp2",
-        ".png",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".bmp",
-        ".gif",
-        ".avif",
-        ".ppm",
-        ".pgm",
-        ".pnm",
-    ]
-)
 # Raise it when a file decodes to other pixels than before. 0, its first value, adds nothing to the
 # fingerprint: parts that were finished before it existed stay valid.
 VERSION = 0
@@ -63,11 +47,11 @@ def fingerprint_inputs() -> tuple[object, ...]:
 
 @dataclass(frozen=True, order=True)
 class Found:
-    """A file that may be a photograph, as the file system knows it."""
+    """A file that may be a photograph, with what the file system says of it."""
 
-    name: str  # POSIX path relative to the images root: goes into the manifest
-    place: StoragePath
-    size: int  # bytes; -1: no regular file
+    name: str  # POSIX path relative to the images root: the manifest's image_path
+    path: StoragePath
+    size: int  # bytes; -1: not a regular file
     modified: int  # nanoseconds
 
 
@@ -81,7 +65,7 @@ class Photograph:
 
 
 class Unusable(Exception):
-    """A photograph that gives no patches, with the status and reason for the catalogue."""
+    """Raised for a photograph that cannot be used, with status and reason for the catalogue."""
 
     def __init__(self, status: str, reason: str, image_id: str | None = None):
         super().__init__(reason)
@@ -89,93 +73,69 @@ class Unusable(Exception):
 
 
 def find(images: Iterable[str]) -> list[Found]:
-    """All photographs below the given paths, each once, sorted by name.
+    """Find all photographs below the given paths, each once, sorted by name.
 
-    images: folders (searched downwards for FORMATS; hidden ones passed over), files, globs, `.txt`
-    files with one path a line, or folders and files in object storage (`s3://bucket/folder`).
-    Names are relative to the deepest folder that holds them all.
-    Raises UserError: a path that leads nowhere, or nothing found.
+    images: folders, files, globs and `.txt` lists as `lasr.pictures.find.find_files` takes them, or
+    folders and files in object storage (`s3://bucket/folder`).
+    Names are relative to the deepest folder that contains them all.
+    Raises UserError: a path does not exist, a folder cannot be listed, or nothing is found.
     """
+    images = list(images)
+    inputs = list(expand_lists(images))
+    local = (_stat(path) for path, _ in find_files(given for given in inputs if "://" not in given))
+    remote = (found for given in inputs if "://" in given for found in _in_object_storage(given))
     files: dict[str, Found] = {}
-    for given in images:
-        for found in _expand(given):
-            files.setdefault(found.place.uri, found)
+    for found in itertools.chain(local, remote):
+        files.setdefault(found.path.uri, found)
     if not files:
         raise UserError(
-            f"no photograph found in {', '.join(images)}; looked for {' '.join(sorted(FORMATS))}"
+            f"no photograph found in {', '.join(images)}",
+            f"give a file, or a folder with files that end in {' '.join(sorted(FORMATS))}",
         )
     try:
         root = posixpath.commonpath([posixpath.dirname(uri) for uri in files])
-    except ValueError as error:  # a local path and an address
+    except ValueError as error:  # a local path and a URI
         raise UserError(
-            f"--images {' '.join(images)}: folders of this machine and of object storage cannot"
-            " share one manifest's names; build two"
+            f"{' '.join(images)}: folders on this machine and in object storage cannot"
+            " share the names of one manifest",
+            "build two manifests",
         ) from error
     return sorted(_named(found, root) for found in files.values())
 
 
 def _named(found: Found, root: str) -> Found:
-    # A name that is no UTF-8 is legal on Linux and must not break the catalogue: \xff is spelt out.
-    relative = posixpath.relpath(found.place.uri, root)
+    # Linux allows names that are not UTF-8; the catalogue gets `\xff` spelt out.
+    relative = posixpath.relpath(found.path.uri, root)
     name = os.fsencode(relative).decode("utf-8", "backslashreplace")
-    return Found(name, found.place, found.size, found.modified)
-
-
-def _expand(given: str) -> Iterable[Found]:
-    if "://" in given:
-        return _in_object_storage(given)
-    path = Path(given)
-    if path.is_dir():
-        return (_stat(file) for file in _walk(path))
-    if path.suffix.lower() == ".txt" and path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        # As a shell script would: relative paths in a list are seen from the current folder.
-        return [found for line in lines if line.strip() for found in _expand(line.strip())]
-    if path.is_file():
-        return [_stat(path)]
-    if matches := sorted(glob.glob(given, recursive=True)):
-        return [_stat(Path(match)) for match in matches if os.path.isfile(match)]
-    raise UserError(f"--images {given}: no such folder, file, glob or list; check the path")
-
-
-def _walk(folder: Path) -> Iterable[Path]:
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for file in files:
-            if _is_photograph(file):
-                yield Path(parent, file)
-
-
-def _is_photograph(name: str) -> bool:
-    return posixpath.splitext(name)[1].lower() in FORMATS and not name.startswith(".")
+    return Found(name, found.path, found.size, found.modified)
 
 
 def _stat(file: Path) -> Found:
-    place = StoragePath(os.path.abspath(file))
+    path = StoragePath(os.path.abspath(file))
     try:
         state = file.stat()
-    except OSError:  # gone, or a link to nothing or to itself: still found, recorded as unreadable
-        return Found("", place, 0, 0)
-    # A pipe or a device would be read for ever.
+    except OSError:  # gone, or a dangling link: recorded as unreadable
+        return Found("", path, 0, 0)
+    # Reading a pipe or a device might never end.
     size = state.st_size if stat.S_ISREG(state.st_mode) else -1
-    return Found("", place, size, state.st_mtime_ns)
+    return Found("", path, size, state.st_mtime_ns)
 
 
-def _in_object_storage(given: str) -> list[Found]:
-    place = StoragePath(given.rstrip("/"))
-    with reported(place, "read"):
-        info = place.fs.get_file_info(place.key)
+def _in_object_storage(uri: str) -> list[Found]:
+    path = StoragePath(uri.rstrip("/"))
+    with reported(path, "read"):
+        info = path.fs.get_file_info(path.key)
         if info.type == pafs.FileType.Directory:
-            found = place.fs.get_file_info(pafs.FileSelector(place.key, recursive=True))
+            found = path.fs.get_file_info(pafs.FileSelector(path.key, recursive=True))
         else:
             found = [info]
     if info.type == pafs.FileType.NotFound:
-        raise UserError(f"--images {given}: no such folder or file; check the address")
-    scheme = given.split("://", 1)[0]
+        raise UserError(f"{uri}: no such folder or file", "check the address")
+    scheme = uri.split("://", 1)[0]
     return [
         Found("", StoragePath(f"{scheme}://{file.path}"), file.size, file.mtime_ns or 0)
         for file in found
-        if file.is_file and (_is_photograph(file.base_name) or file is info)
+        if file.is_file and (is_picture_name(file.base_name) or file is info)
     ]
 
 
@@ -192,7 +152,7 @@ def load(found: Found, min_side: int) -> Photograph:
     if found.size > MAX_BYTES:
         raise Unusable("too_large", f"{found.size} bytes: over {MAX_BYTES}")
     try:
-        content = found.place.read_bytes()
+        content = found.path.read_bytes()
     except OSError as error:
         raise Unusable("unreadable", f"cannot be read: {reason(error)}") from error
     image_id = hashlib.sha256(content).hexdigest()
@@ -244,16 +204,5 @@ def _through_profile(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     if not profile or image.mode not in ("RGB", "CMYK"):
         return image
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(source).lower():
-            return image
-        target = ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-        return converted or image
-    except (
-        ImageCms.PyCMSError,
-        OSError,
-        ValueError,
-    ):  # a broken profile: show the numbers as they stand, as viewers do
-        return image
+    # With a broken profile the numbers are shown as they are, as viewers do.
+    return to_srgb(image, profile) or image

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
-from lasr.errors import UserError
+from lasr.pictures.png import encode_png
 from pipeline.stages.captions import Caption
 from pipeline.stages.images import Found, Photograph, Unusable
 from pipeline.stages.measure import measure, perceptual_hash
@@ -70,17 +69,10 @@ def patch_row(
         **vars(patch),
         "strategy": strategy,
         "depth_model": depth_model,
-        "image": {"bytes": _as_png(pixels), "path": f"{identity}.png"},
+        "image": {"bytes": encode_png(pixels), "path": f"{identity}.png"},
         **vars(measure(pixels)),
         "split": split_of(photograph.image_id),
     }
-
-
-def _as_png(pixels: np.ndarray) -> bytes:
-    done, encoded = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
-    if not done:
-        raise UserError("OpenCV could not write a PNG; check the installation of OpenCV")
-    return encoded.tobytes()
 
 
 def captioned(row: Row, caption: Caption, caption_model: str) -> Row:

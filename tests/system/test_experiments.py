@@ -1,44 +1,14 @@
-"""Every command in the documentation parses, and no table or figure is missing."""
+"""No table, figure or data set of the paper is missing in the documentation."""
 
 import re
-import shlex
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
-from lasr import cli
-from tests.support.commands import program_of
+from tests.system.test_docs import commands
 from trainer.evaluate import testset
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/experiments.md", "docs/datasets.md", "docs/weights.md")
-
-
-def commands(page: str) -> list[str]:
-    """The lines of a page's fenced blocks that start one of our programs."""
-    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
-    blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.S | re.M)
-    lines = [line for block in blocks for line in block.splitlines()]
-    return [line for line in lines if re.search(r"python -m|torchrun", line)]
-
-
-@pytest.mark.parametrize(("page", "command"), [(p, c) for p in PAGES for c in commands(p)], ids=str)
-def test_a_command_on_the_page_is_one_that_the_program_takes(
-    page: str, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    words = shlex.split(command, comments=True)
-    module, argv = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
-    program = program_of(module)
-    if module == "pipeline.flows":  # it serves the deployment, and takes no flag
-        assert argv == []
-        return
-    monkeypatch.setenv("LASR_WEIGHTS", "data/weights")  # --weights-dir sets another
-    started = []
-    monkeypatch.setattr(cli, "run_command", lambda body, debug: (started.append(body), 0)[1])
-    monkeypatch.chdir(tmp_path)
-    assert program.main(argv) == 0  # a flag that is unknown or out of range exits here
-    assert len(started) == 1 and not list(tmp_path.iterdir())
 
 
 def test_every_table_and_figure_is_on_the_page() -> None:
@@ -68,10 +38,11 @@ def test_every_data_set_of_the_paper_has_an_address_a_folder_and_a_command() -> 
         assert re.search(r"https?://|the same|above|together", row), row
     for name in SETS:
         assert f"`{name}/" in text
-        assert any(f"sets/{name}" in command for command in commands("docs/datasets.md")), name
+        using = [c for c in commands("docs/experiments.md") if re.search(rf"sets/{name}\b", c)]
+        assert using, name
 
 
-def test_drealsrs_names_meet_as_the_page_says(tmp_path: Path) -> None:
+def test_drealsrs_names_match_as_the_page_says(tmp_path: Path) -> None:
     for folder, suffix, side in (("LR", "x1", 4), ("HR", "x4", 16)):
         (tmp_path / folder).mkdir()
         for name in ("sony_1", "sony_11", "canon_1"):

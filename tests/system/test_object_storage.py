@@ -320,7 +320,7 @@ def test_small_objects_go_by_many_threads(
     album: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each costs a round trip: none may wait in the thread that feeds the networks."""
-    threads: dict[str, set[str]] = {"read": set(), "keep": set()}
+    threads: dict[str, set[str]] = {"read": set(), "put": set()}
     read, put = StoragePath.read_bytes, Cache.put_features
 
     def noted(kind: str, function: Any) -> Any:

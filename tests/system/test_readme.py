@@ -12,21 +12,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.commands import program_of
+from lasr.__main__ import main
 
 ROOT = Path(__file__).parents[2]
-# What the test adds to a line: no weights can be fetched here, and two steps are enough.
+# What the test adds to a command: no weights can be fetched here, and two steps are enough.
 ADDED = {
-    "pipeline.run": ["--profile", "offline", "--k", "4"],
-    "trainer.run": ["--profile", "offline", "--steps", "2", "--batch-size", "2"],
+    "build": ["--profile", "offline", "--k", "4"],
+    "train": ["--profile", "offline", "--steps", "2", "--batch-size", "2"],
 }
 ELSEWHERE = {  # lines that another test runs
-    "python -m lasr.weights fetch default": "test_fetch.py, against a hub on this machine",
-    "prefect server start": "test_flow.py",
-    "python -m pipeline.flows": "test_flow.py",
-    "prefect deployment run": "test_flow.py",
+    "lasr weights fetch default": "test_fetch.py, from a hub on this machine",
     "make demo": ".ci/run",
     "make test": ".ci/run",
+    ". .venv/bin/activate": ".ci/run makes the environment",
 }
 
 
@@ -36,8 +34,8 @@ def blocks() -> list[str]:
 
 
 def lines() -> list[str]:
-    found = [line for block in blocks() for line in block.splitlines()]
-    return [line for line in found if re.match(r"make |\.venv/bin/", line)]
+    found = [line.split("#")[0].strip() for block in blocks() for line in block.splitlines()]
+    return [line for line in found if re.match(r"make |lasr [a-z]|\. ", line)]
 
 
 def test_the_readme_as_typed(
@@ -45,51 +43,54 @@ def test_the_readme_as_typed(
 ) -> None:
     home, project = tmp_path / "home", tmp_path / "project"
     shutil.copytree(photographs, home / "photos")
-    picture = Image.open(home / "photos" / "china.jpg").crop((200, 100, 248, 148))
-    for file in (home / "photo.jpg", home / "old-photos" / "a.png", project / "sets/Set5/a.png"):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(file)
+    Image.open(home / "photos" / "china.jpg").crop((200, 100, 248, 148)).save(home / "photo.jpg")
+    project.mkdir()
     monkeypatch.chdir(project)
     monkeypatch.setenv("HOME", str(home))
     run: list[str] = []
     for line in lines():
-        command = line.split("#")[0].strip().removeprefix(".venv/bin/")
-        if any(command.startswith(known) for known in ELSEWHERE):
+        if line in ELSEWHERE:
             continue
-        module, *argv = [
+        _, name, *argv = [
             str(Path(word).expanduser()) if word.startswith("~") else word
-            for word in shlex.split(command)[2:]
+            for word in shlex.split(line)
         ]
-        argv += ADDED.get(module, [])
-        run.append(module)
-        if module == "pipeline.run":  # it starts Prefect's server: in a process of its own
+        argv = [name, *argv, *ADDED.get(name, [])]
+        run.append(name)
+        if name == "build":  # it starts Prefect's server: in a process of its own
             environment = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(home)}
-            command_line = [sys.executable, "-m", module, *argv]
-            subprocess.run(command_line, env=environment, check=True, timeout=200)
+            command = [sys.executable, "-m", "lasr", *argv]
+            subprocess.run(command, env=environment, check=True, timeout=200)
         else:
-            assert program_of(module).main(argv) == 0, line
-    assert len(run) >= 12, run
-    enlarged = np.asarray(Image.open("enlarged/photo.png"))
-    assert enlarged.shape == (192, 192, 3) and 20 < enlarged.mean() < 235
-    for file in ("data/report.html", "data/subset.parquet", "enlarged/a.png", "mine-x4.onnx"):
+            assert main(argv) == 0, line
+    first = ["build", "report", "query", "train", "upscale"]
+    assert run == [*first, "query", "train", "export"]
+    upscaled = np.asarray(Image.open("upscaled/photo.png"))
+    assert upscaled.shape == (192, 192, 3) and 20 < upscaled.mean() < 235
+    for file in ("data/report.html", "data/subset.parquet", "mine-x4.onnx"):
         assert Path(file).exists(), file
 
 
-def test_what_the_page_links_to_is_there() -> None:
+def test_it_is_a_page_that_leads_with_a_result() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
-    assert len(links) > 15
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert len(text.splitlines()) <= 100
+    assert "docs/result.jpg" in text[: text.index("\n## ")]
+    assert (ROOT / "docs/result.jpg").stat().st_size <= 250_000
 
 
-def test_the_tree_names_files_that_are_there_and_forgets_none() -> None:
-    (tree,) = [block for block in blocks() if block.startswith("schemas/ ")]
-    folder, named = "", set()
+def test_the_tree_names_each_package_and_folders_that_exist() -> None:
+    (tree,) = [block for block in blocks() if block.startswith("lasr/ ")]
+    top, named = "", set()
     for line in tree.splitlines():
-        if match := re.match(r"(\w+)/", line):
-            folder = match[1]
-        named |= {f"{folder}/{name}" for name in re.findall(r"\b(\w+\.(?:py|txt))", line)}
-    assert sorted(name for name in named if not (ROOT / name).is_file()) == []
-    own = {"schemas", "pipeline", "trainer"}
-    files = {f"{d}/{f.name}" for d in own for f in (ROOT / d).glob("*.py")}
-    assert sorted(file for file in files - named if "__init__" not in file) == []
+        folders = re.findall(r"(?<!\S)([a-z]+)/", line)
+        if not line.startswith(" "):
+            top = folders.pop(0)
+            named.add(top)
+        named |= {f"{top}/{f}" if (ROOT / top / f).is_dir() else f for f in folders}
+    assert sorted(name for name in named if not (ROOT / name).is_dir()) == []
+    packages = {
+        f"{package.parent.relative_to(ROOT)}"
+        for top in ("lasr", "schemas", "pipeline", "trainer")
+        for package in (ROOT / top).rglob("__init__.py")
+    }
+    assert sorted(packages - named) == []

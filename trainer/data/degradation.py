@@ -8,9 +8,12 @@ The degradation model itself is in trainer/data/realesrgan.py.
 import sys
 from pathlib import Path
 
+import numpy as np
 from pydantic import BaseModel, Field
 
 from lasr.cli import Command
+from schemas.manifest import open_manifest
+from trainer.data.reader import COLUMNS, Reader, decode
 
 SCALE = 3  # side of an LR pixel on the sheet
 
@@ -27,15 +30,13 @@ class SheetConfig(BaseModel):
 
 def draw_sheet(config: SheetConfig) -> None:
     """Write LR patches and degraded copies of each, all enlarged. Raises UserError."""
-    import numpy as np
-    import torch
+    manifest = open_manifest(config.manifest, COLUMNS)
+    import torch  # the manifest is checked before it loads
 
-    from schemas.manifest import open_manifest
-    from trainer.data.reader import COLUMNS, Reader, decode
     from trainer.data.realesrgan import degrade
     from trainer.sheets import nearest, write_sheet
 
-    reader = Reader(open_manifest(config.manifest, COLUMNS), cache_rows=1)
+    reader = Reader(manifest, cache_rows=1)
     rng = np.random.default_rng(config.seed)
     rows = rng.permutation(np.flatnonzero(reader.is_lr))[: config.patches].tolist()
     patches = [

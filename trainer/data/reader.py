@@ -19,13 +19,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lasr.errors import one_line
+from lasr.pictures.png import decode_png
 from schemas.manifest import PATCH_SIZE, Manifest, ManifestError, Role
 from schemas.parquet import ROW_GROUP
 
@@ -239,11 +239,13 @@ def _check_rows(path: Path, rows: pa.RecordBatch, first: int) -> None:
 def decode(content: np.ndarray, role: Role, row: int) -> np.ndarray:
     """Decode a PNG to n x n x 3 uint8 RGB, n the size of the role. Raises ManifestError."""
     size = PATCH_SIZE[role]
-    pixels = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB)
-    if pixels is None or pixels.shape != (size, size, 3):
-        found = "no picture" if pixels is None else f"{pixels.shape[1]}x{pixels.shape[0]} pixels"
-        raise ManifestError(
-            f"manifest row {row}: {found}, expected a {size}x{size} PNG",
-            "leave this row out, or build the manifest again",
-        )
+    fix = "leave this row out, or build the manifest again"
+    expected = f"expected a {size}x{size} PNG"
+    try:
+        pixels = decode_png(content)
+    except ValueError as error:
+        raise ManifestError(f"manifest row {row}: no picture, {expected}", fix) from error
+    if pixels.shape != (size, size, 3):
+        found = f"{pixels.shape[1]}x{pixels.shape[0]} pixels"
+        raise ManifestError(f"manifest row {row}: {found}, {expected}", fix)
     return pixels

@@ -9,6 +9,7 @@ weights. After an interruption the same command continues. See docs/evaluate.md.
 
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -24,6 +25,11 @@ from trainer.evaluate.pyiqa_backend import MetricUnavailable
 
 class EvaluateConfig(BaseModel):
     """The flags of `lasr evaluate`."""
+
+    SECTIONS: ClassVar = {
+        "How networks run": ["passes", "tile"],
+        "Conventions": ["colour", "crop_border", "protocol"],
+    }
 
     images: list[Path] = Field(
         [],

@@ -219,13 +219,13 @@ def _read_pair(picture: Picture, output: Output) -> tuple[Tensor, Tensor | None]
     target = None if picture.reference is None else read_rgb(picture.reference)
     if target is None:
         height, width = (side * picture.scale for side in picture.read().shape[-2:])
-        expected = f"{width}x{height}, {picture.scale} times the LR picture"
+        expected = f"{picture.scale} times the LR picture is {width}x{height}"
     else:
         height, width = target.shape[-2:]
-        expected = f"{width}x{height}, as its reference"
+        expected = f"its reference is {width}x{height}"
     if pixels.shape[-2:] != (height, width):
         raise UserError(
-            f"{output.path}: its size is {pixels.shape[-1]}x{pixels.shape[-2]}, not {expected}",
+            f"{output.path}: is {pixels.shape[-1]}x{pixels.shape[-2]}, but {expected}",
             "give an output of that size",
         )
     return pixels, target

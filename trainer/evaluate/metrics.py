@@ -1,4 +1,4 @@
-"""The metrics of an evaluation, and their weights.
+"""List the metrics of `lasr evaluate`, and fetch their weights.
 
     lasr metrics list
     lasr metrics fetch [NAME...]
@@ -232,21 +232,8 @@ def _fetch(config: FetchConfig) -> None:
 
 
 _COMMANDS: list[Command[Any]] = [
-    Command(
-        NoFlags,
-        _list,
-        name="lasr metrics list",
-        about="Show the metrics and their weights.",
-        weights=True,
-    ),
-    Command(
-        FetchConfig,
-        _fetch,
-        name="lasr metrics fetch",
-        about="Download the weights of metrics.",
-        positional="names",
-        weights=True,
-    ),
+    Command(NoFlags, _list, "lasr metrics list", "Show metrics and their weights.", weights=True),
+    Command(FetchConfig, _fetch, "lasr metrics fetch", "Download weights.", "names", weights=True),
 ]
 
 main = Group("lasr metrics", about=__doc__, sections={"Commands": _COMMANDS})

@@ -12,7 +12,7 @@ show groups that do not exist. Needs the extra `plots`.
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 class FeaturesConfig(BaseModel):
     """The flags of `lasr features`."""
+
+    SECTIONS: ClassVar = {"The maps": ["clip", "pca", "perplexity", "seed"]}
 
     weights: Path = Field(description="a run's folder, whose checkpoint has the trained encoders")
     manifest: Path = Field(description="where patches are drawn from; preferably not trained on")

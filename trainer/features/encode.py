@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
 from lasr.cli import progress
+from lasr.pictures.png import decode_png
 from schemas.manifest import PATCH_SIZE, ManifestError, Role
 from trainer.models.encoders import Encoders
 
@@ -42,10 +42,10 @@ def _batches(table: pa.Table) -> Iterator[tuple[Role, pa.Table]]:
 
 
 def _decode(patch: dict[str, Any], size: int) -> np.ndarray:
-    content = np.frombuffer(patch["image"]["bytes"], np.uint8)
-    pixels = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB)
-    if pixels is None or pixels.shape != (size, size, 3):
-        raise ManifestError(
-            f"patch {patch['patch_id']}: not a PNG of {size}x{size}", "build the manifest again"
-        )
-    return pixels
+    try:
+        pixels = decode_png(patch["image"]["bytes"])
+        if pixels.shape == (size, size, 3):
+            return pixels
+    except ValueError:
+        pass
+    raise ManifestError(f"patch {patch['patch_id']}: not a {size}x{size} PNG", "build it again")

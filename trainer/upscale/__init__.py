@@ -1,1 +1,1 @@
-"""Enlarge pictures with a trained network."""
+"""Upscale pictures with a trained network."""

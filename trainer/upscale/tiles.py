@@ -1,4 +1,4 @@
-"""Pictures of any size through a network, one tile at a time."""
+"""Upscale pictures of any size, one tile at a time."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -10,47 +10,81 @@ from torch import Tensor, nn
 
 from lasr.errors import UserError
 from schemas.manifest import SCALE
+from trainer.upscale.config import OVERLAP, SMALLEST_TILE, TILE
 from trainer.upscale.engines import Engine, torch_engine
 
 log = logging.getLogger(__name__)
 
-# With weights of Real-ESRGAN an answer changes where the picture is cut by at most 3/255 beyond 48
-# pixels, 13/255 beyond 32 and 76/255 beyond 4 (on fur): they look far around.
-TILE, OVERLAP = 512, 48
-SMALLEST_TILE = 16
-_LIT = 0.05  # mean of a tile that cannot come out black
-_VISIBLE = 0.5 / 255  # alpha below it is transparent, and its colour of no account
+_BRIGHT = 0.05  # mean of a tile that cannot become black
+_FIX = "if float16 overflows, use --precision float32; otherwise the weights are broken"
+_VISIBLE = 0.5 / 255  # pixels with less alpha are transparent, and their colour does not matter
 
 
 @dataclass
 class Tiling:
-    """How a picture is cut. `tile` is halved when memory runs out, and stays so."""
+    """How a picture is cut into tiles."""
 
-    tile: int = TILE  # side of what a tile gives, in pixels of the input
-    overlap: int = OVERLAP  # pixels of surroundings that it sees on each side
+    tile: int = TILE  # side of a tile in input pixels; halved when memory runs out
+    overlap: int = OVERLAP  # pixels around a tile that the network sees on each side
 
     def halve(self) -> None:
-        """Raises UserError where the tiles are at their smallest."""
+        """Halve the tiles, for good. Raises UserError: they are as small as allowed."""
         if self.tile // 2 < SMALLEST_TILE:
-            raise UserError("memory runs out even with the smallest tiles; close other programs")
+            raise UserError(
+                "out of memory even with the smallest tiles", "close other programs and try again"
+            )
         self.tile //= 2
-        log.warning("memory ran out: going on with --tile %d", self.tile)
+        log.warning("out of memory: continuing with --tile %d", self.tile)
 
 
-@torch.inference_mode()
-def enlarge(
+def upscale_array(
     engine: Engine,
     pixels: np.ndarray,
     scale: int,
-    dtype: type[np.unsignedinteger],
+    tiling: Tiling | None = None,
+    dtype: type[np.unsignedinteger] | None = None,
+    on_tile: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
+    """Upscale an array: h x w x c to (scale h) x (scale w) x c.
+
+    Args:
+        engine: from `make_engine`, of a network that enlarges by `scale`.
+        pixels: uint8 or uint16; c = 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
+        tiling: default `Tiling()`.
+        dtype: of the result; default that of `pixels`.
+        on_tile: as in `upscale_strips`.
+
+    Raises ValueError: another shape or dtype. UserError: as `upscale_strips`.
+    """
+    if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 3 or pixels.shape[2] > 4:
+        raise ValueError(
+            f"{pixels.dtype} of shape {pixels.shape}: expected h x w x 1 to 4, uint8 or uint16"
+        )
+    strips = upscale_strips(
+        engine, pixels, scale, tiling or Tiling(), dtype or pixels.dtype.type, on_tile
+    )
+    return np.concatenate(list(strips))
+
+
+@torch.inference_mode()
+def upscale_strips(
+    engine: Engine,
+    pixels: np.ndarray,
+    scale: int,
     tiling: Tiling,
+    dtype: type[np.unsignedinteger],
     on_tile: Callable[[int], None] = lambda done: None,
 ) -> Iterator[np.ndarray]:
-    """The enlarged picture in strips of rows, h' x (scale w) x c each, of `dtype`.
+    """Yield the upscaled picture in strips of rows, h' x (scale w) x c each, of `dtype`.
 
-    pixels: h x w x c as in `Picture`. Memory holds one strip and what the engine needs for one
-    tile. on_tile is told after each tile how many pixels of the input are done.
-    Raises UserError: an answer that is not finite, or black where the picture is not; no memory.
+    Memory holds one strip and what the engine needs for one tile.
+
+    Args:
+        pixels: h x w x c as in `upscale_array`.
+        on_tile: called after each tile with the number of input pixels done.
+
+    Raises UserError: the network's output is not finite, or black where the picture is not, or
+    memory runs out with the smallest tiles.
     """
     height, width, channels = pixels.shape
     top = 0
@@ -61,42 +95,44 @@ def enlarge(
             for left in range(0, width, tiling.tile):
                 right = min(left + tiling.tile, width)
                 box = top, bottom, left, right
-                answer = _tile(engine, pixels, box, scale, tiling)
-                strip[:, scale * left : scale * right] = _rounded(answer, dtype)
+                strip[:, scale * left : scale * right] = _round(
+                    _upscale_tile(engine, pixels, box, scale, tiling), dtype
+                )
                 on_tile(top * width + (bottom - top) * right)
         except Exception as error:
-            if not _out_of_memory(error):
+            if not _is_out_of_memory(error):
                 raise
             torch.cuda.empty_cache()
         else:
             yield strip
             top = bottom
             continue
-        tiling.halve()  # outside `except`, whose traceback keeps the tensors alive
+        tiling.halve()  # outside `except`: the traceback there keeps the tensors alive
 
 
 def upscale(network: nn.Module, picture: Tensor, tile: int = TILE) -> Tensor:
-    """(3, h, w) in [0, 1] to (3, 4h, 4w) in [0, 1] rounded to 16 bit, tile by tile.
+    """Upscale (3, h, w) in [0, 1] to (3, 4h, 4w) in [0, 1], rounded to 16 bit, tile by tile.
 
-    For a x4 network where it stands. Raises UserError as `enlarge` does.
+    network: x4; it runs on its own device and in its own dtype. Raises UserError as
+    `upscale_strips` does.
     """
     parameter = next(network.parameters())
     engine = torch_engine(network, parameter.device, parameter.dtype)
-    pixels = _rounded(picture.permute(1, 2, 0).cpu(), np.uint16)
-    strips = [s.astype(np.float32) for s in enlarge(engine, pixels, SCALE, np.uint16, Tiling(tile))]
-    return torch.from_numpy(np.concatenate(strips)).permute(2, 0, 1) / 65_535
+    pixels = _round(picture.permute(1, 2, 0).cpu(), np.uint16)
+    upscaled = upscale_array(engine, pixels, SCALE, Tiling(tile)).astype(np.float32)
+    return torch.from_numpy(upscaled).permute(2, 0, 1) / 65_535
 
 
-def _tile(
+def _upscale_tile(
     engine: Engine, pixels: np.ndarray, box: tuple[int, int, int, int], scale: int, tiling: Tiling
 ) -> Tensor:
-    """The answer for the box of the picture, h x w x c in [0, 1]."""
+    """The output for a box of the picture, h x w x c in [0, 1]."""
     top, bottom, left, right = box
     first, last = _window(top, bottom, pixels.shape[0], tiling)
     start, stop = _window(left, right, pixels.shape[1], tiling)
-    part = pixels[first:last, start:stop].astype(np.float32) / np.iinfo(pixels.dtype).max
-    enlarged = _channels(engine, torch.from_numpy(part).permute(2, 0, 1)[None], scale)
-    return enlarged[
+    crop = pixels[first:last, start:stop].astype(np.float32) / np.iinfo(pixels.dtype).max
+    upscaled = _upscale_channels(engine, torch.from_numpy(crop).permute(2, 0, 1)[None], scale)
+    return upscaled[
         0,
         :,
         scale * (top - first) : scale * (bottom - first),
@@ -105,54 +141,52 @@ def _tile(
 
 
 def _window(start: int, stop: int, side: int, tiling: Tiling) -> tuple[int, int]:
-    """What a tile sees along one axis. At the border it moves inwards: all have one size, which
-    compiled networks and tuned convolutions are made for."""
+    """The range that the network sees along one axis for a tile at start..stop.
+
+    At the border of the picture the window moves inwards instead of shrinking: windows of one size
+    suit compiled networks and tuned convolutions.
+    """
     size = min(tiling.tile + 2 * tiling.overlap, side)
     first = min(max(start - tiling.overlap, 0), side - size)
     return first, first + size
 
 
-def _channels(engine: Engine, picture: Tensor, scale: int) -> Tensor:
-    """(1, c, h, w) in [0, 1] to (1, c, s h, s w) in [0, 1], c as in `Picture`."""
+def _upscale_channels(engine: Engine, picture: Tensor, scale: int) -> Tensor:
+    """(1, c, h, w) in [0, 1] to (1, c, s h, s w) in [0, 1], c as in `upscale_array`."""
     channels = picture.shape[1]
     if channels == 1:
-        return _checked(engine, picture.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
+        return _run(engine, picture.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
     if channels == 3:
-        return _checked(engine, picture)
-    # Colours enter premultiplied: what is invisible must not leak into what is seen.
+        return _run(engine, picture)
+    # Colours are premultiplied, so that the colour of invisible pixels does not leak.
     colours, alpha = picture[:, :-1], picture[:, -1:]
     lowest, highest = alpha.aminmax()
-    if lowest == highest:  # wholly opaque or transparent: exactly so afterwards
+    if lowest == highest:  # constant alpha stays exactly so
         opacity = lowest.expand(1, 1, scale * alpha.shape[2], scale * alpha.shape[3])
     else:
-        opacity = _channels(engine, alpha, scale)
-    light = _channels(engine, colours * alpha, scale)
+        opacity = _upscale_channels(engine, alpha, scale)
+    light = _upscale_channels(engine, colours * alpha, scale)
     colours = torch.where(opacity > _VISIBLE, light / opacity, 0).clamp(0, 1)
     return torch.cat((colours, opacity), dim=1)
 
 
-def _checked(engine: Engine, picture: Tensor) -> Tensor:
-    answer = engine(picture.contiguous())
-    if not torch.isfinite(answer).all():
-        raise UserError(
-            "the network's answer is not finite: an overflow of float16 (take --precision float32)"
-            " or broken weights"
-        )
-    answer = answer.clamp_(0, 1)
-    if picture.mean() > _LIT and not answer.any():
-        raise UserError(
-            "the network's answer is black and the picture is not: broken weights, or an overflow"
-            " of float16 (take --precision float32)"
-        )
-    return answer
+def _run(engine: Engine, picture: Tensor) -> Tensor:
+    """The engine's output, clamped to [0, 1] and checked."""
+    output = engine(picture.contiguous())
+    if not torch.isfinite(output).all():
+        raise UserError("the network's output is not finite", _FIX)
+    output = output.clamp_(0, 1)
+    if picture.mean() > _BRIGHT and not output.any():
+        raise UserError("the network's output is black and the picture is not", _FIX)
+    return output
 
 
-def _rounded(values: Tensor, dtype: type[np.unsignedinteger]) -> np.ndarray:
+def _round(values: Tensor, dtype: type[np.unsignedinteger]) -> np.ndarray:
     rounded: np.ndarray = (values * float(np.iinfo(dtype).max)).round().numpy().astype(dtype)
     return rounded
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     words = ("can't allocate memory", "not enough memory", "out of memory", "failed to allocate")

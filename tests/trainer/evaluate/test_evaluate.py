@@ -110,7 +110,7 @@ def test_any_number_of_methods_in_one_table(
     assert run(out, *argv) == 1  # one output has a wrong size: said, and the others are scored
     text = capsys.readouterr()
     assert "Other, coffee: " in text.err
-    assert "coffee_out.png: its size is 100x87, not 100x88, as its reference" in text.err
+    assert "coffee_out.png: is 100x87, but its reference is 100x88; give an output" in text.err
     assert {(r["method"], r["image"]) for r in rows(out)} == {
         (m, i) for m in ("bicubic", "ours", "Other") for i in ("chelsea", "coffee")
     } - {("Other", "coffee")}
@@ -241,7 +241,7 @@ def test_no_reference(
     wrong.mkdir()
     Image.new("RGB", (160, 120)).save(wrong / "ä b.png")
     assert run(out, *argv, "--metrics", "piqe", "--outputs", wrong) == 1
-    assert "its size is 160x120, not 640x480, 16 times the LR picture" in capsys.readouterr().err
+    assert "is 160x120, but 16 times the LR picture is 640x480" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_mistakes_get_one_line(
         ([*base, "--weights", references], "has neither model.safetensors nor step"),
         ([*base, "--outputs", "A=nowhere"], "--outputs nowhere: no such folder"),
         ([*base, "--outputs", twins], "chelsea_out.png, chelsea_sr.png all match chelsea"),
-        (["--reference", "nowhere", "--weights", "bicubic"], "nowhere: no such picture"),
+        (["--reference", "nowhere", "--weights", "bicubic"], "nowhere: no such folder"),
         ([*base, "--weights", "../up=bicubic"], "its name cannot be a folder's"),
     ]:
         assert run(tmp_path / "out", *argv) == 1

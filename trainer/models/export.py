@@ -1,0 +1,77 @@
+"""Write a network as a file for other programs, and check the file by running it."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lasr.errors import UserError
+from lasr.files import atomic_path
+from trainer.models.ncnn import load_runtime, write_ncnn
+from trainer.models.onnx import export_onnx, load_onnx
+from trainer.models.rrdb import RRDB
+from trainer.models.save import write_tensors
+
+SHAPES = ((1, 3, 64, 64), (1, 3, 33, 50), (2, 3, 48, 27))  # of the pictures that are compared
+BOUND = 1e-4  # largest difference from PyTorch, of values in 0..1; 1/255 is a grey level
+BOUND_HALF = 2 / 255
+
+
+def export_network(
+    network: nn.Module, out: Path, half: bool, opset: int, metadata: Mapping[str, str]
+) -> list[Path]:
+    """Write `out` atomically in the format of its suffix; returns the paths of the files.
+
+    `.onnx` and `.param` (NCNN, with `.bin` beside it) are run and compared with PyTorch before they
+    get their names. `.pth` and `.safetensors` hold the tensors as they are.
+
+    Args:
+        network: x4, on the CPU, in eval mode.
+        half: weights in float16 (`.onnx`, `.param`).
+        opset: of ONNX.
+        metadata: goes into `.onnx` and `.safetensors`; the other formats have no field for it.
+
+    Raises UserError: the format does not hold this network, a package is missing, or the file's
+    output differs from PyTorch's.
+    """
+    bound = BOUND_HALF if half else BOUND
+    if out.suffix == ".onnx":
+        with atomic_path(out) as temporary:
+            export_onnx(network, temporary, opset, half, metadata)
+            compare(network, load_onnx(temporary), bound)
+    elif out.suffix == ".param":
+        if not isinstance(network, RRDB):
+            raise UserError(
+                f"--out {out}: NCNN files are written for RRDB only, this is a"
+                f" {type(network).__name__}",
+                "write a .pth and convert it with chaiNNer or pnnx",
+            )
+        binary_path = out.with_suffix(".bin")
+        with atomic_path(out) as param, atomic_path(binary_path) as binary:
+            write_ncnn(network, param, binary, half)
+            compare(network, load_runtime(param, binary), bound)
+        return [out, binary_path]
+    else:
+        write_tensors(out, network.state_dict(), dict(metadata))
+    return [out]
+
+
+def compare(network: nn.Module, run: Callable[[Tensor], Tensor], bound: float) -> None:
+    """Print the largest difference at several sizes.
+
+    run: (n, 3, h, w) to (n, 3, 4h, 4w), float32. Raises UserError: a difference exceeds `bound`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for shape in SHAPES:
+        pictures = torch.rand(shape, generator=generator)
+        with torch.inference_mode():
+            difference = float((run(pictures) - network(pictures)).abs().max())
+        size = f"{shape[0]} x {shape[3]}x{shape[2]}"
+        print(f"compared with PyTorch, {size}: largest difference {difference:.1e}")
+        if not difference <= bound:  # NaN fails, too
+            raise UserError(
+                f"the output of the exported network differs from PyTorch's by {difference:.1e} at"
+                f" {size}, more than {bound:.1e}",
+                "nothing was written; use another format, or run `lasr doctor`",
+            )

@@ -1,0 +1,58 @@
+"""Where results go, and whether a result exists already."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from lasr.errors import UserError
+from lasr.pictures.write import software_tag
+
+
+def result_paths(found: dict[Path, Path], out: Path, suffix: str) -> dict[Path, Path]:
+    """Map each picture to the path of its result: its name below `out`, with the new suffix.
+
+    found: as `find_pictures` returns it. The results of `a.jpg` and `a.png` in one folder are
+    `a.jpg.png` and `a.png.png`. Raises UserError: two pictures would still get the same path.
+    """
+    count = Counter(name.with_suffix("") for name in found.values())
+    source_of: dict[Path, Path] = {}
+    for path, name in found.items():
+        stem = name.with_suffix("") if count[name.with_suffix("")] == 1 else name
+        target = out / stem.with_name(f"{stem.name}.{suffix}")
+        if other := source_of.get(target):
+            raise UserError(
+                f"{other} and {path} would both become {target}",
+                "give the folder that holds both, or use a separate --out for each",
+            )
+        source_of[target] = path
+    return {path: target for target, path in source_of.items()}
+
+
+def file_ids(paths: Iterable[Path]) -> set[tuple[int, int]]:
+    """The device and inode of each path that exists: two links to one file have the same."""
+    return {_id(path) for path in paths if path.exists()}
+
+
+def is_done(target: Path, software: str, inputs: set[tuple[int, int]], overwrite: bool) -> bool:
+    """Whether `target` is a result with this Software tag.
+
+    False if it has to be made or, with `overwrite`, made again. inputs: `file_ids` of the inputs.
+    Raises UserError: `target` is an input, or something else and `overwrite` is not set.
+    """
+    if not target.exists():
+        return False
+    if _id(target) in inputs:
+        raise UserError(f"{target}: the result would overwrite an input", "choose another --out")
+    if overwrite:
+        return False
+    if software_tag(target) == software:
+        return True
+    raise UserError(
+        f"{target}: exists already, from other weights, passes or picture",
+        "choose another --out, or replace it with --overwrite",
+    )
+
+
+def _id(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_dev, state.st_ino

@@ -1,0 +1,113 @@
+"""Upscale a list of files: one at a time, with progress; a failed picture stops no other."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lasr.cli import progress
+from lasr.device import pick_device
+from lasr.errors import UserError
+from lasr.pictures.find import check_regular
+from lasr.pictures.read import Picture, read_picture
+from lasr.pictures.write import check_format, save_picture
+from lasr.weights.locate import Located
+from trainer.models.load import load_model
+from trainer.upscale.config import UpscaleConfig
+from trainer.upscale.engines import Engine, make_engine
+from trainer.upscale.results import file_ids, is_done
+from trainer.upscale.tiles import Tiling, upscale_array, upscale_strips
+
+
+def upscale_files(results: dict[Path, Path], located: Located, config: UpscaleConfig) -> None:
+    """Upscale each key of `results` into its value; print how many were done.
+
+    Results that exist already are skipped. Raises UserError at the end, naming what failed.
+    """
+    device = pick_device(config.device)
+    inputs = file_ids(results)
+    model = load_model(located)
+    engine = make_engine(model.fitted(), device, config.engine, config.precision, model.half)
+    tiling = Tiling(config.tile, config.overlap)
+    total_scale = model.scale**config.passes
+    growth = sum(model.scale ** (2 * n) for n in range(config.passes))
+    pixels = {path: growth * count for path, count in pixel_counts(results).items()}
+    failed: list[str] = []
+    skipped = 0
+    with progress(sum(pixels.values()) // 1000, "upscale", "kpx") as bar:
+        before = 0
+
+        def show(done: int) -> None:
+            bar.update((before + done) // 1000 - bar.n)
+
+        for number, (path, target) in enumerate(results.items(), start=1):
+            bar.set_postfix_str(f"{number}/{len(results)} {path.name}", refresh=False)
+            try:
+                check_regular(path)
+                software = f"LA-SR {located.identity} x{total_scale} of {_digest(path)}"
+                if is_done(target, software, inputs, config.overwrite):
+                    skipped += 1
+                else:
+                    picture = read_picture(path)
+                    check_format(picture, total_scale, config.format)
+                    scales = [model.scale] * config.passes
+                    upscale_picture(engine, scales, picture, target, tiling, software, show)
+            except (UserError, OSError) as error:
+                text = str(error)
+                failed.append(text if str(path) in text else f"{path}: {text}")
+            before += pixels[path]
+            show(0)
+    upscaled = len(results) - len(failed) - skipped
+    existing = f", {skipped} existed already" if skipped else ""
+    print(f"upscaled: {upscaled} of {len(results)}{existing}, x{total_scale}, in {config.out}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(results)} pictures failed: {'. '.join(failed)}")
+
+
+def upscale_picture(
+    engine: Engine,
+    scales: list[int],
+    picture: Picture,
+    target: Path,
+    tiling: Tiling,
+    software: str,
+    on_tile: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Upscale one picture into the file `target`, once for each scale, with 16 bits in between.
+
+    on_tile: called after each tile with the input pixels done so far, over all passes.
+    """
+    pixels, dtype, done = picture.pixels, picture.pixels.dtype.type, 0
+
+    def on_pass(tile_done: int) -> None:
+        on_tile(done + tile_done)
+
+    for scale in scales[:-1]:
+        size = pixels.shape[0] * pixels.shape[1]
+        pixels = upscale_array(engine, pixels, scale, tiling, np.uint16, on_pass)
+        done += size
+    height, width, channels = pixels.shape
+    shape = scales[-1] * height, scales[-1] * width, channels
+    strips = upscale_strips(engine, pixels, scales[-1], tiling, dtype, on_pass)
+    save_picture(target, strips, shape, np.dtype(dtype), picture.profile, software)
+
+
+def pixel_counts(paths: Iterable[Path]) -> dict[Path, int]:
+    """The number of pixels of each picture, from its header; 0 if it cannot be read."""
+
+    def count(path: Path) -> int:
+        try:
+            check_regular(path)
+            with Image.open(path) as image:
+                return image.width * image.height
+        except Exception:  # reported when the picture is read
+            return 0
+
+    return {path: count(path) for path in paths}
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
