@@ -1,4 +1,4 @@
-"""An HTTP server on loopback that acts as a model hub and as a plain file host, with faults on request."""
+"""An HTTP server on loopback: a model hub and a plain file host, with faults on request."""
 
 import hashlib
 import http.server

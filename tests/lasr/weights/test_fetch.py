@@ -146,9 +146,7 @@ def test_a_file_of_the_hub_is_resumed_too(host: Host, folder: Path) -> None:
     assert sent == [(None, 3000), ("bytes=3000-", len(content) - 3000)]
 
 
-def test_without_ranges_or_after_a_change_the_whole_file_is_sent(
-    host: Host, folder: Path
-) -> None:
+def test_without_ranges_or_after_a_change_the_whole_file_is_sent(host: Host, folder: Path) -> None:
     old, new = host.files[PATH], b"\x80\x02 another file, of an old form"
     host.ranges = False
     host.faults[FILE] = [Fault(cut=len(old) // 2)]
