@@ -1,12 +1,12 @@
-"""The pipeline against a plain loop over the same photographs and models, in one run.
+"""Compare the pipeline with a plain loop over the same photographs and models, in one run.
 
     python -m benchmarks.build                                    # two minutes on two cores
     python -m benchmarks.build --growth 50 200 800 1000           # how time and memory grow
     python -m benchmarks.build --depth DIR --clip DIR --device cuda
 
-The loop is what one writes first: open, estimate with the library's own call, crop, ask
-clip-interrogator's `rank` for each patch, write. Every run is a process of its own; models are
-loaded before its clock starts. Both must give the same patches with the same words.
+The loop is the obvious program: open a photograph, estimate depth with the library's own call,
+crop, call clip-interrogator's `rank` for each patch, write. Each run is a process of its own and
+loads its models before its time is taken. Both must give the same patches with the same words.
 """
 
 import io
@@ -39,11 +39,11 @@ Way = Literal["ours", "flow", "loop"]
 
 
 class BuildBenchmark(BaseModel):
-    """What `benchmarks.build` takes."""
+    """Parameters of `benchmarks.build`."""
 
-    photographs: int = Field(48, ge=2, description="photographs to build from, made of real ones")
-    width: int = Field(1020, ge=300, description="of each, pixels; the height is two thirds")
-    rounds: int = Field(3, ge=1, description="times that each way is run, in turn")
+    photographs: int = Field(48, ge=2, description="photographs to build from, made from real ones")
+    width: int = Field(1020, ge=300, description="width in pixels; the height is two thirds of it")
+    rounds: int = Field(3, ge=1, description="runs of each program, in turn")
     growth: list[int] = Field(
         [50, 200, 800], description="photographs in the runs that show how time and memory grow"
     )
@@ -52,12 +52,12 @@ class BuildBenchmark(BaseModel):
     depth: str = Field("colour-attenuation", description="depth estimator: name or folder")
     clip: str = Field("tiny-clip", description="CLIP: name or folder")
     device: Device = Field("auto", description="where the networks run")
-    child: Way | None = Field(None, description="(for its own use) measure this way, print JSON")
-    folder: Path | None = Field(None, description="(for its own use) photographs and results")
+    child: Way | None = Field(None, description="(internal) run one program, print JSON")
+    folder: Path | None = Field(None, description="(internal) folder of photographs and results")
 
 
 def make_photographs(folder: Path, number: int, width: int) -> None:
-    """Different JPEG files of one size: real photographs, mirrored, cropped and toned by seed."""
+    """Write JPEG files of one size: real photographs, cropped, flipped and toned by a seed."""
     from pipeline.demo import copy_photographs
 
     copy_photographs(folder / "source")
@@ -78,11 +78,11 @@ def make_photographs(folder: Path, number: int, width: int) -> None:
         )
 
 
-# --- the three ways, each in a process of its own ------------------------------------------------
+# --- the three programs, each in a process of its own -------------------------------------------
 
 
 def run_stages(config: BuildConfig) -> None:
-    """Ours, without Prefect."""
+    """Build without Prefect."""
     from pipeline.build.plan import plan_build, prepare
     from pipeline.build.publish import finish
     from pipeline.build.shard import build_shard
@@ -92,14 +92,14 @@ def run_stages(config: BuildConfig) -> None:
 
 
 def run_flow(config: BuildConfig) -> None:
-    """Ours, through the Prefect flow."""
+    """Build through the Prefect flow."""
     from pipeline.flows import flow as flows
 
     flows.build(config)
 
 
 def run_loop(config: BuildConfig, models: Any) -> None:
-    """One photograph after the other, one patch after the other, each library as its page says."""
+    """Build with a plain loop: one photograph and one patch at a time, libraries as documented."""
     rows = []
     for path in sorted(Path(config.images[0]).iterdir()):
         content = path.read_bytes()
@@ -141,7 +141,7 @@ def _plain_top_k(distance: np.ndarray, side: int, k: int, farthest: bool) -> lis
 
 
 class PlainModels:
-    """The libraries as they come: transformers or the formula, clip-interrogator's `rank`."""
+    """Unmodified libraries: transformers or the formula, clip-interrogator's `rank`."""
 
     def __init__(self, config: BuildConfig):
         from types import SimpleNamespace
@@ -169,7 +169,7 @@ class PlainModels:
             )
 
     def distance(self, image: Image.Image) -> np.ndarray:
-        """0 near, 1 far, at the image's size."""
+        """Return the distance map, 0 near to 1 far, at the image's size."""
         if self.depth:
             near = self.depth(image)["predicted_depth"].float().cpu().numpy()
             near = cv2.resize(near, image.size, interpolation=cv2.INTER_CUBIC)
@@ -180,7 +180,7 @@ class PlainModels:
         return np.asarray((far - far.min()) / (far.max() - far.min()))
 
     def rank(self, patch: Image.Image) -> list[str]:
-        """The 24 best words."""
+        """Return the 24 best words."""
         with torch.no_grad():
             batch = self.clip.preprocess(patch)[None].to(self.device)
             features = self.clip.model.encode_image(batch, normalize=True)
@@ -189,7 +189,7 @@ class PlainModels:
 
 
 def child(options: BuildBenchmark) -> None:
-    """Load the models, run one way, print what it took as JSON."""
+    """Load the models, run one program, print its time and memory as JSON."""
     assert options.folder is not None
     out = options.folder / f"{options.child}-{os.getpid()}" / "patches.parquet"
     config = BuildConfig(
@@ -223,7 +223,7 @@ def child(options: BuildBenchmark) -> None:
 
 
 def measure(way: Way, folder: Path, options: BuildBenchmark) -> dict[str, Any]:
-    """Run a child and read its answer. Raises CalledProcessError."""
+    """Run a program in a child process and read its result. Raises CalledProcessError."""
     command = [
         sys.executable,
         "-W",
@@ -245,13 +245,13 @@ def measure(way: Way, folder: Path, options: BuildBenchmark) -> dict[str, Any]:
 
 
 def words_of(out: str) -> dict[str, list[str]]:
-    """patch_id -> words of a result."""
+    """Return the words of each patch_id."""
     table = pq.read_table(out, columns=["patch_id", "words"]).to_pylist()
     return {row["patch_id"]: row["words"] for row in table}
 
 
 def compare(options: BuildBenchmark) -> None:
-    """The ways side by side, in turn; ratios and spread."""
+    """Run the programs in turn and print rates, spread and ratios."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make_photographs(folder, options.photographs, options.width)
@@ -267,12 +267,12 @@ def compare(options: BuildBenchmark) -> None:
             f"\n{options.photographs} photographs of {options.width}x{height}, {patches} patches,"
             f" {options.depth}, {options.clip}, {pick_device(options.device)},"
             f" {os.cpu_count()} cores, {options.rounds} rounds; {same} of the loop's"
-            f" {len(results['loop'])} patches have the same place and words in ours\n"
+            f" {len(results['loop'])} patches have the same position and words in LA-SR\n"
         )
-        print("| way | photographs/s (spread) | patches/s | ratio | peak memory |")
+        print("| program | photographs/s (spread) | patches/s | ratio | peak memory |")
         print("|---|---|---|---|---|")
         plain = median(run["seconds"] for run in runs["loop"])
-        for way, title in zip(ways, ("plain loop", "ours", "ours, through Prefect"), strict=True):
+        for way, title in zip(ways, ("plain loop", "LA-SR", "LA-SR, through Prefect"), strict=True):
             times = sorted(run["seconds"] for run in runs[way])
             middle, peak = median(times), max(run["peak_mb"] for run in runs[way])
             fast, usual, slow = (options.photographs / t for t in (times[0], middle, times[-1]))
@@ -282,11 +282,11 @@ def compare(options: BuildBenchmark) -> None:
             )
         pairs = zip(runs["flow"], runs["ours"], strict=True)
         over = median(flow["seconds"] - ours["seconds"] for flow, ours in pairs)
-        print(f"\nPrefect adds {over:.1f} s to a run, its embedded server's start included.")
+        print(f"\nPrefect adds {over:.1f} s to a run, including the start of its embedded server.")
 
 
 def grow(options: BuildBenchmark) -> None:
-    """Time and memory for more and more photographs."""
+    """Print time and memory for increasing numbers of photographs."""
     print("\n| photographs | seconds | photographs/s | peak memory |\n|---|---|---|---|")
     for number in options.growth:
         with tempfile.TemporaryDirectory() as place:

@@ -1,13 +1,14 @@
-"""How fast patches reach the trainer: from a manifest, and from a folder of PNG crops.
+"""Measure how fast patches are loaded: from a manifest, and from a folder of PNG crops.
 
-python -m benchmarks.loader                                   # a small data set, made on the spot
+python -m benchmarks.loader                                   # a small generated data set
 python -m benchmarks.loader --manifest data/patches.parquet --rounds 1
 
-The folder holds the same patches as PNG files beside a JSON of captions and is read as is usual: a
-torch DataLoader whose worker processes open files with Pillow and apply torchvision's transforms.
-Where Hugging Face `datasets` is installed, its streaming Parquet reader is run as well. All give
-float tensors in [0, 1], LR and HR of one photograph together (`datasets`: rows as they come). A
-round is one epoch in a fresh process; the loaders take turns. Rates leave the first batch out.
+The folder holds the same patches as PNG files and a JSON file of captions. It is read in the usual
+way: a torch DataLoader whose worker processes open files with Pillow and apply torchvision's
+transforms. If Hugging Face `datasets` is installed, its streaming Parquet reader runs as well. All
+yield float tensors in [0, 1], LR and HR of one photograph together (`datasets`: rows in stored
+order). A round is one epoch in a new process, and the loaders take turns. Rates exclude the first
+batch.
 """
 
 import json
@@ -43,36 +44,36 @@ except ImportError:
     datasets = None
 
 BATCH = 16  # pairs
-FORK = "fork"  # as torch does by itself, but for in a spawned process
+FORK = "fork"  # torch's default on Linux, except in a spawned process
 
 
 class LoaderConfig(BaseModel):
-    """What the benchmark takes."""
+    """Parameters of `benchmarks.loader`."""
 
     manifest: Path | None = Field(
         None, description="manifest to read (default: one made of sample photographs)"
     )
     photographs: int = Field(64, ge=7, description="sample photographs, without --manifest")
-    rounds: int = Field(3, ge=1, description="epochs of each loader")
+    rounds: int = Field(3, ge=1, description="epochs of each loader, in turn")
     workers: int = Field(2, ge=1, description="threads, or worker processes of the DataLoader")
-    seed: int = Field(0, ge=0, description="of shuffling")
+    seed: int = Field(0, ge=0, description="seed of shuffling")
 
 
 @dataclass(frozen=True)
 class Result:
-    """One epoch of one loader."""
+    """Measurements of one epoch of one loader."""
 
-    rate: float  # decoded patches a second
-    work: float  # milliseconds of processor time a patch, which noisy neighbours disturb less
-    first: float  # seconds to the first batch, opening included
-    read: float  # MB read from files; pages that the system holds count too
-    memory: float  # MB above the start, of process and workers, shared pages counted once
+    rate: float  # decoded patches per second
+    work: float  # milliseconds of CPU time per patch, less sensitive to other processes
+    first: float  # seconds to the first batch, including opening
+    read: float  # MB read from files, including cached pages
+    memory: float  # MB above the start, process and workers, shared pages once
 
 
 def from_manifest(
     config: LoaderConfig, folder: Path, degradation: Degradation = "none"
 ) -> Iterator[int]:
-    """The trainer's own loader."""
+    """Yield batch sizes from the trainer's loader."""
     assert config.manifest
     patches = Patches(open_manifest(config.manifest, COLUMNS), config.seed, degradation)
     for batch in patches.batches(0, len(patches) // BATCH, BATCH, config.workers):
@@ -80,12 +81,12 @@ def from_manifest(
 
 
 def from_manifest_degraded(config: LoaderConfig, folder: Path) -> Iterator[int]:
-    """The trainer's own loader with --degrade realesrgan."""
+    """Yield batch sizes from the trainer's loader with --degrade realesrgan."""
     return from_manifest(config, folder, "realesrgan")
 
 
 class PngFolder(Dataset[tuple[object, ...]]):
-    """The usual Dataset: files by name, captions in a JSON, a transform."""
+    """A usual Dataset: files by name, captions in a JSON file, a transform."""
 
     def __init__(self, folder: Path, seed: int):
         self.captions = json.loads((folder / "captions.json").read_text())
@@ -115,7 +116,7 @@ class PngFolder(Dataset[tuple[object, ...]]):
 
 
 def from_folder(config: LoaderConfig, folder: Path) -> Iterator[int]:
-    """A torch DataLoader over PNG files."""
+    """Yield batch sizes from a torch DataLoader over PNG files."""
     dataset = PngFolder(folder, config.seed)
     for far, near, *_ in DataLoader(
         dataset,
@@ -134,7 +135,7 @@ def _to_tensors(rows: list[dict[str, Any]]) -> list[Any]:
 
 
 def from_datasets(config: LoaderConfig, folder: Path) -> Iterator[int]:
-    """Hugging Face `datasets`, streaming, with its shuffle buffer."""
+    """Yield batch sizes from Hugging Face `datasets`, streaming, with its shuffle buffer."""
     assert config.manifest
     files = [str(file) for file in open_manifest(config.manifest).files]
     stream = datasets.load_dataset(
@@ -162,7 +163,7 @@ LOADERS: dict[str, Callable[[LoaderConfig, Path], Iterator[int]]] = {
 
 
 def measure(name: str, config: LoaderConfig, folder: Path) -> Result:
-    """One epoch of a loader, in this process and its children."""
+    """Run one epoch of a loader in this process and its children."""
     torch.set_num_threads(1)
     read_before, memory_before, work_before = _read(), _memory(), sum(os.times()[:4])
     first, count, memory, start = 0.0, 0, 0.0, time.perf_counter()
@@ -173,12 +174,12 @@ def measure(name: str, config: LoaderConfig, folder: Path) -> Result:
             read, memory = _read(), max(memory, _memory())
     rate = (count - 2 * BATCH) / (time.perf_counter() - start - first)
     work = (sum(os.times()[:4]) - work_before) / count * 1000
-    # Workers that have ended are counted through their parent, those that live by themselves.
+    # Finished workers are counted in their parent, running ones by themselves.
     return Result(rate, work, first, max(read, _read()) - read_before, memory - memory_before)
 
 
 def _family() -> list[Path]:
-    """/proc of this process and its children."""
+    """Return the /proc folders of this process and its children."""
     own = Path("/proc/self").resolve()
     children = (own / "task" / own.name / "children").read_text().split()
     return [own, *(Path("/proc") / child for child in children)]
@@ -201,7 +202,7 @@ def _memory() -> float:
 
 
 def make_manifest(folder: Path, count: int) -> Path:
-    """A manifest of `count` crops of sample photographs, by the pipeline's own stages."""
+    """Build a manifest from `count` crops of sample photographs. Returns its path."""
     from pipeline.build.plan import plan_build, prepare
     from pipeline.build.publish import finish
     from pipeline.build.shard import build_shard
@@ -229,7 +230,7 @@ def make_manifest(folder: Path, count: int) -> Path:
 
 
 def write_folder(manifest: Manifest, folder: Path) -> None:
-    """The patches of a manifest as PNG files, a folder a photograph, and captions.json."""
+    """Write the patches of a manifest as PNG files, a folder per photograph, and captions.json."""
     captions = {}
     for file in manifest.files:
         for batch in pq.ParquetFile(file).iter_batches(
@@ -244,7 +245,7 @@ def write_folder(manifest: Manifest, folder: Path) -> None:
 
 
 def used_columns(manifest: Manifest) -> float:
-    """MB that pictures and captions take in the manifest: the least that can be read."""
+    """Return the MB of pictures and captions in a manifest: the least that must be read."""
     total = 0
     for file in manifest.files:
         footer = pq.read_metadata(file)

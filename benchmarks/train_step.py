@@ -1,11 +1,11 @@
-"""Time a training step, region by region, and against the same step written plainly.
+"""Time a training step by region, and compare it with the same step written plainly.
 
     python -m benchmarks.train_step                # a small setting, for a CPU
     python -m benchmarks.train_step --setting paper --precision bfloat16 --compile default
 
-Weights and pictures are random: time does not depend on them. Data loading is left out. The floor
+Weights and pictures are random: time does not depend on them. Data loading is excluded. The floor
 of a region is its arithmetic at the rate of one large matrix product on the same device in the same
-run, or for the optimizer its bytes at the rate of a large copy.
+run; for the optimizer, its bytes at the rate of a large copy.
 """
 
 import statistics
@@ -41,25 +41,25 @@ WORDS = ["sky", "water", "wood", "stone", "leaf", "metal", "cloud", "grass", "sa
 
 
 class BenchmarkConfig(BaseModel):
-    """What `benchmarks.train_step` takes."""
+    """Parameters of `benchmarks.train_step`."""
 
     setting: Literal["small", "paper"] = Field(
         "small", description="paper: ViT-L/14, RRDB-23, VGG19; small: the same shapes, narrower"
     )
     batch_size: int | None = Field(
-        None, ge=2, description="LR patches a step (default: 16, small: 4)"
+        None, ge=2, description="LR patches per step (default: 16, small: 4)"
     )
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="as of trainer.run")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="as for lasr train")
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field(
-        "off", description="as of trainer.run; the plain step is never compiled"
+        "off", description="as for lasr train; the plain step is never compiled"
     )
-    rounds: int = Field(7, ge=1, description="times that the two steps take turns")
-    steps: int = Field(2, ge=1, description="steps a round")
+    rounds: int = Field(7, ge=1, description="rounds in which the two steps take turns")
+    steps: int = Field(2, ge=1, description="steps per round")
     device: Device = Field("auto", description="where the networks run")
 
 
 def networks(setting: str, device: torch.device) -> tuple[RRDB, Encoders, VGG]:
-    """The SR network, the encoders and VGG with seeded random weights."""
+    """Return SR network, encoders and VGG with seeded random weights."""
     if setting == "paper":
         shape = open_clip.get_model_config("ViT-L-14-quickgelu")
         sizes, widths = (64, 23, 32), WIDTHS
@@ -77,7 +77,7 @@ def networks(setting: str, device: torch.device) -> tuple[RRDB, Encoders, VGG]:
 
 
 def random_batch(size: int, seed: int) -> Batch:
-    """Pictures and captions that say nothing."""
+    """Return a batch of random pictures and captions."""
     chance = torch.Generator().manual_seed(seed)
     lr, hr = (torch.rand(size, 3, side, side, generator=chance) for side in PATCH_SIZE.values())
     picks = torch.randint(len(WORDS), (2, size, 24), generator=chance).tolist()
@@ -87,11 +87,11 @@ def random_batch(size: int, seed: int) -> Batch:
 
 
 class PlainStep:
-    """The step as one writes it who follows the paper from equation to equation.
+    """The step as written by someone who follows the paper equation by equation.
 
-    One call of the encoders for each kind of picture or text; the SR terms go backward through all
-    parameters, and what they leave on the encoders is thrown away before the encoders' own terms;
-    Adam as it comes, numbers fetched at every step.
+    It calls the encoders once for each kind of picture or text. The SR terms go backward through
+    all parameters, and their gradients of the encoders are discarded before the encoders' own
+    terms. Adam has its defaults, and the numbers are fetched at every step.
     """
 
     def __init__(self, config: TrainConfig, sr_network: nn.Module, encoders: Encoders, vgg: VGG):
@@ -134,13 +134,13 @@ class PlainStep:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all it was told."""
+    """Block until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class Stopwatch:
-    """Opened around a region: waits for the device before and after, and notes the milliseconds."""
+    """Called with a name: a context manager that records the milliseconds of a region."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -156,7 +156,7 @@ class Stopwatch:
 
 
 def count_flops(settings: TrainConfig, setting: str, batch: Batch) -> dict[str, int]:
-    """Floating-point operations of each region, on tensors that have shapes and no content."""
+    """Count floating-point operations of each region, on tensors of the meta device."""
     found: dict[str, int] = defaultdict(int)
 
     @contextmanager
@@ -174,7 +174,7 @@ def count_flops(settings: TrainConfig, setting: str, batch: Batch) -> dict[str, 
 
 
 def rates(device: torch.device, precision: str) -> tuple[float, float]:
-    """FLOP/s of a large matrix product and byte/s (read and written) of a large copy, here."""
+    """Measure FLOP/s of a large matrix product and byte/s (read and written) of a large copy."""
     side = 8192 if device.type == "cuda" else 1536
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -186,7 +186,7 @@ def rates(device: torch.device, precision: str) -> tuple[float, float]:
 
 
 def best(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of ten."""
+    """Return the seconds of the fastest of ten calls."""
     found = []
     for _ in range(10):
         wait(device)
@@ -198,7 +198,7 @@ def best(work: Callable[[], object], device: torch.device) -> float:
 
 
 def timed(step: Callable[[int], object], steps: int, device: torch.device) -> float:
-    """Milliseconds a step, over `steps` of them launched one after the other."""
+    """Return milliseconds per step, over `steps` steps launched one after the other."""
     wait(device)
     started = time.perf_counter()
     for number in range(steps):
@@ -208,7 +208,7 @@ def timed(step: Callable[[int], object], steps: int, device: torch.device) -> fl
 
 
 def spread(times: list[float], digits: int = 1) -> str:
-    """Median, least and largest."""
+    """Format median, minimum and maximum."""
     middle, least, most = (f(times) for f in (statistics.median, min, max))
     return f"{middle:.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"
 
@@ -218,7 +218,7 @@ def run(config: BenchmarkConfig) -> None:
     device = pick_device(config.device)
     if config.compile != "off":
         check_compiler(device, config.compile)
-    torch.backends.cudnn.benchmark = True  # as trainer.run has it; the plain step profits too
+    torch.backends.cudnn.benchmark = True  # as in lasr train; the plain step profits too
     size = config.batch_size or (16 if config.setting == "paper" else 4)
     chosen = {"batch_size": size, "precision": config.precision, "compile": config.compile}
     settings = TrainConfig.model_validate({"manifest": "none"} | chosen)
@@ -228,7 +228,7 @@ def run(config: BenchmarkConfig) -> None:
     stopwatch = Stopwatch(device)
     ours = TrainStep(settings, *networks(config.setting, device))
     plain = PlainStep(settings, *networks(config.setting, device))
-    tokens = [ours.texts_of(batch) for batch in batches]  # trainer.data.prefetch does this ahead
+    tokens = [ours.texts_of(batch) for batch in batches]  # in training, prefetch does this
     difference = check_equal(ours, plain, batches, tokens)
 
     times: dict[str, list[float]] = {"this project": [], "written plainly": []}
@@ -246,9 +246,9 @@ def run(config: BenchmarkConfig) -> None:
 def check_equal(
     ours: TrainStep, plain: PlainStep, batches: list[Batch], tokens: list[Tensor]
 ) -> float:
-    """Largest difference of a loss term over a few steps from the same weights (also a warm-up).
+    """Return the largest difference of a loss term over a few steps, which also warm up.
 
-    Raises UserError: the two do not train alike.
+    Raises UserError if the two steps give different losses.
     """
     worst = 0.0
     for batch, of_batch in zip(batches, tokens, strict=True):
@@ -258,7 +258,9 @@ def check_equal(
         worst = max([worst, *(abs(found[name] - value) for name, value in expected.items())])
     bound = 2e-3 if ours.config.precision == "float32" else 0.1
     if not worst < bound:
-        raise UserError(f"the two steps do not give the same loss: they differ by {worst:.2g}")
+        raise UserError(
+            f"the two steps give different losses, by up to {worst:.2g}", "report this as a bug"
+        )
     return worst
 
 

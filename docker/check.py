@@ -2,9 +2,9 @@
 
     sudo python docker/check.py FOLDER       # Debian with debootstrap and postgresql; 15 GB free
 
-Each stage of the Dockerfile becomes a folder mounted over those of its parent stages with overlayfs,
-as in an image. Its commands run inside with chroot, in a Debian of the base image's release with
-that release's Python. Then the services of the compose file start in order, with their commands,
+Each stage of the Dockerfile becomes a folder mounted over those of its parents with overlayfs, as
+in an image. Its commands run inside with chroot, in a Debian of the base image's release with that
+release's Python. Then the services of the compose file start in order, with their commands,
 environment, user and health checks; the worker builds a manifest and the trainer trains on it.
 FOLDER keeps the stages for the next call: delete it to start from scratch.
 

@@ -78,8 +78,8 @@ def write_manifest(config: FinetuneConfig) -> dict[Role, int]:
         raise UserError(f"--out {config.out}: is a folder of parts", "choose another name")
     check_file(config.out)
     found = images.find([*config.lr_images, *(config.hr_images or [])])
-    far = {picture.place for picture in images.find(config.lr_images)}
-    near = {picture.place for picture in images.find(config.hr_images or config.lr_images)}
+    far = {picture.path for picture in images.find(config.lr_images)}
+    near = {picture.path for picture in images.find(config.hr_images or config.lr_images)}
     words = read_dictionary(DICTIONARY)
     captioner = Captioner(locate(config.clip_name, "clip"), words, pick_device(config.device))
     parameters: dict[str, Any] = config.model_dump(mode="json") | {
@@ -93,7 +93,7 @@ def write_manifest(config: FinetuneConfig) -> dict[Role, int]:
     with atomic_path(config.out) as temporary, rows_to(temporary, PATCHES, metadata) as write:
         with progress(len(found), "pictures", "img") as bar:
             for picture in found:
-                roles: dict[Role, bool] = {"lr": picture.place in far, "hr": picture.place in near}
+                roles: dict[Role, bool] = {"lr": picture.path in far, "hr": picture.path in near}
                 rows, entry = _rows(picture, [r for r in roles if roles[r]], captioner, config)
                 first = catalogue.setdefault(entry["image_id"] or picture.name, entry)
                 if first is entry:

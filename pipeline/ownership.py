@@ -31,7 +31,7 @@ def check_outputs(out: StoragePath, work: StoragePath, inputs: Iterable[str]) ->
 
     out: the manifest. work: its work folder. inputs: paths of photographs, as the user gave them.
     Raises UserError: an unusable name, a file or link at `out`, a foreign file in `out`, in `work`
-    or beside `out`, or an output that is, contains or lies inside an input.
+    or beside `out`, or an output that is, contains or is inside an input.
     """
     _check_name(out)
     if out.is_local:

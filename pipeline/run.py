@@ -1,10 +1,10 @@
 """Build a manifest of far (LR) and near (HR) patches from photographs.
 
-    python -m pipeline.run --images ~/photos --out data/patches.parquet
-    python -m pipeline.run --images ~/photos --profile offline      # no downloads, for a first look
-    python -m pipeline.run --images ~/photos --dry-run              # what would be done
+    lasr build --images ~/photos --out data/patches.parquet
+    lasr build --images ~/photos --profile offline      # no downloads, for a first look
+    lasr build --images ~/photos --dry-run              # show what would be done
 
-Stopped or killed, the same command carries on where it was.
+After an interruption or a kill, the same command continues the build.
 """
 
 import sys

@@ -201,7 +201,7 @@ def scratch(folder: StoragePath, name: str) -> Iterator[Path]:
     The file is deleted on exit. For a local folder it is created inside that folder, on the same
     disk. Its name ends in `.tmp`, because Parquet readers take every `*.parquet` for a part, and
     because a rerun after a kill finds and removes it by that suffix. The name is unique: on a
-    shared disk two machines may work on one shard if one of them was given up too early.
+    shared disk two machines may work on one shard, if one was considered lost too early.
     For object storage the file has no name, so that nothing is left behind after a kill.
     """
     with reported(folder, "written"):

@@ -218,7 +218,7 @@ def _leaves(schema: pa.Schema, prefix: str = "") -> list[str]:
     return paths
 
 
-def open_manifest(path: Path, columns: Iterable[str] = PATCHES.names) -> Manifest:
+def open_manifest(path: Path | str, columns: Iterable[str] = PATCHES.names) -> Manifest:
     """Find a manifest's parts and check version, columns and types; reads footers only.
 
     path: a folder of parts or one Parquet file. columns: those the caller needs; of OPTIONAL ones
@@ -226,6 +226,7 @@ def open_manifest(path: Path, columns: Iterable[str] = PATCHES.names) -> Manifes
     Raises ManifestError: nothing there, not Parquet, another schema version, a column that is
     missing or of another type, parts that disagree.
     """
+    path = Path(path)
     if in_storage := re.match(r"([a-z0-9+]+):/+(.*)", str(path)):
         address = "{}://{}".format(*in_storage.groups())  # pathlib made one slash of two
         raise ManifestError(

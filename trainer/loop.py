@@ -166,7 +166,13 @@ def train_steps(
                 batch, tokens = next(batches)
             # Networks that drop paths at random draw from this seed: checkpoints need no RNG state.
             torch.manual_seed(((config.seed << 32) + step * world.size + world.rank) % 2**63)
-            numbers = AsyncNumbers(train_step(batch, tokens, shutdown.requested))
+            try:
+                numbers = AsyncNumbers(train_step(batch, tokens, shutdown.requested))
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"step {step}: the GPU is out of memory ({one_line(error, 100)})",
+                    "lower --batch-size or pass --precision bfloat16, with another --out",
+                ) from error
             pending.append(PendingStep(step, time.perf_counter(), dict(monitor.waited), numbers))
             bar.update()
 

@@ -159,7 +159,7 @@ class TrainStep:
         return sr, terms
 
     def backward(self, terms: dict[str, Tensor]) -> Tensor:
-        """Compute the gradients of equation (5), averaged over ranks; returns the total detached."""
+        """Compute the gradients of equation (5), averaged over ranks. Returns the total."""
         weights = self.weights
         zero = torch.zeros((), device=self.device)
         encoder_loss = weights.total(

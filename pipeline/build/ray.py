@@ -55,9 +55,9 @@ def build_part(job: Job, shard: Shard) -> str:
             f"{folder}: {machine} does not see this build's folder",
             f"put --out on a file system that all machines share, or in object storage ({_HELP})",
         )
-    if not any(photograph.place.exists() for photograph in shard.photographs):
+    if not any(photograph.path.exists() for photograph in shard.photographs):
         raise UserError(
-            f"{shard.photographs[0].place}: {machine} does not see this photograph",
+            f"{shard.photographs[0].path}: {machine} does not see this photograph",
             "put --images on a file system that all machines share, or in object storage"
             f" ({_HELP})",
         )

@@ -47,11 +47,11 @@ def fingerprint_inputs() -> tuple[object, ...]:
 
 @dataclass(frozen=True, order=True)
 class Found:
-    """A file that may be a photograph, as the file system knows it."""
+    """A file that may be a photograph, with what the file system says of it."""
 
-    name: str  # POSIX path relative to the images root: goes into the manifest
-    place: StoragePath
-    size: int  # bytes; -1: no regular file
+    name: str  # POSIX path relative to the images root: the manifest's image_path
+    path: StoragePath
+    size: int  # bytes; -1: not a regular file
     modified: int  # nanoseconds
 
 
@@ -65,7 +65,7 @@ class Photograph:
 
 
 class Unusable(Exception):
-    """A photograph that gives no patches, with the status and reason for the catalogue."""
+    """Raised for a photograph that cannot be used, with status and reason for the catalogue."""
 
     def __init__(self, status: str, reason: str, image_id: str | None = None):
         super().__init__(reason)
@@ -77,7 +77,7 @@ def find(images: Iterable[str]) -> list[Found]:
 
     images: folders, files, globs and `.txt` lists as `lasr.pictures.find.find_files` takes them, or
     folders and files in object storage (`s3://bucket/folder`).
-    Names are relative to the deepest folder that holds them all.
+    Names are relative to the deepest folder that contains them all.
     Raises UserError: a path does not exist, a folder cannot be listed, or nothing is found.
     """
     images = list(images)
@@ -86,7 +86,7 @@ def find(images: Iterable[str]) -> list[Found]:
     remote = (found for given in inputs if "://" in given for found in _in_object_storage(given))
     files: dict[str, Found] = {}
     for found in itertools.chain(local, remote):
-        files.setdefault(found.place.uri, found)
+        files.setdefault(found.path.uri, found)
     if not files:
         raise UserError(
             f"no photograph found in {', '.join(images)}",
@@ -94,43 +94,44 @@ def find(images: Iterable[str]) -> list[Found]:
         )
     try:
         root = posixpath.commonpath([posixpath.dirname(uri) for uri in files])
-    except ValueError as error:  # a local path and an address
+    except ValueError as error:  # a local path and a URI
         raise UserError(
-            f"--images {' '.join(images)}: folders of this machine and of object storage cannot"
-            " share one manifest's names; build two"
+            f"{' '.join(images)}: folders on this machine and in object storage cannot"
+            " share the names of one manifest",
+            "build two manifests",
         ) from error
     return sorted(_named(found, root) for found in files.values())
 
 
 def _named(found: Found, root: str) -> Found:
-    # A name that is no UTF-8 is legal on Linux and must not break the catalogue: \xff is spelt out.
-    relative = posixpath.relpath(found.place.uri, root)
+    # Linux allows names that are not UTF-8; the catalogue gets `\xff` spelt out.
+    relative = posixpath.relpath(found.path.uri, root)
     name = os.fsencode(relative).decode("utf-8", "backslashreplace")
-    return Found(name, found.place, found.size, found.modified)
+    return Found(name, found.path, found.size, found.modified)
 
 
 def _stat(file: Path) -> Found:
-    place = StoragePath(os.path.abspath(file))
+    path = StoragePath(os.path.abspath(file))
     try:
         state = file.stat()
-    except OSError:  # gone, or a link to nothing or to itself: still found, recorded as unreadable
-        return Found("", place, 0, 0)
-    # A pipe or a device would be read for ever.
+    except OSError:  # gone, or a dangling link: recorded as unreadable
+        return Found("", path, 0, 0)
+    # Reading a pipe or a device might never end.
     size = state.st_size if stat.S_ISREG(state.st_mode) else -1
-    return Found("", place, size, state.st_mtime_ns)
+    return Found("", path, size, state.st_mtime_ns)
 
 
-def _in_object_storage(given: str) -> list[Found]:
-    place = StoragePath(given.rstrip("/"))
-    with reported(place, "read"):
-        info = place.fs.get_file_info(place.key)
+def _in_object_storage(uri: str) -> list[Found]:
+    path = StoragePath(uri.rstrip("/"))
+    with reported(path, "read"):
+        info = path.fs.get_file_info(path.key)
         if info.type == pafs.FileType.Directory:
-            found = place.fs.get_file_info(pafs.FileSelector(place.key, recursive=True))
+            found = path.fs.get_file_info(pafs.FileSelector(path.key, recursive=True))
         else:
             found = [info]
     if info.type == pafs.FileType.NotFound:
-        raise UserError(f"--images {given}: no such folder or file; check the address")
-    scheme = given.split("://", 1)[0]
+        raise UserError(f"{uri}: no such folder or file", "check the address")
+    scheme = uri.split("://", 1)[0]
     return [
         Found("", StoragePath(f"{scheme}://{file.path}"), file.size, file.mtime_ns or 0)
         for file in found
@@ -151,7 +152,7 @@ def load(found: Found, min_side: int) -> Photograph:
     if found.size > MAX_BYTES:
         raise Unusable("too_large", f"{found.size} bytes: over {MAX_BYTES}")
     try:
-        content = found.place.read_bytes()
+        content = found.path.read_bytes()
     except OSError as error:
         raise Unusable("unreadable", f"cannot be read: {reason(error)}") from error
     image_id = hashlib.sha256(content).hexdigest()

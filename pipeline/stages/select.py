@@ -168,7 +168,7 @@ class Candidates:
     ) -> list[Patch]:
         """One LR patch for each HR patch, uniformly among those with enough overlap.
 
-        least: the share of the LR patch's area that lies inside the HR patch, 0..1. An HR patch
+        least: the share of the LR patch's area that is inside the HR patch, 0..1. An HR patch
         without such an allowed LR patch gets none.
         """
         allowed, area = self.allowed("lr"), PATCH_SIZE["lr"] ** 2

@@ -108,7 +108,7 @@ def test_mistakes_of_the_pipeline(
 ) -> None:
     offline = ["--profile", "offline"]
     for argv, message in [
-        (["--images", "nowhere"], "--images nowhere: no such folder"),
+        (["--images", "nowhere"], "nowhere: no such folder"),
         (["--images", str(photographs), "--dictionary", "no.txt"], "no.txt: the dictionary"),
         (["--images", str(photographs), "--depth", "guess"], "guess: neither a file or folder"),
         (

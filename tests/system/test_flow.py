@@ -20,6 +20,7 @@ from PIL import Image
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from lasr.errors import UserError
+from pipeline.build import plan
 from pipeline.build import shard as stages
 from pipeline.config import BuildConfig
 from pipeline.flows import flow as flows
@@ -199,9 +200,9 @@ def test_the_served_deployment(photographs: Path, server: Project) -> None:
         nowhere = json.dumps(parameters | {"images": ["nowhere"]})
         failed = server.run(*run, "build-patches/build-patches", "--params", nowhere, "--watch")
         assert failed.returncode == 1, failed.stdout + failed.stderr
-        assert "--images nowhere: no such folder" in " ".join(failed.stdout.split())
+        assert "nowhere: no such folder" in " ".join(failed.stdout.split())
         assert "Traceback" not in failed.stdout + log.read_text()
-        assert last_run(server)["state"]["message"].startswith("--images nowhere: no such folder")
+        assert last_run(server)["state"]["message"].startswith("nowhere: no such folder")
 
         refused = server.run(*run, "build-patches", "-p", 'images=["a"]', "-p", "k=0")
         text = " ".join((refused.stdout + refused.stderr).split())
@@ -287,6 +288,15 @@ def config(photographs: Path, tmp_path: Path) -> BuildConfig:
         images=[str(photographs)], out=tmp_path / "patches.parquet", profile="offline",
         k=1, shard_size=1,
     )  # fmt: skip
+
+
+def test_a_build_is_prepared_once(
+    here: Project, config: BuildConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command finds photographs and weights before Prefect starts; the flow uses them."""
+    prepared = plan.prepare(config)
+    monkeypatch.setattr(plan, "prepare", lambda _: pytest.fail("prepared again"))
+    assert flows.build(config, prepared)["patches"] == {"lr": 7, "hr": 7}
 
 
 def test_a_passing_fault_is_tried_again(

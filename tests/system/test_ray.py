@@ -148,7 +148,7 @@ def test_a_machine_that_does_not_see_what_the_others_see_is_named(
     ):
         cluster.build_part(job, shard)
     with sole_build(job.config.work):
-        moved = [replace(p, place=p.place.parent / "gone") for p in shard.photographs]
+        moved = [replace(p, path=p.path.parent / "gone") for p in shard.photographs]
         with pytest.raises(UserError, match=rf"gone: the cluster's machine {here} does not see"):
             cluster.build_part(job, replace(shard, photographs=tuple(moved)))
         for other in (

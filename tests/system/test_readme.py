@@ -84,9 +84,9 @@ def test_the_tree_names_each_package_and_folders_that_exist() -> None:
     for line in tree.splitlines():
         folders = re.findall(r"(?<!\S)([a-z]+)/", line)
         if not line.startswith(" "):
-            top, *folders = folders if line.startswith("lasr/") else [folders[-1], *folders[:-1]]
-            named |= {top}
-        named |= {folder if (ROOT / folder).is_dir() else f"{top}/{folder}" for folder in folders}
+            top = folders.pop(0)
+            named.add(top)
+        named |= {f"{top}/{f}" if (ROOT / top / f).is_dir() else f for f in folders}
     assert sorted(name for name in named if not (ROOT / name).is_dir()) == []
     packages = {
         f"{package.parent.relative_to(ROOT)}"

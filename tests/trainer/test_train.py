@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from lasr.errors import UserError
+from lasr.weights.locate import Located
 from lasr.weights.tensors import read_tensors
 from schemas.manifest import ManifestError, open_manifest
 from tests.support.upstream import save_clip
@@ -32,7 +33,8 @@ from trainer.distributed import World
 from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network
 from trainer.models.vgg import untrained_vgg, vgg_term
-from trainer.plan import check_compiler
+from trainer.plan import check_compiler, open_patches
+from trainer.run_log import trim_stats
 from trainer.step import TrainStep
 
 CPU = torch.device("cpu")
@@ -400,8 +402,83 @@ def test_damaged_checkpoints_and_broken_losses_are_said(
 def test_a_manifest_smaller_than_a_batch_is_said(
     manifest: Path, models: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="lr patches are fewer than a batch of 500"):
+    few = r"(\d+) lr patches are fewer than a batch of 500; pass --batch-size (\d+), or build"
+    with pytest.raises(UserError, match=few) as refused:
         loop.train(config(manifest, models, tmp_path / "run", batch_size=500))
+    found = re.search(few, str(refused.value))
+    assert found and found[1] == found[2]
+    with pytest.raises(UserError, match=rf"pass --batch-size {int(found[1]) // 5 * 5}, or"):
+        open_patches(config(manifest, models, tmp_path / "run", batch_size=500), processes=5)
+    one = tmp_path / "one.parquet"
+    sql = f"(SELECT * FROM '{manifest}/*.parquet' WHERE role = 'lr' LIMIT 1)"
+    sql += f" UNION ALL (SELECT * FROM '{manifest}/*.parquet' WHERE role = 'hr' LIMIT 3)"
+    duckdb.sql(f"COPY ({sql}) TO '{one}' (FORMAT parquet)")
+    with pytest.raises(
+        UserError, match="1 lr patches are fewer than a batch of 2; build"
+    ) as refused:
+        loop.train(config(one, models, tmp_path / "run"))
+    assert "--batch-size" not in str(refused.value)
+
+
+def test_a_checkpoint_of_another_network_is_said_in_one_line(
+    manifest: Path, models: Path, tmp_path: Path
+) -> None:
+    settings = config(manifest, models, tmp_path / "run", steps=1)
+    loop.train(settings)
+    for sr in (untrained_rrdb(8, 2, 8).state_dict(), {"other": torch.zeros(3)}, [1, 2]):
+        state = checkpoint.load(settings.folder)
+        assert state is not None
+        torch.save(state | {"sr": sr}, settings.folder / "checkpoint.pt")
+        with pytest.raises(UserError, match="the checkpoint is of another network") as refused:
+            loop.train(settings.model_copy(update={"steps": 2}))
+        assert "\n" not in str(refused.value)
+    torch.save({"step": 1}, settings.folder / "checkpoint.pt")
+    with pytest.raises(UserError, match="the checkpoint is of another network"):
+        loop.train(settings.model_copy(update={"steps": 2}))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing")],
+)
+def test_a_full_disk_leaves_the_last_checkpoint(
+    manifest: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    settings = config(manifest, models, tmp_path / "run", checkpoint_every=1, steps=3)
+    loop.train(settings.model_copy(update={"steps": 1}))
+    before = (settings.folder / "checkpoint.pt").read_bytes()
+    real = torch.save
+
+    def full(state: Any, path: Path) -> None:
+        real(state, path)
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"checkpoint of step 2 cannot be written .*free some disk"):
+        loop.train(settings)
+    monkeypatch.setattr(torch, "save", real)
+    assert (settings.folder / "checkpoint.pt").read_bytes() == before
+    assert not list(settings.folder.glob(".*.tmp"))
+    loop.train(settings)
+    assert [line["step"] for line in stats(settings.folder)] == [1, 2, 3]
+
+
+def test_a_gpu_without_memory_is_said(
+    manifest: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2.00 GiB")
+
+    monkeypatch.setattr(TrainStep, "terms", out_of_memory)
+    with pytest.raises(UserError, match=r"step 1: the GPU is out of memory .*lower --batch-size"):
+        loop.train(config(manifest, models, tmp_path / "run"))
+
+
+def test_damaged_lines_of_the_stats_leave_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "stats.jsonl"
+    path.write_bytes(b'{"step": 1}\n\xff\xfe\n[]\n"x"\n{"loss": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    trim_stats(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_a_compiled_step_is_the_same_step(
@@ -445,7 +522,7 @@ def test_any_network_of_spandrel_is_trained_resumed_and_saved_so_that_spandrel_r
 ) -> None:
     """SwinIR: integer buffers that stay integers, and paths dropped at random, exactly resumed."""
 
-    def swin(_: str) -> torch.nn.Module:
+    def swin(_: Located | None) -> torch.nn.Module:
         torch.manual_seed(0)
         return SwinIR(
             upscale=4, img_size=48, window_size=8, depths=[2], embed_dim=12, num_heads=[2],
@@ -462,7 +539,7 @@ def test_any_network_of_spandrel_is_trained_resumed_and_saved_so_that_spandrel_r
     assert stats(whole.folder) == stats(halves.folder)
     state = checkpoint.load(whole.folder)
     assert state is not None
-    trained, start = swin("").eval(), swin("").eval()
+    trained, start = swin(None).eval(), swin(None).eval()
     trained.load_state_dict(state["sr"])
     pictures = torch.rand(1, 3, 16, 16)
     with torch.no_grad():
@@ -493,7 +570,7 @@ def test_going_back_is_refused_and_paths_may_change(
 ) -> None:
     settings = config(manifest, models, tmp_path / "run", steps=2)
     loop.train(settings)
-    with pytest.raises(UserError, match=r"holds a run of 2 steps, --steps 1 would go back"):
+    with pytest.raises(UserError, match=r"holds a run of 2 steps, more than --steps 1; pass more"):
         loop.train(settings.model_copy(update={"steps": 1}))
     moved = tmp_path / "moved.parquet"
     shutil.copytree(manifest, moved)
@@ -513,7 +590,7 @@ def test_the_folder_explains_itself_and_tensorboard_has_scalars_and_pictures(
     settings = config(manifest, models, tmp_path / "run", steps=2)
     loop.train(settings, "python -m trainer.run --manifest x")
     text = (settings.folder / "README.md").read_text()
-    assert "`python -m trainer.run --manifest x` carries on" in text
+    assert "`python -m trainer.run --manifest x` resumes this run" in text
     for path in settings.folder.iterdir():
         named = "events.out.tfevents.*" if path.name.startswith("events") else path.name
         assert path.name == "README.md" or f"`{named}" in text, path
@@ -549,8 +626,10 @@ def test_fine_tuning_with_the_encoders_of_another_run(
     for one, other in itertools.pairwise(networks):
         assert any(not torch.equal(one[name], other[name]) for name in one)
 
-    with pytest.raises(UserError, match=r"--encoders .*nowhere: no checkpoint"):
+    with pytest.raises(
+        UserError, match=r"--encoders .*nowhere: no checkpoint there; pass the folder"
+    ):
         loop.train(tuned.model_copy(update={"encoders": tmp_path / "nowhere"}))
     save_clip(tmp_path / "other", embed_dim=32)
-    with pytest.raises(UserError, match="trained from another CLIP"):
+    with pytest.raises(UserError, match=r"run trained another CLIP than .*other; pass the same"):
         loop.train(tuned.model_copy(update={"clip": str(tmp_path / "other")}))

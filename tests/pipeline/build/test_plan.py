@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from lasr.errors import UserError
+from pipeline.build import workers
 from pipeline.build.models import load_models
 from pipeline.build.plan import plan_build, prepare
 from pipeline.build.publish import finish
@@ -21,6 +22,7 @@ from pipeline.build.shard import build_shard
 from pipeline.config import BuildConfig
 from schemas.manifest import PATCHES, open_manifest, patch_id
 from tests.conftest import run_stages
+from tests.support.upstream import save_clip
 
 
 def config(images: Path, out: Path, **changes: Any) -> BuildConfig:
@@ -190,6 +192,38 @@ def test_one_photograph_that_breaks_the_depth_network_is_alone_in_failing(
     assert found["chelsea.png"]["error"] == "depth: RuntimeError: out of memory"
     status = {path: entry["status"] for path, entry in found.items()}
     assert status.pop("chelsea.png") == "failed" and set(status.values()) == {"ok"}
+
+
+def test_a_failure_names_its_stage_and_leaves_one_traceback(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Exception):
+        """A type that no other test raises."""
+
+    def fail(*arguments: object) -> None:
+        raise Broken("on purpose")
+
+    monkeypatch.setattr(workers, "select", fail)
+    caplog.set_level("DEBUG", workers.log.name)
+    with pytest.raises(UserError, match=r"none of 4 .*most often: select: Broken: on purpose"):
+        run_stages(config(album, tmp_path / "patches.parquet"))
+    assert [record.levelname for record in caplog.records].count("WARNING") == 4
+    assert caplog.text.count("Traceback") == 1 and "in fail" in caplog.text
+
+
+def test_weights_are_located_once(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their digests cost seconds; workers get the result."""
+    save_clip(tmp_path / "clip")
+    prepared = prepare(config(album, tmp_path / "patches.parquet", clip=str(tmp_path / "clip")))
+    for name in ("lasr.weights.locate.locate", "lasr.weights.locate.locate_all"):
+        monkeypatch.setattr(name, lambda *_: pytest.fail("located again"))
+    for module in ("lasr.weights.clip", "pipeline.stages.depth"):
+        monkeypatch.setattr(f"{module}.locate", lambda *_: pytest.fail("located again"))
+    build = plan_build(prepared)
+    finish(build, [build_shard(build.job, shard) for shard in build.plan.to_do])
+    assert len(rows(tmp_path / "patches.parquet")) == 16
 
 
 def test_columns_are_those_of_the_contract(manifest: Path) -> None:

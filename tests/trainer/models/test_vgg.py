@@ -215,7 +215,7 @@ def test_untrained_vgg_depends_on_the_seed_alone_and_survives_a_file(tmp_path: P
         ),
         (
             published(make_layers([w if w == "M" else 4 for w in cfgs["E"]], batch_norm=True)),
-            r"features\.1\.\w+ does not belong",
+            r"features\.1\.\w+ is not a part of it",
         ),
         ({"conv_first.weight": torch.zeros(8, 3, 3, 3)}, r"features\.0\.\w+ is missing"),
         (

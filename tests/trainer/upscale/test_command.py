@@ -1,0 +1,190 @@
+"""The command: inputs and results, formats, passes, existing files, mistakes, a kill."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lasr.errors import UserError
+from lasr.pictures.find import find_pictures
+from lasr.pictures.read import read_picture, read_rgb
+from tests.support.weights import load_sr
+from trainer.models.rrdb import RRDB, untrained_rrdb
+from trainer.models.save import save_network
+from trainer.sheets import bicubic
+from trainer.upscale.__main__ import main
+from trainer.upscale.results import result_paths
+from trainer.upscale.tiles import upscale
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_network(untrained_rrdb(8, 1, 32), tmp_path_factory.mktemp("sr"))[0]
+
+
+@pytest.fixture
+def small(photographs: Path) -> Image.Image:
+    with Image.open(photographs / "coffee.png") as image:
+        return image.convert("RGB").resize((40, 30))
+
+
+def arguments(weights: Path, out: Path, *inputs: object, **flags: object) -> list[str]:
+    pairs = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    return [*map(str, inputs), "--weights", str(weights), "--out", str(out), *pairs]
+
+
+def test_the_command_upscales_files_folders_and_globs(
+    weights: Path, small: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = tmp_path / "in" / "größe 2" / "tief"
+    deep.mkdir(parents=True)
+    small.save(tmp_path / "in" / "small one.png")
+    small.save(deep / "small one.png")
+    small.save(tmp_path / "in" / "größe 2" / "日本.webp")
+    small.convert("L").save(tmp_path / "grau.jpg")
+    out = tmp_path / "in" / "out"  # inside what is searched: results are no inputs
+    argv = arguments(weights, out, tmp_path / "in", tmp_path / "gr*.jpg")
+    assert main(argv) == 0
+    assert "upscaled: 4 of 4, x4" in capsys.readouterr().out
+    names = ["grau.png", "größe 2/tief/small one.png", "größe 2/日本.png", "small one.png"]
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*")) == names
+    assert read_picture(out / "grau.png").pixels.shape == (120, 160, 1)
+    enlarged = read_rgb(out / "small one.png")
+    smooth = bicubic(read_rgb(tmp_path / "in" / "small one.png")[None], 4)[0]
+    inner = (enlarged - smooth)[:, 16:-16, 16:-16]
+    assert inner.abs().mean() < 0.03  # an untrained start interpolates
+    assert main(argv) == 0
+    assert "upscaled: 0 of 4, 4 existed already" in capsys.readouterr().out
+
+
+def test_two_passes_give_sixteen_times(weights: Path, small: Image.Image, tmp_path: Path) -> None:
+    small.save(tmp_path / "a.png")
+    assert main(arguments(weights, tmp_path / "x4", tmp_path / "a.png", tile=16)) == 0
+    assert main(arguments(weights, tmp_path / "x16", tmp_path / "a.png", passes=2)) == 0
+    once, twice = (read_rgb(tmp_path / x / "a.png") for x in ("x4", "x16"))
+    assert twice.shape == (3, 480, 640)
+    again = upscale(load_sr(str(weights)), once)
+    assert (twice - again).abs().max() < 0.02  # but for the rounding to 8 bit in between
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("jpg", np.uint8), ("webp", np.uint8),
+                                             ("tiff", np.uint16)])  # fmt: skip
+def test_other_formats(weights: Path, tmp_path: Path, kind: str, dtype: type) -> None:
+    ramp = np.linspace(0, 65_535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    assert main(arguments(weights, tmp_path / "out", tmp_path / "a.png", format=kind)) == 0
+    got = read_picture(tmp_path / "out" / f"a.{kind}").pixels
+    assert got.shape[:2] == (128, 128) and got.dtype == dtype
+    assert main(arguments(weights, tmp_path / "out", tmp_path / "a.png", format=kind)) == 0
+
+
+def test_same_names_are_told_apart_or_refused(tmp_path: Path, small: Image.Image) -> None:
+    for name in ("a/x.png", "a/x.jpg", "b/x.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        small.save(tmp_path / name)
+    names = result_paths(find_pictures([tmp_path / "a"]), Path("out"), "png").values()
+    assert sorted(map(str, names)) == ["out/x.jpg.png", "out/x.png.png"]
+    both = find_pictures([tmp_path])
+    assert len(set(result_paths(both, Path("out"), "png").values())) == 3
+    files = find_pictures([tmp_path / "a" / "x.png", tmp_path / "b" / "x.png"])
+    with pytest.raises(UserError, match="would both become"):
+        result_paths(files, Path("out"), "png")
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{tmp_path / 'a' / 'x.png'}\n\n{tmp_path / 'a' / 'x.png'}\n")
+    assert len(find_pictures([listed])) == 1
+
+
+def test_nothing_is_overwritten_unless_asked(
+    weights: Path, small: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small.save(tmp_path / "a.png")
+    own = arguments(weights, tmp_path, tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    assert main(own) == 1 and main([*own, "--overwrite"]) == 1
+    assert "would overwrite an input" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert main(arguments(weights, tmp_path, tmp_path)) == 1  # its results would be inputs
+    assert "holds the inputs" in capsys.readouterr().err
+    argv = arguments(weights, tmp_path / "out", tmp_path / "a.png")
+    assert main(argv) == 0
+    other = save_network(untrained_rrdb(8, 1, 32, seed=1), tmp_path / "other")[0]
+    changed = arguments(other, tmp_path / "out", tmp_path / "a.png")
+    assert main(changed) == 1 and "from other weights, passes" in capsys.readouterr().err
+    assert main([*changed, "--overwrite"]) == 0
+    small.rotate(90).save(tmp_path / "a.png")  # another picture under the same name
+    assert main(changed) == 1
+
+
+def test_mistakes_get_one_line_and_stop_no_other_picture(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (20, 20), "green").save(tmp_path / "fine.png")
+    Image.new("RGBA", (20, 20)).save(tmp_path / "alpha.png")
+    (tmp_path / "broken.png").write_bytes(b"no")
+    assert main(arguments(weights, tmp_path / "out", tmp_path, format="jpg")) == 1
+    text = capsys.readouterr()
+    assert "broken.png: not a readable picture" in text.err and "1 of 3" in text.out
+    assert "alpha.png: the picture has transparency" in text.err and text.err.count("error:") == 1
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["fine.jpg"]
+    assert main(arguments(weights, tmp_path / "out", tmp_path / "missing.png")) == 1
+    assert main(arguments(Path("nonsense"), tmp_path / "x", tmp_path / "fine.png")) == 1
+    assert "known sr weights; known: tiny-rrdb" in capsys.readouterr().err
+    network = RRDB(8, 1, 8)
+    with torch.no_grad():
+        network.conv_last.get_parameter("bias").fill_(float("nan"))
+    nan = save_network(network, tmp_path / "nan")[0]
+    assert main(arguments(nan, tmp_path / "out2", tmp_path / "fine.png")) == 1
+    assert "fine.png: the network's output is not finite" in capsys.readouterr().err
+    assert not list((tmp_path / "out2").glob("*"))
+
+
+def test_killed_halfway_nothing_half_written_is_left(
+    weights: Path, small: Image.Image, tmp_path: Path
+) -> None:
+    small.resize((700, 700)).save(tmp_path / "a.png")
+    argv = arguments(weights, tmp_path / "out", tmp_path / "a.png", tile=32)
+    process = multiprocessing.get_context("spawn").Process(target=main, args=(argv,))
+    process.start()
+    deadline = time.monotonic() + 120
+    half = tmp_path / "out" / ".a.png.tmp"
+    while not (half.exists() and half.stat().st_size > 1000) and process.is_alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert process.pid is not None and process.is_alive()
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [".a.png.tmp"]
+
+
+@pytest.mark.timeout(100)
+def test_a_named_pipe_is_named_and_stops_no_other_picture(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (20, 20), "green").save(tmp_path / "fine.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert main(arguments(weights, tmp_path / "out", tmp_path)) == 1
+    assert "pipe.png: not a regular file" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["fine.png"]
+
+
+def test_a_wrong_input_is_answered_without_loading_pytorch(weights: Path, tmp_path: Path) -> None:
+    argv = arguments(weights, tmp_path / "out", tmp_path / "missing.png")
+    code = (
+        "import sys; from trainer.upscale.__main__ import run; "
+        "from trainer.upscale.config import UpscaleConfig; from lasr.errors import UserError\n"
+        f"config = UpscaleConfig(inputs={argv[:1]}, weights={str(weights)!r}, out='out')\n"
+        "try: run(config)\n"
+        "except UserError as error: assert 'no such folder' in str(error)\n"
+        "else: raise AssertionError\n"
+        "assert 'trainer.upscale.run' not in sys.modules\n"
+        "assert 'trainer.upscale.engines' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
