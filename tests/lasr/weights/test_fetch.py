@@ -1,4 +1,4 @@
-"""Weights over HTTP on loopback: whole, cut, wrong, gone, slow, killed, at the same time."""
+"""Downloads over HTTP on loopback: interrupted, wrong, missing, slow, killed, in parallel."""
 
 import hashlib
 import os
@@ -146,9 +146,7 @@ def test_a_file_of_the_hub_is_resumed_too(host: Host, folder: Path) -> None:
     assert sent == [(None, 3000), ("bytes=3000-", len(content) - 3000)]
 
 
-def test_a_server_without_ranges_or_another_file_by_now_sends_all_of_it(
-    host: Host, folder: Path
-) -> None:
+def test_without_ranges_or_after_a_change_the_whole_file_is_sent(host: Host, folder: Path) -> None:
     old, new = host.files[PATH], b"\x80\x02 another file, of an old form"
     host.ranges = False
     host.faults[FILE] = [Fault(cut=len(old) // 2)]
@@ -173,7 +171,7 @@ def test_a_partial_file_without_version_or_digest_is_discarded(host: Host, folde
     assert (folder / PATH).read_bytes() == host.files[PATH]
 
 
-def test_whole_but_killed_before_the_name(host: Host, folder: Path) -> None:
+def test_a_download_killed_before_the_rename_is_finished(host: Host, folder: Path) -> None:
     host.faults[FILE] = [Fault(cut=len(host.files[PATH]) - 1), Fault(status=404)]
     assert main(["fetch", NAME]) == 1
     part = download.partial_path(folder / PATH)
@@ -192,7 +190,7 @@ def test_whole_but_killed_before_the_name(host: Host, folder: Path) -> None:
         ("403", "HTTP 403 Forbidden"),
     ],
 )
-def test_a_wrong_file_takes_no_name_and_leaves_nothing(
+def test_a_wrong_file_is_removed(
     host: Host, folder: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], fault: str, message: str,
 ) -> None:  # fmt: skip
@@ -232,7 +230,7 @@ def test_what_the_hub_does_not_have(
     assert found(TABLE[NAME]) and not found(TABLE[DEPTH])  # one that fails stops no other
 
 
-def test_a_repository_that_wants_a_token(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_repository_that_requires_a_token(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     host.locked = True
     line = failure(capsys, DEPTH)
     assert "GatedRepoError, HTTP 403; accept its terms on the hub, and set HF_TOKEN" in line
@@ -248,13 +246,13 @@ def test_transient_errors_are_retried_a_few_times(
     assert "no success after 5 attempts (HTTP 503" in failure(capsys, DEPTH)
 
 
-def test_another_part_than_the_one_asked_for_is_not_appended(host: Host, folder: Path) -> None:
+def test_another_range_than_requested_is_not_appended(host: Host, folder: Path) -> None:
     host.faults[FILE] = [Fault(cut=500), Fault(shifted=True)]
     assert main(["fetch", NAME]) == 0 and (folder / PATH).read_bytes() == host.files[PATH]
     assert [each.range for each in host.got(FILE)] == [None, "bytes=500-", None]
 
 
-def test_a_slow_server_is_waited_for_as_long_as_was_said(
+def test_the_timeout_is_an_environment_variable(
     host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "0.2")

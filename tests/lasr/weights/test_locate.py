@@ -1,6 +1,8 @@
 """Weights by name and by path; one table of sources, and the page generated from it."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,7 +41,7 @@ def test_every_entry_is_complete() -> None:
         assert entry.commercial == ("NC" not in entry.licence)
         assert re.fullmatch("main|[0-9a-f]{40}", entry.revision)
         assert all(re.fullmatch("[0-9a-f]{0,8}|[0-9a-f]{64}", f.sha256) for f in entry.files)
-        if entry.url:  # it comes under the name that it has there, digests in names and paths hold
+        if entry.url:  # the file keeps its published name, and digests in names and paths agree
             assert entry.url.endswith("/" + entry.files[0].name) and len(entry.files) == 1
             for digits in re.findall(r"(?<=[-/])(?:[0-9a-f]{64}|[0-9a-f]{8})(?=[./])", entry.url):
                 assert entry.files[0].sha256 == digits
@@ -96,7 +98,7 @@ def test_all_that_is_missing_is_named_together(folder: Path) -> None:
     assert "tiny-vgg" not in line and "\n" not in line
 
 
-def test_what_weights_need_may_stand_beside_them(
+def test_needed_weights_may_be_in_the_same_folder(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     any_content(monkeypatch, "sd15-vae")
@@ -108,7 +110,7 @@ def test_what_weights_need_may_stand_beside_them(
     assert locate("depthfm-v1", "depth").path == folder / "depthfm-v1" / "depthfm-v1.ckpt"
 
 
-def test_terms_are_told_when_such_weights_are_chosen(
+def test_terms_are_logged_once_when_such_weights_are_located(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     place(folder, "depth-anything-v2-large")
@@ -156,3 +158,14 @@ def test_the_generated_table_has_a_row_for_every_model() -> None:
             assert weights.files[-1].sha256[:8] in row
     for profile, names in PROFILES.items():
         assert all(f"`{name}`" in rows[profile] for name in names.values())
+
+
+def test_finding_weights_loads_no_heavy_library() -> None:
+    code = """
+import sys
+import lasr.weights.__main__, lasr.weights.locate, lasr.weights.registry, lasr.doctor.__main__
+heavy = {"torch", "open_clip", "huggingface_hub", "httpx", "numpy", "prefect", "duckdb", "cv2"}
+assert not heavy & {*sys.modules}, heavy & {*sys.modules}
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
