@@ -24,23 +24,16 @@ from lasr.files import atomic_path
 from lasr.weights.locate import PROFILES, Profile, locate, untrained
 from pipeline.build.workers import cut_out
 from pipeline.ownership import check_file
-from pipeline.sidecars.write import write_companions
+from pipeline.sidecars import write_sidecars
 from pipeline.stages import images
 from pipeline.stages.captions import DICTIONARY, Captioner, dictionary_sha256, read_dictionary
 from pipeline.stages.images import Found, Photograph, Unusable
 from pipeline.stages.rows import captioned, catalogue_row, patch_row, unusable_row
 from pipeline.stages.select import Patch, texture_map
 from pipeline.storage import StoragePath
-from schemas.manifest import (
-    IMAGES,
-    PATCH_SIZE,
-    PATCHES,
-    Role,
-    Row,
-    file_metadata,
-    images_path,
-    rows_to,
-)
+from schemas.catalogue import IMAGES, images_path
+from schemas.manifest import PATCH_SIZE, PATCHES, Role, Row, file_metadata
+from schemas.parquet import rows_to
 
 
 class FinetuneConfig(BaseModel):
@@ -111,7 +104,7 @@ def write_manifest(config: FinetuneConfig) -> dict[Role, int]:
     ):
         write(sorted(catalogue.values(), key=lambda entry: entry["path"]))
     out = StoragePath(str(config.out))
-    write_companions(out, metadata, work=out.parent)
+    write_sidecars(out, metadata, work=out.parent)
     return counts
 
 

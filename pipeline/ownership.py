@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from lasr.errors import UserError
 from pipeline.storage import StoragePath, reported
-from schemas.manifest import BESIDE, METADATA_KEY, beside
+from schemas.catalogue import BESIDE, beside
+from schemas.parquet import METADATA_KEY
 
 _CARD_TITLE = "\n# LA-SR patches: "  # of every data card
 _DIGEST = "[0-9a-f]{16}"

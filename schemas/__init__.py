@@ -1,1 +1,1 @@
-"""The data contract between the two programs, and nothing else."""
+"""The data contract between the pipeline and the trainer."""

@@ -1,10 +1,10 @@
-"""The error that a user can act on; here, because the data contract imports nothing."""
+"""The error that a user can act on. It is here because schemas imports no other package of ours."""
 
 
 class UserError(Exception):
-    """Something the user can fix: what is wrong and where, and what to do about it.
+    """An error that the user can fix: what is wrong and where, and what to do about it.
 
-    Every command prints it as one line and exits with status 1; a traceback is left for bugs.
+    Every command prints it as one line and exits with status 1.
     """
 
     def __init__(self, problem: str, fix: str = ""):

@@ -25,7 +25,7 @@ MAY_CHANGE = {
 
 
 class TrainConfig(BaseModel):
-    """What `trainer.run` takes. The defaults are the paper's (section 4)."""
+    """What `lasr train` takes. The defaults are the paper's (section 4)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,1 +1,1 @@
-"""What is wrong with this machine, before a long run finds out."""
+"""Check this machine before a long run."""

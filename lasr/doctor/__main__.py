@@ -1,16 +1,18 @@
-"""Look at this machine and say what is wrong before a long run does.
+"""Check this machine before a long run.
 
-    python -m lasr.doctor                              # for both programs, profile default
-    python -m lasr.doctor --profile paper --photographs 88000
-    python -m lasr.doctor --program trainer --json
+    lasr doctor                                        # both programs, profile default
+    lasr doctor --profile paper --photographs 88000
+    lasr doctor --program trainer --json
 
-Everything is tried, not only looked up: torchvision's operators, a query over Parquet, Prefect's
-server, a kernel on the GPU, a file in the data folder. Nothing is changed, fetched or sent. Exit
-status 1 where something that the chosen programs need is wrong (✗).
+Each check tries the thing itself: torchvision's operators, a Parquet file, Prefect's server, a
+kernel on the GPU, a file in the data folder. Nothing is changed, downloaded or sent. The exit
+status is 1 if a check fails (✗).
 """
 
 import json
+import platform
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,25 +21,25 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from lasr.cli import Command
-from lasr.doctor import environment as installed
-from lasr.doctor import machine as room
-from lasr.doctor import server
-from lasr.doctor.finding import Finding, wrong
-from lasr.errors import UserError
-from lasr.weights.locate import Kind, Profile
+from lasr.doctor import environment, machine
+from lasr.doctor.environment import Result
+from lasr.errors import UserError, one_line
+from lasr.weights.locate import weights_folder
+from lasr.weights.registry import Kind, Profile
 
+BUG = "report this as a bug of LA-SR"
+Check = Callable[[], str | Iterable[Result]]
 MARKS = {"ok": "✓", "warning": "!", "wrong": "✗"}
-# What of a profile each program loads.
+# The weights of a profile that each program loads.
 KINDS: dict[str, tuple[Kind, ...]] = {
     "pipeline": ("depth", "clip"),
     "trainer": ("clip", "vgg", "sr"),
     "both": ("depth", "clip", "vgg", "sr"),
 }
-EXTRAS = {"pipeline": ["pipeline"], "trainer": ["trainer"], "both": ["pipeline", "trainer"]}
 
 
 class DoctorConfig(BaseModel):
-    """What `lasr.doctor` takes."""
+    """The flags of `lasr doctor`."""
 
     profile: Profile = Field("default", description="the models that will run")
     program: Literal["pipeline", "trainer", "both"] = Field(
@@ -48,56 +50,65 @@ class DoctorConfig(BaseModel):
     json_: bool = Field(False, description="print the results as JSON")
 
 
-def examine(arguments: DoctorConfig) -> Iterator[Finding]:
-    """All findings, one after the other."""
-    kinds, profile, data = KINDS[arguments.program], arguments.profile, arguments.data
-    pipeline = "depth" in kinds
-    extras = frozenset(
-        {"pipeline", "trainer"} if arguments.program == "both" else {arguments.program}
-    )
-    checks: list[Callable[[], Iterable[Finding]]] = [
-        installed.python,
-        lambda: installed.packages(extras),
-        installed.torch,
-        installed.opencv,
-        lambda: installed.parquet(query=pipeline),
-        *([server.health] if pipeline else []),
-        lambda: room.weights(profile, kinds),
-        lambda: room.disk(data, profile, kinds, arguments.photographs),
-        lambda: room.memory(profile, kinds),
-        lambda: room.folders(data),
-        room.variables,
-    ]
-    for check in checks:
+def checks(config: DoctorConfig) -> Iterator[tuple[str, Check, str]]:
+    """Each check's subject, the function, and what to do if the function raises."""
+    kinds, profile, data = KINDS[config.program], config.profile, config.data
+    extras = ["pipeline", "trainer"] if config.program == "both" else [config.program]
+    yield "Python", lambda: f"{platform.python_version()} at {sys.executable}", BUG
+    yield "packages", lambda: environment.packages(extras), "run `pip install .` in the project"
+    fix = "run `pip install --force-reinstall torch torchvision`"
+    yield "PyTorch", environment.pytorch, fix
+    fix = "run `nvidia-smi`, and install the PyTorch build for your driver and GPU (pytorch.org)"
+    yield "GPU", environment.gpu, fix
+    fix = "install the two together: `pip install --upgrade torch torchvision`"
+    yield "torchvision", environment.torchvision, fix
+    yield "OpenCV", environment.opencv, environment.REINSTALL_OPENCV
+    if "pipeline" in extras:
+        fix = "run `pip install --force-reinstall pyarrow duckdb`"
+        yield "DuckDB", environment.duckdb, fix
+        yield "Prefect", environment.prefect, BUG
+    yield "weights", lambda: machine.weights(profile, kinds), BUG
+    yield "disk", lambda: machine.disk(data, profile, kinds, config.photographs), BUG
+    yield "memory", lambda: machine.memory(profile, kinds), BUG
+    yield "data folder", lambda: machine.writable(data), BUG
+    yield "temporary folder", lambda: machine.writable(Path(tempfile.gettempdir())), BUG
+    yield "weights folder", lambda: machine.writable(weights_folder()), BUG
+    yield "settings", lambda: machine.settings(), BUG
+
+
+def examine(config: DoctorConfig) -> Iterator[Result]:
+    """Run all checks; one that raises does not stop the others."""
+    for about, check, fix in checks(config):
         try:
-            yield from check()
-        except Exception as error:  # whatever is broken here, the other checks still help
-            name = getattr(check, "__name__", "check")
-            yield wrong(name, f"{type(error).__name__}: {error}", "report this as a bug of ours")
+            outcome = check()
+            yield from [Result("ok", about, outcome)] if isinstance(outcome, str) else outcome
+        except UserError as error:
+            yield Result("wrong", about, error.problem, error.fix)
+        except Exception as error:  # a broken library can raise anything when it loads
+            yield Result("wrong", about, f"{type(error).__name__}: {one_line(error)}", fix)
 
 
-def show(finding: Finding) -> None:
-    """A line, and beneath it what to do."""
-    found = " ".join(finding.found.split())
-    print(f"{MARKS[finding.level]} {finding.about}: {found}", flush=True)
-    if finding.fix:
-        print(f"    → {' '.join(finding.fix.split())}", flush=True)
+def show(result: Result) -> None:
+    """Print a result on one line, and its fix on a second one."""
+    print(f"{MARKS[result.level]} {result.about}: {' '.join(result.found.split())}", flush=True)
+    if result.fix:
+        print(f"    → {' '.join(result.fix.split())}", flush=True)
 
 
-def run(arguments: DoctorConfig) -> None:
-    """Examine, print, and raise UserError where something needed is wrong."""
-    findings = []
-    for finding in examine(arguments):
-        findings.append(finding)
-        if not arguments.json_:
-            show(finding)
-    if arguments.json_:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
-    faults = [finding for finding in findings if finding.level == "wrong"]
-    if faults:
-        names = ", ".join(dict.fromkeys(finding.about for finding in faults))
+def run(config: DoctorConfig) -> None:
+    """Run all checks and print the results. Raises UserError if one of them fails."""
+    results = []
+    for result in examine(config):
+        results.append(result)
+        if not config.json_:
+            show(result)
+    if config.json_:
+        print(json.dumps([asdict(result) for result in results], indent=2, ensure_ascii=False))
+    failed = [result.about for result in results if result.level == "wrong"]
+    if failed:
         raise UserError(
-            f"{len(faults)} of {len(findings)} wrong: {names}; do what stands beside each"
+            f"{len(failed)} of {len(results)} checks failed: {', '.join(dict.fromkeys(failed))}",
+            "follow the advice given with each",
         )
 
 

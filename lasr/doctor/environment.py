@@ -1,208 +1,190 @@
-"""What the doctor looks at in the installation: packages, PyTorch, its GPU, OpenCV, DuckDB."""
+"""Checks of the installation. Each returns what it found, or yields results, or raises.
+
+A UserError carries its own fix; for other exceptions the table of checks in __main__ has one.
+"""
 
 import importlib.metadata
 import os
-import platform
-import re
 import shutil
-import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from packaging.requirements import Requirement
 
-from lasr.doctor.finding import Finding, good, warning, wrong
+from lasr.errors import UserError, one_line
 
 NAME = "la-sr"
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"  # in a checkout; a wheel has none
+OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python")
+REINSTALL_OPENCV = "run `pip install --force-reinstall opencv-python-headless`"
+FIX_SERVER = (
+    "start it with `prefect server start`; check PREFECT_API_URL, such as"
+    " http://127.0.0.1:4200/api, and PREFECT_API_AUTH_STRING; or run"
+    " `unset PREFECT_API_URL`, because `lasr build` needs no server"
+)
 
 
-def python() -> Iterator[Finding]:
-    """The interpreter."""
-    yield good("Python", f"{platform.python_version()} at {sys.executable}")
+@dataclass(frozen=True)
+class Result:
+    """The result of one check.
 
+    level: "warning" if it works, but not as well as it could; "wrong" if a program that was asked
+    about will fail. found: what the check saw. fix: what to do, unless the level is "ok".
+    """
 
-def packages(extras: frozenset[str]) -> Iterator[Finding]:
-    """What pyproject.toml asks for, of the base and of some extras, against what is installed."""
-    names = sorted(extras)
-    wanted = _requirements(extras)
-    faults = []
-    for requirement in wanted:
-        found = version(requirement.name)
-        if not found:
-            faults.append(f"{requirement.name} is missing")
-        elif not requirement.specifier.contains(found, prereleases=True):
-            faults.append(f"{requirement.name} is {found}, not {requirement.specifier}")
-    fix = f"run `pip install --upgrade '.[{','.join(names)}]'` in the project's folder"
-    for fault in faults:
-        yield wrong("package", fault, fix)
-    if not wanted:
-        yield warning("packages", f"{NAME} is not installed, so nothing says what it needs", fix)
-    elif not faults:
-        yield good("packages", f"{len(wanted)} as needed by {', '.join(names)}")
-    both = [n for n in ("opencv-python", "opencv-python-headless") if version(n)]
-    if len(both) > 1:
-        yield warning(
-            "package",
-            f"{' and '.join(both)} write over each other's files",
-            f"run `pip uninstall {both[0]}`, then `pip install --force-reinstall {both[1]}`",
-        )
-
-
-def _requirements(extras: frozenset[str]) -> list[Requirement]:
-    """From pyproject.toml in a checkout, whose metadata may be old, else from the metadata."""
-    pyproject = Path(__file__).parents[2] / "pyproject.toml"
-    if pyproject.is_file():
-        project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-        lines = list(project["dependencies"])
-        for extra in extras:
-            lines += project["optional-dependencies"][extra]
-        return [r for r in map(Requirement, lines) if r.name != NAME]
-    try:
-        given = map(Requirement, importlib.metadata.requires(NAME) or ())
-    except importlib.metadata.PackageNotFoundError:
-        return []
-    asked = [{"extra": extra} for extra in ("", *extras)]
-    return [
-        r
-        for r in given
-        if r.name != NAME and (not r.marker or any(r.marker.evaluate(e) for e in asked))
-    ]
+    level: Literal["ok", "warning", "wrong"]
+    about: str
+    found: str
+    fix: str = ""
 
 
 def version(package: str) -> str:
-    """Of an installed package; empty where there is none."""
+    """The version of an installed package; "" if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
 
 
-def torch() -> Iterator[Finding]:
-    """PyTorch, its GPU, and torchvision's operators, each tried out."""
-    try:
-        import torch
-    except Exception as error:  # a broken library can raise anything when it loads
-        fix = "run `pip install --force-reinstall torch torchvision`"
-        yield wrong("PyTorch", line(error), fix)
-        return
-    yield good("PyTorch", f"{torch.__version__}, {torch.get_num_threads()} CPU threads")
-    yield from _gpu(torch)
-    yield _torchvision(torch)
+def packages(extras: Sequence[str]) -> Iterator[Result]:
+    """Compare installed versions with the requirements of the base and of some extras."""
+    project = "." if PYPROJECT.is_file() else NAME
+    fix = f"run `pip install --upgrade '{project}[{','.join(extras)}]'`"
+    requirements, faults = _requirements(extras), []
+    for requirement in requirements:
+        installed = version(requirement.name)
+        if not installed:
+            faults.append(f"{requirement.name} is missing")
+        elif not requirement.specifier.contains(installed, prereleases=True):
+            faults.append(f"{requirement.name} is {installed}, not {requirement.specifier}")
+    yield from (Result("wrong", "package", fault, fix) for fault in faults)
+    if not faults:
+        yield Result("ok", "packages", f"{len(requirements)} as needed by {', '.join(extras)}")
+    clash = [name for name in OPENCV if version(name)]
+    if len(clash) > 1:
+        found = f"{' and '.join(clash)} overwrite each other's files"
+        fix = f"run `pip uninstall {' '.join(clash)}`, then {REINSTALL_OPENCV}"
+        yield Result("warning", "package", found, fix)
 
 
-def _gpu(torch: Any) -> Iterator[Finding]:
-    driver = _driver()
-    if not torch.cuda.is_available():
-        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if not driver and not shutil.which("nvidia-smi"):
-            fix = "look at the profile offline, or take a machine with an NVIDIA GPU"
-            yield warning("GPU", "none: real networks are slow on a CPU", fix)
-        elif hidden is not None and not hidden.replace("-1", "").strip():
-            fix = "run `unset CUDA_VISIBLE_DEVICES`"
-            yield warning("GPU", f"hidden by CUDA_VISIBLE_DEVICES={hidden!r}", fix)
-        else:
-            build = torch.version.cuda or "none: a CPU build"
-            yield wrong(
-                "GPU",
-                f"driver {driver or 'unknown'}, but PyTorch cannot use it (its CUDA: {build})",
-                "run `nvidia-smi`; install the PyTorch build of your driver's CUDA (pytorch.org)",
-            )
-        return
+def _requirements(extras: Sequence[str]) -> list[Requirement]:
+    """From pyproject.toml in a checkout, where metadata may be outdated, else from the metadata."""
+    if PYPROJECT.is_file():
+        project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+        optional = project["optional-dependencies"]
+        lines = [*project["dependencies"], *(line for extra in extras for line in optional[extra])]
+    else:
+        lines = importlib.metadata.requires(NAME) or []
+    environments = [{"extra": extra} for extra in ("", *extras)]
+    return [
+        r
+        for r in map(Requirement, lines)
+        if r.name != NAME and (not r.marker or any(map(r.marker.evaluate, environments)))
+    ]
+
+
+def pytorch() -> str:
+    """Import PyTorch."""
+    import torch
+
+    return f"{torch.__version__}, {torch.get_num_threads()} CPU threads"
+
+
+def gpu() -> Iterator[Result]:
+    """Run a kernel on each GPU that PyTorch sees, or tell why it sees none."""
+    import torch
+
     for index in range(torch.cuda.device_count()):
-        about = f"GPU {index}"
-        try:
-            major, minor = torch.cuda.get_device_capability(index)
-            free, total = torch.cuda.mem_get_info(index)
-            half = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
-            torch.ones(8, device=f"cuda:{index}").sum().item()  # a kernel for this very GPU
-        except Exception as error:  # an old driver, a GPU newer than the build, one that is full
-            fix = "run `nvidia-smi`; install the PyTorch build that knows this GPU (pytorch.org)"
-            yield wrong(about, line(error), fix)
-            continue
-        name = torch.cuda.get_device_name(index)
-        yield good(
-            about,
-            f"{name}, capability {major}.{minor}, {half}, {free / 1e9:.1f} of {total / 1e9:.1f} GB"
-            f" free, CUDA {torch.version.cuda}, driver {driver or 'unknown'}",
-        )
+        torch.ones(8, device=f"cuda:{index}").sum().item()  # fails if the build lacks this GPU
+        free, total = (bytes_ / 1e9 for bytes_ in torch.cuda.mem_get_info(index))
+        half = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
+        name = f"{torch.cuda.get_device_name(index)}, CUDA {torch.version.cuda}, {half}"
+        yield Result("ok", f"GPU {index}", f"{name}, {free:.1f} of {total:.1f} GB free")
+    if torch.cuda.device_count():
+        return
+    if not _has_driver():
+        fix = "use --profile offline for a first look, or a machine with an NVIDIA GPU"
+        yield Result("warning", "GPU", "none: full-size networks are slow on a CPU", fix)
+    elif os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        fix = "run `unset CUDA_VISIBLE_DEVICES`"
+        yield Result("warning", "GPU", "hidden by CUDA_VISIBLE_DEVICES", fix)
+    else:
+        raise RuntimeError(f"PyTorch (CUDA {torch.version.cuda}) cannot use the NVIDIA driver")
 
 
-def _driver() -> str:
+def _has_driver() -> bool:
+    return Path("/proc/driver/nvidia/version").exists() or bool(shutil.which("nvidia-smi"))
+
+
+def torchvision() -> str:
+    """Run an operator of torchvision, which fails if it was built for another PyTorch."""
+    import torch
+    import torchvision  # type: ignore[import-untyped]
+
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
+    selected = torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist()
+    if selected != [0, 2]:
+        raise RuntimeError(f"nms returns {selected}, not [0, 2]")
+    return f"{torchvision.__version__}, its operators run"
+
+
+def opencv() -> str:
+    """Write and read a PNG."""
+    import cv2
+    import numpy as np
+
+    picture = np.arange(300, dtype=np.uint16).reshape(10, 10, 3)
+    decoded = cv2.imdecode(cv2.imencode(".png", picture)[1], cv2.IMREAD_UNCHANGED)
+    if not np.array_equal(np.asarray(decoded), picture):
+        raise RuntimeError("a PNG changed when it was written and read")
+    return f"{cv2.__version__}, reads and writes PNG"
+
+
+def duckdb() -> str:
+    """Read with DuckDB what pyarrow writes."""
+    import duckdb
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with tempfile.TemporaryDirectory() as folder:
+        pq.write_table(pa.table({"words": [["sky", "sea"]]}), path := f"{folder}/a.parquet")
+        rows = duckdb.execute("SELECT unnest(words) FROM read_parquet(?)", [path]).fetchall()
+    if rows != [("sky",), ("sea",)]:
+        raise RuntimeError(f"it reads {rows}")
+    return f"{duckdb.__version__}, reads what pyarrow {pa.__version__} writes"
+
+
+def prefect() -> str:
+    """Ask the server of PREFECT_API_URL, if any, whether it is healthy. Does not import Prefect."""
+    import httpx
+
+    url = server_url()
+    if not url:
+        return f"{version('prefect')}, with its embedded server"
+    user, _, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
     try:
-        text = Path("/proc/driver/nvidia/version").read_text()
-    except OSError:
-        return ""
-    found = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", text)
-    return found[1] if found else "unknown"
+        answer = httpx.get(f"{url}/health", auth=(user, password) if user else None)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise UserError(f"{url} does not answer ({one_line(error)})", FIX_SERVER) from error
+    if answer.status_code != httpx.codes.OK:
+        raise UserError(f"{url} answers {answer.status_code} {answer.reason_phrase}", FIX_SERVER)
+    if answer.text.strip() != "true":
+        raise UserError(f"{url} is not healthy", FIX_SERVER)
+    return f"{version('prefect')}, its server at {url}, healthy"
 
 
-def _torchvision(torch: Any) -> Finding:
+def server_url() -> str:
+    """PREFECT_API_URL from the environment or from Prefect's active profile; "" if not set."""
+    url = os.environ.get("PREFECT_API_URL", "")
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
     try:
-        import torchvision  # type: ignore[import-untyped]
-
-        boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
-        kept = torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist()
-        if kept != [0, 2]:
-            raise RuntimeError(f"nms answers {kept}, not [0, 2]")
-    except Exception as error:  # operators that do not fit this PyTorch fail in several ways
-        found = version("torchvision")
-        wants = importlib.metadata.requires("torchvision") or () if found else ()
-        due = [r.replace(" ", "") for r in wants if r.startswith("torch")]
-        pair = f"; it is made for {due[0]}" if due else ""
-        return wrong(
-            "torchvision",
-            f"{found or 'missing'}: its operators do not run ({line(error)}){pair}",
-            "install the two together: `pip install --upgrade torch torchvision`",
-        )
-    return good("torchvision", f"{torchvision.__version__}, its operators run")
-
-
-def opencv() -> Iterator[Finding]:
-    """OpenCV reads what it writes."""
-    try:
-        import cv2
-        import numpy as np
-
-        picture = np.arange(300, dtype=np.uint16).reshape(10, 10, 3)
-        png = cv2.imencode(".png", picture)[1]
-        again = np.asarray(cv2.imdecode(png, cv2.IMREAD_UNCHANGED))
-        assert np.array_equal(again, picture), "a PNG came back changed"
-        found = good("OpenCV", f"{cv2.__version__}, reads and writes PNG")
-    except Exception as error:
-        fix = "run `pip install --force-reinstall opencv-python-headless`"
-        found = wrong("OpenCV", line(error), fix)
-    yield found
-
-
-def parquet(query: bool) -> Iterator[Finding]:
-    """A small Parquet file written by pyarrow, and asked by DuckDB where `query`."""
-    about = "DuckDB" if query else "pyarrow"
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        with tempfile.TemporaryDirectory() as folder:
-            path = f"{folder}/a.parquet"
-            pq.write_table(pa.table({"words": [["sky", "sea"], ["sky"]]}), path)
-            if not query:
-                assert pq.read_table(path).num_rows == 2, "rows are missing"
-                yield good(about, f"{pa.__version__}, reads and writes Parquet")
-                return
-            import duckdb
-
-            sql = "SELECT word, count(*) FROM (SELECT unnest(words) word FROM read_parquet(?))"
-            rows = duckdb.execute(f"{sql} GROUP BY 1 ORDER BY 1", [path]).fetchall()
-            assert rows == [("sea", 1), ("sky", 2)], f"it counts {rows}"
-        yield good(about, f"{duckdb.__version__} over pyarrow {pa.__version__}, counts words")
-    except Exception as error:  # missing, or one built for another of its libraries
-        fix = f"run `pip install --force-reinstall pyarrow{' duckdb' if query else ''}`"
-        yield wrong(about, line(error), fix)
-
-
-def line(error: BaseException) -> str:
-    """An error of any library on one line, and not all of it."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
+        profiles = tomllib.loads((home / "profiles.toml").read_text(encoding="utf-8"))
+        active = os.environ.get("PREFECT_PROFILE") or profiles["active"]
+        url = url or str(profiles["profiles"][active].get("PREFECT_API_URL", ""))
+    except (OSError, ValueError, KeyError, AttributeError):
+        pass  # no profiles
+    return url.rstrip("/")

@@ -1,1 +1,1 @@
-"""Models: what there is, where they are on this machine, how they are fetched and read."""
+"""Model weights: the table of models, downloads, and reading files safely."""

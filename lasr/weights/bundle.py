@@ -1,27 +1,34 @@
-"""Weights on this machine: compared with their digests, and copied into one folder to carry."""
+"""Verify the weights on this machine, and export them into one folder to copy elsewhere."""
 
 import shutil
 from pathlib import Path
 
 from lasr.cli import progress
+from lasr.errors import UserError
 from lasr.files import atomic_path
-from lasr.weights.digests import SUMS, add_sum, read_sums, sha256
-from lasr.weights.download import defect
-from lasr.weights.fetch import check_free, sole_writer
-from lasr.weights.locate import WeightsError, check_here, differs, found, weights_folder
+from lasr.weights.digests import SUMS, add_sums, format_problem, read_sums, sha256
+from lasr.weights.fetch import check_free, write_lock
+from lasr.weights.locate import (
+    WeightsError,
+    check_here,
+    differs,
+    fetch_command,
+    found,
+    weights_folder,
+)
 from lasr.weights.registry import TABLE, File, Weights
 
-METRICS = "metrics"  # beside the weights stand those of trainer.evaluate.metrics
+METRICS = "metrics"  # the subfolder in which trainer.evaluate.metrics stores its weights
 
 
 def verify(entries: list[Weights] | None) -> None:
-    """Compare every file with what was published and recorded, one line each; None: all here.
+    """Compare every file with the published and the recorded digest, and print one line for each.
 
-    Raises WeightsError at the end: how many are defective.
+    entries: None for everything on this machine. Raises WeightsError with the number of defects.
     """
     folder = weights_folder()
     files = [
-        each for weights in _chosen(entries) for each in found(weights) or _some(folder, weights)
+        each for weights in _chosen(entries) for each in found(weights) or _partly(folder, weights)
     ]
     if entries is None:
         known = {path for _, path in files}
@@ -36,72 +43,108 @@ def verify(entries: list[Weights] | None) -> None:
             bar.update()
     if defects:
         raise WeightsError(
-            f"{defects} of {len(files)} files are defective, named above; remove them, and"
-            " `python -m lasr.weights fetch` brings them again"
+            f"{defects} of {len(files)} files are defective, see above",
+            "remove them and run `lasr weights fetch` with their names",
         )
-    print(f"{len(files)} files are as published, or as recorded when they came; folder: {folder}")
+    print(f"{len(files)} files are as published, or as recorded by fetch; folder: {folder}")
 
 
 def _chosen(entries: list[Weights] | None) -> list[Weights]:
-    """The entries, all of which must be here; or None, for every one of the table."""
+    """The entries, none of which may be missing; the whole table for None."""
     if entries is None:
         return list(TABLE.values())
     check_here(entries)
     return entries
 
 
-def _some(folder: Path, weights: Weights) -> list[tuple[File, Path]]:
-    """All files of weights of which a part only is here."""
+def _partly(folder: Path, weights: Weights) -> list[tuple[File, Path]]:
+    """All files of an entry if some exist; empty if none does."""
     named = [(file, folder / weights.name / file.name) for file in weights.files]
     return named if any(path.is_file() for _, path in named) else []
 
 
 def problem_of(file: File, path: Path) -> str:
-    """What is wrong with a file, "" where nothing is."""
+    """What is wrong with a file; "" if nothing is."""
     if not path.is_file():
         return "is missing"
     try:
-        found_out = differs(file, path), defect(path, path.suffix)
+        problems = differs(file, path), format_problem(path, path.suffix)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    return "; ".join(filter(None, found_out))
+    return "; ".join(filter(None, problems))
 
 
 def export(destination: Path, entries: list[Weights] | None) -> None:
-    """Copy weights into one folder with a record of digests; None: all here, metrics' as well.
+    """Copy weights into one folder, with SHA256SUMS, for use with `--weights-dir`.
 
-    The folder is what `--weights-dir` takes. What stands there already is not copied again.
-    Raises WeightsError: weights that are missing or defective, no room, the same folder.
+    entries: None for everything on this machine, the weights of metrics included. Files that
+    `destination` already holds are not copied again.
+
+    Raises:
+        WeightsError: missing or defective weights, a full disk, or a `destination` that is not
+            empty and not an earlier export.
     """
     folder = weights_folder()
     if destination.resolve() == folder.resolve():
-        raise WeightsError(f"{destination}: is the folder that weights are taken from")
-    files = [
-        (file, path, f"{weights.name}/{file.name}")
-        for weights in _chosen(entries)
-        for file, path in found(weights)
-    ]
-    if entries is None:
-        others = [path for path in sorted((folder / METRICS).rglob("*")) if path.is_file()]
-        files += [(File(p.name), p, p.relative_to(folder).as_posix()) for p in others]
-    for file, path, _ in files:
-        if problem := problem_of(file, path):
-            raise WeightsError(f"{path}: {problem}; nothing was exported")
-    with sole_writer(destination):
-        left = [(path, name) for _, path, name in files if not _same(path, destination / name)]
-        total = sum(path.stat().st_size for path, _ in left)
+        raise WeightsError(
+            f"{destination}: is the folder that weights are taken from", "choose another folder"
+        )
+    _check_ours(destination)
+    files = _files_to_export(folder, entries)
+    with write_lock(destination):
+        # Before the copies: it marks the folder as ours, so that a rerun after a kill continues.
+        add_sums(destination, {name: sha256(path) for name, path in files.items()})
+        to_copy = {n: path for n, path in files.items() if not _same(path, destination / n)}
+        total = sum(path.stat().st_size for path in to_copy.values())
         check_free(destination, total // 1_000_000)
         with progress(total, "exported", "B", scaled=True) as bar:
-            for path, name in left:
+            for name, path in to_copy.items():
                 _copy(path, destination / name)
                 bar.update(path.stat().st_size)
-        for _, path, name in files:
-            add_sum(destination, name, sha256(path))
     print(
-        f"{len(files)} files in {destination}, {len(left)} of them copied now: take it along and"
-        " use it with --weights-dir or LASR_WEIGHTS;"
-        f" `sha256sum --check {SUMS}` in it finds a bad copy"
+        f"{len(files)} files in {destination}, {len(to_copy)} of them copied now: use the folder"
+        f" with --weights-dir or LASR_WEIGHTS; `sha256sum --check {SUMS}` in it finds a bad copy"
     )
+
+
+def _check_ours(destination: Path) -> None:
+    """Raise WeightsError unless a folder is new, empty, or an earlier export or fetch."""
+    if destination.is_file():
+        raise WeightsError(f"{destination}: is a file, not a folder", "choose a new folder")
+    ignored = {".lock", f".{SUMS}.tmp"}  # of an export that was killed at its start
+    if not destination.is_dir() or {path.name for path in destination.iterdir()} <= ignored:
+        return
+    try:
+        owners = {name.split("/")[0] for name in read_sums(destination) if "/" in name}
+    except UserError:
+        owners = set()  # another program's SHA256SUMS
+    if not owners & {*TABLE, METRICS}:
+        raise WeightsError(
+            f"{destination}: is not empty and holds no exported weights ({SUMS})",
+            "choose a new folder",
+        )
+
+
+def _files_to_export(folder: Path, entries: list[Weights] | None) -> dict[str, Path]:
+    """Name in the export -> file, each verified. Raises WeightsError: a defective file, or none."""
+    files = {
+        f"{weights.name}/{file.name}": (file, path)
+        for weights in _chosen(entries)
+        for file, path in found(weights)
+    }
+    if entries is None:
+        others = [path for path in sorted((folder / METRICS).rglob("*")) if path.is_file()]
+        files |= {p.relative_to(folder).as_posix(): (File(p.name), p) for p in others}
+    if not files:
+        raise WeightsError(
+            f"{folder}: no weights to export", f"run `{fetch_command(['default'])}` first"
+        )
+    for file, path in files.values():
+        if problem := problem_of(file, path):
+            raise WeightsError(
+                f"{path}: {problem}; nothing was exported", "remove the file and fetch it again"
+            )
+    return {name: path for name, (_, path) in files.items()}
 
 
 def _same(path: Path, target: Path) -> bool:
@@ -112,4 +155,6 @@ def _copy(path: Path, target: Path) -> None:
     with atomic_path(target) as temporary:
         shutil.copyfile(path, temporary)
         if not _same(path, temporary):
-            raise WeightsError(f"{target}: the copy differs from {path}; the disk may be failing")
+            raise WeightsError(
+                f"{target}: the copy differs from {path}", "the disk may be failing: use another"
+            )

@@ -1,22 +1,27 @@
-"""Digests of files, and the record of them: SHA256SUMS, which `sha256sum --check` reads too."""
+"""Integrity of files: digests, their record SHA256SUMS (for `sha256sum --check`), and formats."""
 
 import functools
 import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from lasr.errors import UserError
+from safetensors import SafetensorError, safe_open
+
+from lasr.errors import UserError, one_line
 from lasr.files import write_bytes
 
 SUMS = "SHA256SUMS"
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, 64 hex digits; gigabytes are read once a process while they stay."""
+    """The file's digest, 64 hex digits. Read once per process unless size or time change."""
     state = path.stat()
     return _sha256(path, state.st_size, state.st_mtime_ns)
 
 
-@functools.lru_cache
+@functools.lru_cache(maxsize=1024)
 def _sha256(path: Path, size: int, changed: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -28,31 +33,53 @@ def combined(files: list[Path]) -> str:
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """What `folder` records: path below it -> sha256; empty where there is no record.
+    """The record of `folder`: path below it -> sha256; empty if there is none.
 
-    Raises UserError: a line that is none, or a path that leads out of the folder.
+    Raises UserError: unreadable, a malformed line, or a path that leads out of the folder.
     """
+    path = folder / SUMS
     try:
-        lines = (folder / SUMS).read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").splitlines()
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / SUMS}: cannot be read: {error}") from error
+        raise UserError(f"{path}: cannot be read: {one_line(error)}", "remove the file") from error
     sums = {}
     for number, line in enumerate(lines, start=1):
         digest, _, name = line.partition("  ")
-        path = PurePosixPath(name)
-        if len(digest) != 64 or not name or path.is_absolute() or ".." in path.parts:
+        relative = PurePosixPath(name)
+        if len(digest) != 64 or not name or relative.is_absolute() or ".." in relative.parts:
             raise UserError(
-                f"{folder / SUMS}: line {number} is not a sha256 and a path below this folder;"
-                " remove the file, or copy the folder anew"
+                f"{path}: line {number} is not a sha256 and a path below this folder",
+                "remove the file, or copy the folder again",
             )
         sums[name] = digest
     return sums
 
 
-def add_sum(folder: Path, name: str, digest: str) -> None:
-    """Record the digest of `folder`/`name`, atomically; one process at a time."""
-    sums = read_sums(folder) | {name: digest}
-    text = "".join(f"{sums[each]}  {each}\n" for each in sorted(sums))
+def add_sums(folder: Path, digests: Mapping[str, str]) -> None:
+    """Record digests of files below `folder`, atomically. The caller holds the folder's lock."""
+    sums = read_sums(folder) | dict(digests)
+    text = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
     write_bytes(folder / SUMS, text.encode())
+
+
+def format_problem(path: Path, suffix: str) -> str:
+    """What is wrong with the format that `suffix` promises; "" if nothing is. Runs no code.
+
+    Finds a truncated safetensors file or zip, and a web page in place of a file. An old .pth is a
+    plain pickle, for which only a digest tells.
+    """
+    with path.open("rb") as file:
+        start = file.read(2)
+    try:
+        if suffix == ".json":
+            json.loads(path.read_text("utf-8"))
+        elif suffix == ".safetensors":
+            with safe_open(path, framework="numpy"):
+                pass
+        elif suffix in (".pth", ".pt", ".ckpt") and start != b"\x80\x02":
+            zipfile.ZipFile(path).close()  # reads the directory at the end of the file
+    except (ValueError, SafetensorError, zipfile.BadZipFile) as error:
+        return f"truncated, or no {suffix} file ({one_line(error)})"
+    return ""

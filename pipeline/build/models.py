@@ -1,16 +1,28 @@
-"""The networks of a build, loaded once per process and only if a photograph needs them."""
+"""What a worker is given (`Job`), and its networks, loaded once per process and only if needed."""
 
 import functools
 import threading
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
 from lasr.device import pick_device
 from lasr.weights.locate import Located
+from pipeline.build.fingerprint import Identities
+from pipeline.config import BuildConfig
 from pipeline.stages.captions import Captioner
 from pipeline.stages.depth import DepthModel, estimator, load_depth
 
-if TYPE_CHECKING:
-    from pipeline.build.shard import Job
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to make any shard of a build; small, and can be pickled."""
+
+    config: BuildConfig
+    depth: Located
+    clip: Located
+    words: tuple[str, ...]  # of the dictionary
+    identities: Identities
+    metadata: dict[str, Any]  # of every part
 
 
 class Models:

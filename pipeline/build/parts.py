@@ -6,7 +6,6 @@ it exists, the part is complete. Parts never change; x is a fingerprint of every
 determines their rows.
 """
 
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -20,7 +19,8 @@ import pyarrow.parquet as pq
 from pipeline.build.fingerprint import Identities, fingerprint
 from pipeline.stages.images import Found
 from pipeline.storage import StoragePath, read_table
-from schemas.manifest import METADATA_KEY, Row
+from schemas.manifest import Row
+from schemas.parquet import decoded_metadata
 
 RETRIED = {"failed", "unreadable"}  # a rerun tries these photographs again
 _GROUPS = 4  # row groups of a part in memory, about 15 MB each
@@ -88,7 +88,7 @@ def read_parts(work: StoragePath) -> list[Part]:
 def _read_part(work: StoragePath, name: str) -> Part | None:
     try:
         table = read_table(part_files(work, name)[1], ["path", "status"])
-        about = json.loads((table.schema.metadata or {})[METADATA_KEY])
+        about = decoded_metadata(table.schema)
         status = dict(zip(table["path"].to_pylist(), table["status"].to_pylist(), strict=True))
         return Part(name, about["selection"], about["rows"], about["states"], status)
     except (OSError, pa.ArrowInvalid, KeyError, ValueError):

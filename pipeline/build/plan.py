@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from lasr.device import pick_device
 from lasr.weights.locate import locate_all, untrained
 from pipeline.build.fingerprint import Identities, fingerprint, identify
+from pipeline.build.models import Job
 from pipeline.build.parts import Part, Shard, read_parts, state_of
-from pipeline.build.shard import Job
 from pipeline.config import BuildConfig
 from pipeline.ownership import check_outputs
 from pipeline.stages import images

@@ -1,6 +1,5 @@
 """Publish finished parts as the manifest: readers see the old one or the new one."""
 
-import json
 import os
 import shutil
 from collections import Counter
@@ -21,9 +20,10 @@ from pipeline.build.lock import HOLDER, LOCK
 from pipeline.build.parts import RETRIED, part_files
 from pipeline.build.plan import Build
 from pipeline.config import CACHE_FOLDER
-from pipeline.sidecars.write import write_companions
+from pipeline.sidecars import write_sidecars
 from pipeline.storage import StoragePath, read_table, reported, scratch
-from schemas.manifest import IMAGES, METADATA_KEY, ROW_GROUP, beside, parquet_writer
+from schemas.catalogue import IMAGES, beside
+from schemas.parquet import ROW_GROUP, encoded_metadata, parquet_writer
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def finish(build: Build, made: Sequence[str]) -> Summary:
     config, finished, metadata = build.job.config, build.plan.finished, build.job.metadata
     out = StoragePath(config.out)
     summary = publish(out, config.work, finished, made, metadata)
-    write_companions(out, metadata, config.work)
+    write_sidecars(out, metadata, config.work)
     prune(config.work, [*finished, *made])
     if config.kept is None:
         image_ids = read_table(StoragePath(summary.images), ["image_id"])["image_id"]
@@ -80,7 +80,7 @@ def publish(
     with reported(out, "written"):
         publish_parts(out, work, parts, unwanted.combine_chunks())
     images = out.parent / beside(out.name, "images.parquet")
-    encoded = {METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
+    encoded = encoded_metadata(IMAGES, metadata)
     with scratch(work, images.name) as temporary:  # the folder that `sweep` cleans
         pq.write_table(catalogue.replace_schema_metadata(encoded), temporary)
         images.take(temporary)

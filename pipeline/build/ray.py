@@ -18,8 +18,9 @@ import schemas
 from lasr.errors import UserError, one_line, require
 from lasr.weights.locate import TABLE, locate_all, weights_folder
 from pipeline.build.lock import LOCK
+from pipeline.build.models import Job
 from pipeline.build.parts import Shard
-from pipeline.build.shard import Job, build_shard
+from pipeline.build.shard import build_shard
 from pipeline.config import BuildConfig
 from pipeline.stages.depth import with_family
 

@@ -17,35 +17,20 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
 
 import cv2
 
-from lasr.weights.locate import Located
 from pipeline.build.batches import add_captions, bounded_map, estimate
 from pipeline.build.cache import Cache
-from pipeline.build.fingerprint import Identities
-from pipeline.build.models import load_models
+from pipeline.build.models import Job, load_models
 from pipeline.build.parts import ReusableRows, Shard, part_files, part_metadata, part_name
 from pipeline.build.workers import Cropped, Worker
-from pipeline.config import BuildConfig
 from pipeline.storage import scratch
-from schemas.manifest import IMAGES, PATCHES, Row, rows_to
+from schemas.catalogue import IMAGES
+from schemas.manifest import PATCHES, Row
+from schemas.parquet import rows_to
 
 M_ARENA_MAX = -8  # of glibc's malloc.h
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker needs to make any shard of a build; small, and can be pickled."""
-
-    config: BuildConfig
-    depth: Located
-    clip: Located
-    words: tuple[str, ...]  # of the dictionary
-    identities: Identities
-    metadata: dict[str, Any]  # of every part
 
 
 def build_shard(job: Job, shard: Shard, on_done: Callable[[int], object] = lambda n: None) -> str:

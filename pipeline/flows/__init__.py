@@ -1,12 +1,30 @@
-"""The Prefect flow and deployment `build-patches`; nothing else imports Prefect."""
+"""The Prefect flow and deployment `build-patches`. No other package imports Prefect."""
 
+import os
 from typing import Any
+
+# Prefect reads these when it is imported, which happens in the modules of this package only.
+os.environ.setdefault("DO_NOT_TRACK", "1")  # no usage statistics
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+# The default of 20 s is too short for the embedded server with a new database on a busy machine.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 
 def __getattr__(name: str) -> Any:
-    """The flow itself, `pipeline.flows.build_patches`, by which deployments name it."""
+    """Import the flow when it is used. Deployments name it `pipeline.flows.build_patches`."""
     if name == "build_patches":
         from pipeline.flows.flow import build_patches
 
         return build_patches
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Let Prefect find the plugin hook here.
+
+    Installations made before the hook had a module of its own name this package as the plugin.
+    """
+    from pipeline.flows.plugin import setup_environment
+
+    globals()["setup_environment"] = setup_environment
+    return sorted(globals())

@@ -1,1 +1,1 @@
-"""Questions to a manifest in SQL."""
+"""SQL on a manifest."""

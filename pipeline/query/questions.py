@@ -1,4 +1,4 @@
-"""Ready questions to a manifest: questions.sql, and the page docs/questions.md made of it.
+"""The ready questions of questions.sql, and the page docs/questions.md generated from them.
 
 python -m pipeline.query.questions > docs/questions.md
 """
@@ -11,7 +11,7 @@ _FILE = Path(__file__).with_name("questions.sql")
 
 @dataclass(frozen=True)
 class Question:
-    """A question with a name; `why` says how to read the answer."""
+    """A ready question; `why` says how to read the answer."""
 
     name: str
     title: str
@@ -20,7 +20,7 @@ class Question:
 
 
 def _read(text: str) -> dict[str, Question]:
-    """Questions by name. Between empty lines: `-- name: title`, more comment, one statement."""
+    """Parse questions, separated by empty lines: `-- name: title`, more comments, one statement."""
     questions = {}
     for block in text.strip().split("\n\n"):
         lines = block.splitlines()
@@ -35,20 +35,20 @@ QUESTIONS = _read(_FILE.read_text(encoding="utf-8"))
 
 
 def listing() -> str:
-    """Names and titles, one a line."""
+    """Names and titles, one on each line."""
     width = max(map(len, QUESTIONS))
     return "\n".join(f"{name:{width}}  {question.title}" for name, question in QUESTIONS.items())
 
 
 def page() -> str:
-    """docs/questions.md."""
+    """The text of docs/questions.md."""
     lines = [
         "# Ready questions",
         "",
-        "Each has a name: `python -m pipeline.query --ask sharp-far`, and `--list` shows them all.",
-        "`--format csv|json`, `--out FILE` and `--save FILE.parquet` go with it. This page is made",
-        "of [questions.sql](../pipeline/query/questions.sql); every question is run by a test, and",
-        "none of them reads a pixel.",
+        "Each question has a name: `lasr query --ask sharp-far`, and `lasr query --list` shows",
+        "all names. `--format csv|json`, `--out FILE` and `--save FILE.parquet` work as with SQL.",
+        "This page is generated from [questions.sql](../pipeline/query/questions.sql). A test",
+        "runs every question; none of them reads pixels.",
     ]
     for question in QUESTIONS.values():
         lines += ["", f"## {question.title}", "", f"`{question.name}`. {question.why}", ""]

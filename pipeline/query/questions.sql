@@ -1,14 +1,14 @@
 -- far-or-near: Do the far patches look worse than the near ones?
--- One row per role. If the far ones are not less sharp, the split into LR and HR did not work here.
--- Sharpness and texture are measured at each patch's own size, 56 and 224 pixels.
+-- One row per role. If the far patches are not less sharp, the split into LR and HR did not work.
+-- Sharpness and texture are measured at the patch's own size, 56 or 224 pixels.
 SELECT role, count(*) AS patches, count(DISTINCT image_id) AS photographs,
     round(avg(distance), 3) AS distance, round(avg(texture), 4) AS texture,
     round(median(sharpness), 1) AS sharpness, round(avg(contrast), 3) AS contrast
 FROM patches GROUP BY role ORDER BY role;
 
 -- sharp-far: Far patches that look sharp
--- LR patches sharper than half of the HR patches: clear air, a sharp lens, or a distance
--- map that is wrong. They teach the network that good pictures are bad.
+-- LR patches sharper than half of the HR patches: clear air, a sharp lens, or a wrong distance map.
+-- They teach the network that good pictures are bad.
 SELECT patch_id, image_path, x, y, round(distance, 3) AS distance, round(sharpness, 1) AS sharpness
 FROM patches
 WHERE role = 'lr'
@@ -16,8 +16,8 @@ WHERE role = 'lr'
 ORDER BY patches.sharpness DESC, patch_id LIMIT 100;
 
 -- blurred-near: Near patches that are blurred
--- HR patches less sharp than half of the LR patches: out of focus, or a plain area. They set the goal
--- too low.
+-- HR patches less sharp than half of the LR patches: out of focus, or plain areas. They lower the
+-- quality that the network learns to produce.
 SELECT patch_id, image_path, x, y, round(distance, 3) AS distance, round(sharpness, 1) AS sharpness
 FROM patches
 WHERE role = 'hr'
@@ -25,8 +25,8 @@ WHERE role = 'hr'
 ORDER BY patches.sharpness, patch_id LIMIT 100;
 
 -- telling-words: Words that separate the roles
--- Log-odds of a word among far and near captions, each count raised by a half so that a word that
--- one role lacks has a finite value: above 0 far, below 0 near. Only words of at least 5 patches.
+-- Log-odds of a word in far against near captions: above 0 far, below 0 near. A half is added to each
+-- count, so that the value is finite. Only words of at least 5 patches.
 WITH sizes AS (
     SELECT count(*) FILTER (role = 'lr') AS far, count(*) FILTER (role = 'hr') AS near FROM patches
 ), counted AS (
@@ -41,7 +41,7 @@ WHERE counted.far + counted.near >= 5
 ORDER BY abs(log_odds) DESC, word LIMIT 40;
 
 -- word-balance: Balance by word
--- How many patches and photographs each word stands for. A word of many patches and few photographs
+-- The number of patches and photographs of each word. A word with many patches of few photographs
 -- comes from a series.
 SELECT word, count(*) AS patches, count(DISTINCT image_id) AS photographs,
     round(count(*) / (SELECT count(*) FROM patches), 4) AS share,
@@ -53,13 +53,13 @@ FROM words GROUP BY word ORDER BY patches DESC, word LIMIT 50;
 SELECT status, path, width, height, error FROM images
 WHERE n_lr + n_hr = 0 ORDER BY status, path;
 
--- reasons: What became of the photographs
--- The counts of the question above, those that were used included.
+-- reasons: Photographs by status
+-- The number of photographs of each status, including those that were used.
 SELECT status, count(*) AS photographs, sum(n_lr)::BIGINT AS lr, sum(n_hr)::BIGINT AS hr
 FROM images GROUP BY status ORDER BY photographs DESC, status;
 
 -- same-photographs: Near-duplicate photographs
--- Photographs that look like another, larger one: resized, compressed again, or of one burst.
+-- Photographs that look like another, larger one: resized, recompressed, or from the same burst.
 SELECT this.path, other.path AS looks_like, duplicates.distance, this.width, this.height
 FROM duplicates
 JOIN images AS this ON this.image_id = duplicates.id AND this.status <> 'duplicate'
@@ -67,8 +67,8 @@ JOIN images AS other ON other.image_id = duplicates.kept AND other.status <> 'du
 WHERE kind = 'photograph' ORDER BY looks_like, duplicates.distance, this.path;
 
 -- same-patches: Near-duplicate patches
--- Patches that look like another one of their role, which is kept; those of one photograph lie on a
--- pattern that repeats.
+-- Patches that look like another patch of their role. Two of the same photograph show a repeating
+-- pattern.
 SELECT kind AS role, this.image_path, other.image_path AS looks_like, duplicates.distance, id, kept
 FROM duplicates
 JOIN patches AS this ON this.patch_id = duplicates.id
@@ -76,19 +76,19 @@ JOIN patches AS other ON other.patch_id = duplicates.kept
 ORDER BY duplicates.distance, looks_like, id LIMIT 100;
 
 -- without-duplicates: All patches but near-duplicates
--- With --save: a manifest in which no patch and no photograph looks like another.
+-- With --save: a manifest without near-duplicate patches and photographs.
 SELECT patch_id FROM patches
 WHERE patch_id NOT IN (SELECT id FROM duplicates) AND image_id NOT IN (SELECT id FROM duplicates);
 
 -- exposure: Over- and underexposed patches
--- Patches of which a tenth or more is nearly white or nearly black: no detail is left there.
+-- Patches of which a tenth or more is nearly white or nearly black, and therefore without detail.
 SELECT patch_id, role, image_path, round(luma, 3) AS luma, round(shadows, 3) AS shadows,
     round(highlights, 3) AS highlights
 FROM patches WHERE shadows >= 0.1 OR highlights >= 0.1
 ORDER BY greatest(patches.shadows, patches.highlights) DESC, patch_id LIMIT 100;
 
--- plain: Patches without anything in them
--- Sky, walls and water, which the paper's background filter leaves out (table 4): --min-texture.
+-- plain: Plain patches
+-- Sky, walls and water, which the paper's background filter removes (table 4): --min-texture.
 SELECT role, count(*) FILTER (texture < 0.005) AS plain, count(*) AS total,
     round(100.0 * plain / total, 1) AS per_cent
 FROM patches GROUP BY role ORDER BY role;
@@ -101,7 +101,7 @@ SELECT split, count(DISTINCT image_id) AS photographs, count(*) FILTER (role = '
 FROM patches GROUP BY split ORDER BY split;
 
 -- leaks: Photographs for validation that look like one for training
--- The split goes by a photograph's bytes; a copy of it in another size may stand on the other side.
+-- The split depends on a photograph's bytes; a copy in another size may be in the other split.
 SELECT this.path, this.split, other.path AS looks_like, other.split AS other_split
 FROM duplicates
 JOIN images AS this ON this.image_id = duplicates.id AND this.status <> 'duplicate'
@@ -109,26 +109,26 @@ JOIN images AS other ON other.image_id = duplicates.kept AND other.status <> 'du
 WHERE kind = 'photograph' AND this.split <> other.split ORDER BY this.path;
 
 -- training: The patches for training
--- With --save. The same with 'val' gives those for validation.
+-- With --save. Use 'val' for the patches for validation.
 SELECT patch_id FROM patches WHERE split = 'train';
 
 -- lopsided: Photographs with few patches of a role
--- Far and near patches of a photograph meet in training; where one role is short, the same few come
--- again and again.
+-- Training pairs far and near patches of a photograph. Where one role has few patches, these few are
+-- repeated.
 SELECT path, width, height, n_lr, n_hr FROM images
 WHERE status = 'ok' AND least(n_lr, n_hr) < greatest(n_lr, n_hr)
 ORDER BY least(n_lr, n_hr), path LIMIT 100;
 
 -- flat-photographs: Photographs with the least depth
--- How far its far and near patches are apart, and how much sharper the near ones are, the flattest
--- photograph first: its pairs differ in nothing that the method uses.
+-- The difference in distance between far and near patches, and how much sharper the near ones are.
+-- Pairs of the first photographs do not differ in what the method uses.
 SELECT image_path, count(*) AS pairs, round(avg(lr_distance - hr_distance), 3) AS apart,
     round(avg(hr_sharpness) / nullif(avg(lr_sharpness), 0), 2) AS sharper
 FROM pairs GROUP BY image_path
 ORDER BY avg(lr_distance - hr_distance), image_path LIMIT 100;
 
 -- distances: Distance and texture by role
--- Ten steps of distance, nearest first: how much of each role lies there, and how rich it is.
+-- Ten ranges of distance, nearest first: the number of patches of each role and their texture.
 SELECT least(floor(distance * 10), 9) / 10 AS from_distance,
     count(*) FILTER (role = 'hr') AS near, count(*) FILTER (role = 'lr') AS far,
     round(avg(texture), 4) AS texture

@@ -1,7 +1,8 @@
-"""SQL that can read a manifest and nothing else, and write nothing.
+"""Limits on SQL: it reads a manifest and the files beside it, and writes nothing.
 
-DuckDB itself refuses files, folders, addresses, extensions and settings outside of what is allowed;
-the kinds of statements are looked at besides, because what it may read it would also overwrite.
+DuckDB enforces both. Its settings close all other files, the network, extensions and the settings
+themselves. They do not distinguish reading a file from overwriting it. Every question therefore
+runs inside DuckDB's function query(), which takes a single SELECT and refuses COPY within WITH.
 """
 
 import re
@@ -11,40 +12,43 @@ from pathlib import Path
 import duckdb
 
 from lasr.errors import UserError
-from schemas.manifest import BESIDE, Manifest, beside
+from schemas.catalogue import BESIDE, beside
+from schemas.manifest import Manifest
 
-# MULTI is PIVOT. DESCRIBE, SUMMARIZE, SHOW and VALUES count as SELECT.
-_QUESTIONS = {"SELECT", "MULTI"}
-_EXPLAIN = re.compile(r"\s*EXPLAIN\s+(\([^)]*\)|ANALYZE\b)?", re.IGNORECASE)
+_EXPLAIN = re.compile(
+    r"\s*EXPLAIN(?:\s+ANALYZE\b|\s*\(\s*(?:ANALYZE|FORMAT)\b[^)]*\))?", re.IGNORECASE
+)
+# A table function that runs SQL outside of query(), on a connection of its own.
+_EXECUTES = "JSON_EXECUTE_SERIALIZED_SQL"
 
 
-def files_of(manifest: Manifest) -> list[Path]:
-    """The manifest and what stands beside it: all that questions may read."""
+def readable_files(manifest: Manifest) -> list[Path]:
+    """Return all that a question may read: the manifest, then the files beside it."""
     others = [manifest.path.with_name(beside(manifest.path.name, name)) for name in BESIDE]
     return [manifest.path, *others]
 
 
 def check_target(manifest: Manifest, target: Path) -> None:
-    """Refuse to write over what is asked. Raises UserError."""
-    for path in files_of(manifest):
+    """Raises UserError if writing `target` would overwrite what is queried."""
+    for path in readable_files(manifest):
         if path.resolve() in (target.resolve(), *target.resolve().parents):
-            raise UserError(f"{target}: belongs to the manifest asked; choose another name")
+            raise UserError(f"{target}: belongs to the manifest queried", "choose another name")
 
 
 def confine(
     connection: duckdb.DuckDBPyConnection, readable: Iterable[Path], target: Path, spill: Path
 ) -> None:
-    """Take from a connection, for good, all access but to these places.
+    """Close everything but the given paths to a connection, irrevocably.
 
-    readable: files and folders. target: the file that our own COPY writes. spill: a folder for what
-    does not fit into memory. Views may be made before or after.
+    readable: files and folders. target: the file to which the answer is written. spill: a folder
+    for intermediate results that exceed memory.
     """
     folders = [f"{path}/" for path in readable if path.is_dir()]
     settings: dict[str, str | bool | list[str]] = {
         "allowed_directories": folders,
         "allowed_paths": [str(path) for path in (*readable, target)],
         "temp_directory": str(spill),
-        "python_enable_replacements": False,  # else `FROM x` would find variables of this program
+        "python_enable_replacements": False,  # else `FROM x` would read variables of this program
         "enable_external_access": False,
         "lock_configuration": True,
     }
@@ -58,40 +62,32 @@ def _literal(value: str | bool | list[str]) -> str:
     return str(value) if isinstance(value, bool) else "'{}'".format(value.replace("'", "''"))
 
 
-def check_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Refuse what is not one question: SELECT, FROM, PIVOT, DESCRIBE, EXPLAIN of these.
+def read_only(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
+    """Return a statement that asks the same question, but in which nothing can write.
 
-    The connection is confined already: to bind a statement is to look at the files that it names.
-    Raises UserError, and duckdb.ParserException where it is no SQL.
+    sql: one SELECT, FROM, VALUES, PIVOT … IN, DESCRIBE, SUMMARIZE or SHOW, or EXPLAIN before one of
+    these. Raises UserError if it is another statement or several, and duckdb.Error if DuckDB cannot
+    parse or bind it.
     """
     statements = connection.extract_statements(sql)
     if len(statements) != 1:
-        raise UserError(f"SQL: one statement at a time; these are {len(statements)}")
+        raise UserError(f"SQL: {len(statements)} statements", "give one statement at a time")
     kind = statements[0].type.name
-    if kind == "EXPLAIN" and (explained := _EXPLAIN.match(sql)):
-        check_statement(connection, sql[explained.end() :])  # EXPLAIN ANALYZE executes
-    elif kind not in _QUESTIONS or _writes(connection, sql):
-        raise UserError(
-            f"SQL: {kind if kind not in _QUESTIONS else 'WITH … COPY'} is no question, and only"
-            " these are answered: --save FILE.parquet writes a curated manifest, --out FILE an"
-            " answer, and --allow-files lifts all limits"
-        )
+    if kind == "EXPLAIN" and (explain := _EXPLAIN.match(sql)):
+        return f"{explain[0]} {read_only(connection, sql[explain.end() :])}"
+    if kind not in ("SELECT", "MULTI"):  # MULTI: a PIVOT without IN, which query() refuses by name
+        raise refusal(kind)
+    question = f"FROM query({_literal(sql)})"
+    plan = connection.execute(f"EXPLAIN (FORMAT json) {question}").fetchall()
+    if _EXECUTES in str(plan).upper():  # in the plan, names hidden in strings are resolved
+        raise refusal(_EXECUTES)
+    return question
 
 
-def _writes(connection: duckdb.DuckDBPyConnection, sql: str) -> bool:
-    """Whether a SELECT hides a COPY or an INSERT in its WITH, which DuckDB 2 executes.
-
-    DuckDB binds such a thing at the top level only, so it is asked to bind the SELECT below it.
-    """
-
-    def binds(statement: str) -> bool:
-        try:
-            connection.execute(f"EXPLAIN {statement}")
-        except duckdb.Error:
-            return False
-        return True
-
-    # query() takes semicolons and comments, brackets take PIVOT and DESCRIBE. What does not bind at
-    # all is a mistake of another kind, which running it will name.
-    below = (f"FROM query({_literal(sql)})", f"FROM (\n{sql.rstrip('; ')}\n)")
-    return not any(map(binds, below)) and binds(sql)
+def refusal(kind: str) -> UserError:
+    """Return the error for a statement that is not a question."""
+    return UserError(
+        f"SQL: {kind} is not a question, and only questions are answered",
+        "--save FILE.parquet writes a manifest, --out FILE an answer, and --allow-files lifts all"
+        " limits",
+    )

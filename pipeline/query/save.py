@@ -1,4 +1,4 @@
-"""Write the answer of a query as a manifest that `trainer.run` takes."""
+"""Write an answer as a manifest to train on."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,50 +13,43 @@ import pyarrow.parquet as pq
 from lasr.errors import UserError
 from lasr.files import atomic_path
 from pipeline.ownership import check_file
-from pipeline.sidecars.write import write_companions
+from pipeline.sidecars import write_sidecars
 from pipeline.storage import StoragePath
-from schemas.manifest import (
-    IMAGES,
-    PATCH_SIZE,
-    ROW_GROUP,
-    Manifest,
-    check_columns,
-    encoded_metadata,
-    images_path,
-    parquet_writer,
-    rows_to,
-)
+from schemas.catalogue import IMAGES, images_path
+from schemas.manifest import PATCH_SIZE, Manifest, check_columns
+from schemas.parquet import ROW_GROUP, encoded_metadata, parquet_writer, rows_to
 
-PATCH_ROWS = ("image_id", "role", "size", "caption", "image")  # what a row needs to be trained on
+NEEDED = ("image_id", "role", "size", "caption", "image")  # the columns that training needs
 
 
 def save(
     answer: duckdb.DuckDBPyRelation, manifest: Manifest, sql: str, target: Path
 ) -> Counter[str]:
-    """Write a curated manifest and its catalogue; returns the number of patches of each role.
+    """Write a manifest and its catalogue; return the number of patches of each role.
 
-    An answer that holds PATCH_ROWS is written as it is, whatever other columns it has; of one with
-    patch ids, the manifest's rows of these patches, in the manifest's order. Raises UserError: the
-    answer has neither, no rows, or one role alone; the target is no name for a manifest in a file.
+    An answer with the columns NEEDED is written as it is, with any other columns it has. An answer
+    with `patch_id` alone selects whole rows of the manifest, which keep the manifest's order.
+    Raises UserError if the answer has neither, no rows, or only one role, or if the target is not
+    the name of a new or own Parquet file.
     """
     if target.suffix != ".parquet":
-        raise UserError(f"--save {target}: give it a name that ends in .parquet")
+        raise UserError(f"--save {target}: not a Parquet file", "use a name that ends in .parquet")
     if target.is_dir():
-        raise UserError(f"--save {target}: a folder stands there; choose another name")
+        raise UserError(f"--save {target}: this is a folder", "choose another name")
     check_file(target)
-    missing = [name for name in PATCH_ROWS if name not in answer.columns]
+    missing = [name for name in NEEDED if name not in answer.columns]
     if missing and "patch_id" not in answer.columns:
         raise UserError(
-            f"--save: the answer is no manifest; it lacks patch_id, or {', '.join(missing)}:"
-            " SELECT patch_id FROM … keeps whole rows"
+            f"--save: the answer is no manifest; it lacks patch_id, or {', '.join(missing)}",
+            "SELECT patch_id FROM … selects whole rows",
         )
     metadata = manifest.metadata | {"query": sql}
     if missing:
-        schema, batches = manifest.schema, _rows_of(manifest, answer)
+        schema, batches = manifest.schema, _selected_rows(manifest, answer)
     else:
         reader = answer.to_arrow_reader(ROW_GROUP)
         schema, batches = reader.schema, iter(reader)
-        check_columns(schema, PATCH_ROWS, target)
+        check_columns(schema, NEEDED, target)
     with atomic_path(target) as temporary:
         counts = _write(temporary, schema, metadata, batches)
         roles = Counter[str]()
@@ -64,13 +57,15 @@ def save(
             roles[role] += number
         for role in PATCH_SIZE:
             if not roles[role]:
-                raise UserError(f"--save: the answer holds no '{role}' patch; training needs both")
+                raise UserError(
+                    f"--save: the answer has no '{role}' patch", "training needs both roles"
+                )
     _write_catalogue(manifest, target, metadata, counts)
     return roles
 
 
-def _rows_of(manifest: Manifest, answer: duckdb.DuckDBPyRelation) -> Iterator[pa.RecordBatch]:
-    """Whole rows of the patches that the answer names."""
+def _selected_rows(manifest: Manifest, answer: duckdb.DuckDBPyRelation) -> Iterator[pa.RecordBatch]:
+    """Whole rows of the manifest whose patch_id is in the answer."""
     wanted = (
         answer.project("patch_id::VARCHAR AS patch_id")
         .distinct()
@@ -81,19 +76,19 @@ def _rows_of(manifest: Manifest, answer: duckdb.DuckDBPyRelation) -> Iterator[pa
         part = pq.ParquetFile(file)
         for group in range(part.num_row_groups):
             ids = part.read_row_group(group, columns=["patch_id"])["patch_id"]
-            chosen = pc.is_in(ids.cast(wanted.type), wanted)
-            if pc.any(chosen).as_py():  # pixels of other row groups are not read
-                yield from part.read_row_group(group).filter(chosen).to_batches()
+            selected = pc.is_in(ids.cast(wanted.type), wanted)
+            if pc.any(selected).as_py():  # the pixels of other row groups are not read
+                yield from part.read_row_group(group).filter(selected).to_batches()
 
 
 def _write(
     path: Path, schema: pa.Schema, metadata: dict[str, Any], batches: Iterable[pa.RecordBatch]
 ) -> Counter[tuple[str, str]]:
-    """Write the rows; returns how many each photograph has of each role."""
+    """Write the rows; return the number of rows by image_id and role."""
     counts = Counter[tuple[str, str]]()
     schema = schema.with_metadata(encoded_metadata(schema, metadata))
     with parquet_writer(path, schema) as writer:
-        for group in _in_row_groups(schema, batches):
+        for group in _row_groups(schema, batches):
             writer.write_table(group)
             counts.update(
                 zip(group["image_id"].to_pylist(), group["role"].to_pylist(), strict=True)
@@ -101,23 +96,23 @@ def _write(
     return counts
 
 
-def _in_row_groups(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The same rows, ROW_GROUP at a time: what the trainer reads well."""
-    waiting = schema.empty_table()
+def _row_groups(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The same rows in tables of ROW_GROUP rows, the size that the trainer reads fastest."""
+    pending = schema.empty_table()
     for batch in batches:
         more = pa.Table.from_batches([batch]).replace_schema_metadata(schema.metadata)
-        waiting = pa.concat_tables([waiting, more])
-        while len(waiting) >= ROW_GROUP:
-            yield waiting.slice(0, ROW_GROUP)
-            waiting = waiting.slice(ROW_GROUP)
-    if len(waiting):
-        yield waiting
+        pending = pa.concat_tables([pending, more])
+        while len(pending) >= ROW_GROUP:
+            yield pending.slice(0, ROW_GROUP)
+            pending = pending.slice(ROW_GROUP)
+    if len(pending):
+        yield pending
 
 
 def _write_catalogue(
     manifest: Manifest, target: Path, metadata: dict[str, Any], counts: Counter[tuple[str, str]]
 ) -> None:
-    """The catalogue carried along: every photograph, with the patches that it has left."""
+    """Write the catalogue with every photograph and the patches that it has in the new manifest."""
     if not images_path(manifest.path).is_file():
         return
     rows = pq.read_table(images_path(manifest.path)).to_pylist()
@@ -133,4 +128,4 @@ def _write_catalogue(
     ):
         write(rows)
     out = StoragePath(str(target))
-    write_companions(out, metadata, work=out.parent)
+    write_sidecars(out, metadata, work=out.parent)

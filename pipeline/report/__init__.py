@@ -1,1 +1,1 @@
-"""One HTML page that shows a manifest."""
+"""An HTML page that shows a manifest, and pictures of single photographs."""

@@ -1,88 +1,30 @@
-"""The questions that a report asks of a manifest, in SQL: sums over all rows, and seeded samples.
+"""What the report asks of a manifest in SQL: statistics of all rows, and random samples.
 
-DuckDB answers from the columns that a question names, in a stream: a manifest of millions of rows
-is never in memory, and pixels are read for sampled patches alone (`pixels`).
+DuckDB streams the columns that a query names, so a manifest of millions of rows is never in memory.
+Pixels are read for the sampled patches alone (`ReportData.patches`).
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Any
 
 import duckdb
 import numpy as np
 
+from pipeline.report.comparison import Comparison, Histogram
 from pipeline.report.overview import Row, counts, rows_of
 from schemas.manifest import Role
 
 BINS = 36
 WORDS = 12  # of each role
-EXAMPLES = 3  # photographs named for each reason
-# What is compared between far and near, of the columns that a manifest has.
-MEASURES = {
-    "texture": "mean gradient",
-    "sharpness": "variance of the Laplacian, high-frequency energy",
-}
-_Z = NormalDist().inv_cdf(0.975)  # of a 95 % interval
+EXAMPLES = 3  # photographs named for each status
+MEASURES = ("texture", "sharpness")  # compared between far and near, if the manifest has them
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """How many values lie between neighbouring edges, for each name."""
+class ReportData:
+    """Queries on a connection with the views of a manifest; see `pipeline.query.views.connect`.
 
-    edges: list[float]  # n + 1, ascending
-    counts: dict[str, list[int]]  # n each
-
-    def table(self, rows: int) -> list[Row]:
-        """Coarser, for reading: low, high and the share of each name. rows: divides the bins."""
-        step = len(self.edges[1:]) // rows
-        return [
-            {
-                "low": self.edges[i],
-                "high": self.edges[i + step],
-                "shares": {
-                    name: sum(counts[i : i + step]) / max(sum(counts), 1)
-                    for name, counts in self.counts.items()
-                },
-            }
-            for i in range(0, len(self.edges) - 1, step)
-        ]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Far against near in one measure, over the photographs that have both."""
-
-    measure: str
-    far: float  # medians over photographs of a photograph's mean
-    near: float
-    photographs: int
-    lower: int  # photographs in which the far patches have less than the near ones
-    ratios: Histogram = field(repr=False)  # far / near of each photograph, log2
-
-    @property
-    def share(self) -> float:
-        """Of photographs in which far < near."""
-        return self.lower / self.photographs
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval of `share` (Wilson 1927), as if photographs were drawn at random."""
-        n, p = self.photographs, self.share
-        centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-        reach = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-        return centre - reach, centre + reach
-
-    @property
-    def verdict(self) -> str:
-        """`yes`, `no`, or `open` where the photographs are too few or too much alike to tell."""
-        low, high = self.interval
-        return "yes" if low > 0.5 else "no" if high < 0.5 else "open"
-
-
-class Questions:
-    """A connection to a manifest (`pipeline.query.connect`) and what a report asks of it."""
+    seed: of the random samples.
+    """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, seed: int):
         self.connection, self.seed = connection, str(seed)
@@ -94,7 +36,7 @@ class Questions:
         return rows_of(self.connection.sql(sql, params=parameters))
 
     def statuses(self) -> list[Row]:
-        """Photographs and patches by status; without a catalogue only what the patches say."""
+        """Photographs and patches by status. Without a catalogue only `ok` is known."""
         if self.has_catalogue:
             return counts(self.connection)
         return self._ask(
@@ -103,7 +45,7 @@ class Questions:
         )
 
     def rejected(self) -> list[Row]:
-        """A few photographs of every status but ok, with the reason."""
+        """A random sample of the photographs of every status but ok, with the reasons."""
         if not self.has_catalogue:
             return []
         return self._ask(
@@ -114,7 +56,7 @@ class Questions:
         )
 
     def roles(self) -> dict[Role, Row]:
-        """For each role: patches, and quartiles of distance and of the measures."""
+        """For each role the number of patches and the quartiles of distance and measures."""
         quartiles = ", ".join(
             f"quantile_cont({name}, [0.25, 0.5, 0.75]) AS {name}" for name in self._measured()
         )
@@ -128,17 +70,17 @@ class Questions:
         return [name for name in ("distance", *MEASURES) if name in self.columns]
 
     def models(self) -> list[Row]:
-        """Every pair of models that made rows, with the number of rows."""
+        """Each combination of models and strategy with its number of rows."""
         return self._ask(
             "SELECT depth_model, caption_model, strategy, count(*) AS patches FROM patches"
             " GROUP BY ALL ORDER BY patches DESC"
         )
 
     def histogram(self, column: str, logarithmic: bool) -> Histogram | None:
-        """One column by role; None where it holds no number.
+        """Histogram of a column by role, or None if it holds no finite number.
 
-        logarithmic: equal steps of the logarithm between the 0.1 and 99.9 percentiles; what lies
-        outside, zero too, counts in the first and last bin.
+        logarithmic: bins of equal ratio between the 0.1 and 99.9 percentiles. Values outside, also
+        zero, are counted in the first and last bin.
         """
         if column not in self.columns:
             return None
@@ -162,7 +104,7 @@ class Questions:
         return _binned(edges, rows)
 
     def comparisons(self) -> list[Comparison]:
-        """Far against near, photograph by photograph, in every measure that the manifest has."""
+        """Far against near patches of each photograph, in every measure that the manifest has."""
         return [c for name in MEASURES if name in self.columns and (c := self._compare(name))]
 
     def _compare(self, measure: str) -> Comparison | None:
@@ -187,11 +129,11 @@ class Questions:
         return Comparison(measure, ratios=_binned(edges, rows), **row)
 
     def words(self) -> list[Row]:
-        """What separates the roles: WORDS words that lean to far, then WORDS that lean to near.
+        """The words that separate the roles: WORDS typical of far, then WORDS typical of near.
 
-        In how many patches of each role a word stands, and the log2 ratio of its shares (half a
-        patch is added to either count, so that none is infinite). Sorted by the ratio over its
-        standard error (Monroe, Colaresi, Quinn 2008), or rare words would lead.
+        Each has the number of patches of either role that it describes and the log2 ratio of its
+        shares; half a patch is added to both counts so that the ratio is finite. Sorted by the
+        ratio over its standard error (Monroe, Colaresi, Quinn 2008), or rare words would lead.
         """
         if "words" not in self.columns:
             return []
@@ -218,7 +160,7 @@ class Questions:
         """)
 
     def sample(self, photographs: int) -> list[Row]:
-        """Photographs that gave patches, drawn without regard to anything but the seed."""
+        """A random sample of the photographs that have patches."""
         return self._ask(
             "SELECT image_id, any_value(image_path) AS path, any_value(image_width) AS width,"
             " any_value(image_height) AS height FROM patches GROUP BY image_id"
@@ -228,7 +170,7 @@ class Questions:
         )
 
     def patches_of(self, image_ids: Sequence[str]) -> list[str]:
-        """The ids of all patches of some photographs."""
+        """Ids of all patches of these photographs."""
         rows = self._ask(
             "SELECT patch_id FROM patches WHERE image_id IN (SELECT unnest($ids))",
             ids=list(image_ids),
@@ -236,9 +178,9 @@ class Questions:
         return [row["patch_id"] for row in rows]
 
     def pairs(self, pairs: int) -> list[Row]:
-        """A far and a near patch of one photograph each, as the trainer pairs them by default.
+        """A random sample of pairs: a far and a near patch of one photograph.
 
-        One pair of a photograph, as long as there are photographs; both patches are drawn.
+        Every photograph is drawn once before any is drawn again.
         """
         return self._ask(
             """
@@ -262,7 +204,7 @@ class Questions:
         )
 
     def patches(self, patch_ids: Sequence[str]) -> dict[str, Row]:
-        """Patches by their id, with their pixels (`png`, bytes); lr first, by rank."""
+        """Patches by id with their pixels (`png`, bytes); lr first, by rank."""
         rows = self._ask(
             "SELECT patch_id, image_id, image_path, role, x, y, size, distance, texture,"
             " depth_model, words, image.bytes AS png FROM patches"
@@ -273,7 +215,7 @@ class Questions:
 
 
 def _binned(edges: list[float], rows: list[Row]) -> Histogram:
-    """DuckDB's histogram: a count for every inner edge, and one, if any, for what lies above."""
+    """Read DuckDB's histogram: a count for each inner edge, and one for values above them."""
     counts = {}
     for row in rows:
         bins = row["bins"] or {}

@@ -1,4 +1,4 @@
-"""The photographs that a manifest was made of, and their distance maps, as far as they are here."""
+"""The photographs behind a manifest and their distance maps, if they are on this machine."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,31 +19,34 @@ from schemas.manifest import Manifest
 
 
 class Missing(Exception):
-    """Why a photograph or its distance map cannot be shown."""
+    """The reason why a photograph or its distance map cannot be shown."""
 
 
 class Originals:
-    """Looks for photographs by the names in a manifest.
+    """Finds photographs by the names in a manifest.
 
-    given: where they are, as `--images` of the build; by default where the build found them, as far
-    as that is on this machine. Raises UserError: a given path leads nowhere.
+    paths: as `--images` of the build; by default those that the build recorded, if they exist.
+    Raises UserError if a given path does not exist.
     """
 
-    def __init__(self, manifest: Manifest, given: Sequence[str] | None, device: Device):
+    def __init__(self, manifest: Manifest, paths: Sequence[str] | None, device: Device):
         self.device = device
         self.parameters = manifest.metadata.get("parameters", {})
         self._cache_folder = work_folder(StoragePath(str(manifest.path))) / CACHE_FOLDER
         recorded = [path for path in self.parameters.get("images", []) if "://" not in path]
         try:
-            found = images.find(given or recorded) if given or recorded else []
+            found = images.find(paths or recorded) if paths or recorded else []
         except UserError:
-            if given:
+            if paths:
                 raise
             found = []
         self.found = {photograph.name: photograph for photograph in found}
 
     def pixels(self, name: str, image_id: str) -> np.ndarray:
-        """H x W x 3 uint8. Raises Missing; another file of that name is none of the manifest's."""
+        """Return a photograph, H x W x 3 uint8.
+
+        Raises Missing if it is not here, cannot be read, or has changed since the build.
+        """
         if name not in self.found:
             raise Missing("the photograph is not on this machine")
         try:
@@ -55,17 +58,18 @@ class Originals:
         return photograph.pixels
 
     def distance(self, image_id: str, depth_model: str, pixels: np.ndarray) -> np.ndarray:
-        """H x W float32 in 0..1, box-filtered as for choosing patches. Raises Missing.
+        """Return the distance map of a photograph, H x W float32 in 0..1, box-filtered.
 
-        From the maps that the build kept, else by the estimator where it is on this machine.
+        It comes from the cache of the build, or else from the estimator. Raises Missing if neither
+        is on this machine.
         """
-        # As in `depth.fingerprint_inputs`: the seed counts for estimators that draw noise.
+        # As in `depth.fingerprint_inputs`: the seed matters for estimators that draw noise.
         for noise in (None, self.parameters.get("seed", 0)):
-            maps = Cache(self._cache_folder, fingerprint(depth.VERSION, depth_model, noise), "")
-            if (distance := maps.distance(image_id)) is not None:
+            cache = Cache(self._cache_folder, fingerprint(depth.VERSION, depth_model, noise), "")
+            if (distance := cache.distance(image_id)) is not None:
                 return box_mean(at_size(distance, pixels.shape))
         if self._estimator is None or self._estimator.identity != depth_model:
-            raise Missing(f"no distance map was kept, and {depth_model} is not on this machine")
+            raise Missing(f"the distance map is not cached, and {depth_model} is not here")
         return box_mean(self._estimator.distance(pixels))
 
     @cached_property

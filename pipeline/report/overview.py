@@ -1,6 +1,6 @@
-"""What a run leaves in Prefect's UI: counts, the commonest words, a picture of some patches.
+"""An overview of a manifest: counts, the most frequent words, and a contact sheet.
 
-Plain data from a published manifest; flows.py hands it to Prefect.
+`lasr report` shows the counts and words; the Prefect flow shows all three as artifacts of a run.
 """
 
 import base64
@@ -13,36 +13,33 @@ import duckdb
 from PIL import Image
 
 from lasr.pictures.png import decode_png
-from pipeline.query.__main__ import connect
+from pipeline.query.views import connect
 from schemas.manifest import PATCH_SIZE, open_manifest
 
 WORDS = 10  # of each role: one page of Prefect's table
-COLUMNS = 8  # photographs in the picture
-TILE = 112  # pixels: LR patches twice as large, HR patches half
+COLUMNS = 8  # photographs on the contact sheet
+TILE = 112  # pixels: LR patches at twice their size, HR patches at half
 GAP = 4
-QUALITY = 75  # with these sizes a picture of pure noise stays below 200 kB as a data: URI
+QUALITY = 75  # of JPEG; a contact sheet of pure noise stays below 200 kB as a data: URI
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Artifacts:
-    """Tables as lists of rows, the picture as a `data:` URI that needs no file server."""
+class Overview:
+    """Tables as lists of rows, the contact sheet as a `data:` URI."""
 
     counts: list[Row]
     words: list[Row]
-    picture: str
-    untrained: bool  # the words come from a CLIP that knows nothing
+    contact_sheet: str
+    untrained: bool  # the words come from an untrained CLIP
 
 
-def describe(manifest: Path) -> Artifacts:
-    """Everything to show of a published manifest.
-
-    Raises ManifestError, duckdb.Error, ValueError.
-    """
+def describe(manifest: Path) -> Overview:
+    """Return the overview of a manifest. Raises ManifestError, duckdb.Error, ValueError."""
     parameters = open_manifest(manifest, columns=()).metadata.get("parameters", {})
     with connect(manifest) as connection:
-        return Artifacts(
+        return Overview(
             counts(connection),
             top_words(connection),
             _data_uri(contact_sheet(connection)),
@@ -51,7 +48,7 @@ def describe(manifest: Path) -> Artifacts:
 
 
 def counts(connection: duckdb.DuckDBPyConnection) -> list[Row]:
-    """Photographs, lr patches and hr patches by status, the commonest status first."""
+    """Photographs, lr patches and hr patches by status, the most frequent status first."""
     return rows_of(
         connection.sql(
             "SELECT status, count(*) AS photographs, sum(n_lr)::BIGINT AS lr,"
@@ -61,50 +58,50 @@ def counts(connection: duckdb.DuckDBPyConnection) -> list[Row]:
 
 
 def top_words(connection: duckdb.DuckDBPyConnection) -> list[Row]:
-    """The commonest caption words of lr and of hr patches side by side, with their counts."""
+    """The most frequent words of lr and of hr patches side by side, with their counts."""
     return rows_of(
         connection.sql(f"""
             WITH counted AS (
                 SELECT role, word, count(*) AS patches
                 FROM (SELECT role, unnest(words) AS word FROM patches) GROUP BY ALL
             ), ranked AS (
-                SELECT *, row_number() OVER (PARTITION BY role ORDER BY patches DESC, word) AS place
+                SELECT *, row_number() OVER (PARTITION BY role ORDER BY patches DESC, word) AS rank
                 FROM counted
             )
-            SELECT place,
+            SELECT rank,
                 any_value(word) FILTER (role = 'lr') AS lr,
                 any_value(patches) FILTER (role = 'lr') AS "lr patches",
                 any_value(word) FILTER (role = 'hr') AS hr,
                 any_value(patches) FILTER (role = 'hr') AS "hr patches"
-            FROM ranked WHERE place <= {WORDS} GROUP BY place ORDER BY place
+            FROM ranked WHERE rank <= {WORDS} GROUP BY rank ORDER BY rank
         """)
     )
 
 
 def contact_sheet(connection: duckdb.DuckDBPyConnection) -> Image.Image:
-    """A column a photograph: its farthest (LR) patch above its nearest (HR) one, TILE pixels each.
+    """Draw a column for each photograph: its farthest (LR) patch above its nearest (HR) patch.
 
-    image_id is a hash, so its order is a fair draw of photographs, the same at every run. Pixels
-    are read for these patches alone.
+    Photographs are taken in the order of image_id, a hash, so they are a fixed random sample. Only
+    the pixels of these patches are read.
     """
     chosen = connection.sql(f"""
-        SELECT role, dense_rank() OVER (ORDER BY image_id) - 1 AS place, image.bytes
+        SELECT role, dense_rank() OVER (ORDER BY image_id) - 1 AS position, image.bytes
         FROM patches WHERE rank = 0 AND image_id IN (
             SELECT DISTINCT image_id FROM patches ORDER BY image_id LIMIT {COLUMNS}
         )
     """).fetchall()
     step, lines = TILE + GAP, list(PATCH_SIZE)
     sheet = Image.new("RGB", (COLUMNS * step - GAP, len(lines) * step - GAP), "white")
-    for role, place, png in chosen:
-        # LR patches keep their square pixels: this is what they look like.
+    for role, position, png in chosen:
+        # LR patches are enlarged without smoothing, so that their pixels can be seen.
         how = Image.Resampling.NEAREST if role == "lr" else Image.Resampling.BOX
         tile = Image.fromarray(decode_png(png)).resize((TILE, TILE), how)
-        sheet.paste(tile, (place * step, lines.index(role) * step))
+        sheet.paste(tile, (position * step, lines.index(role) * step))
     return sheet
 
 
 def rows_of(answer: duckdb.DuckDBPyRelation) -> list[Row]:
-    """An answer as one dictionary a row."""
+    """Return the rows of an answer as dictionaries."""
     return [dict(zip(answer.columns, row, strict=True)) for row in answer.fetchall()]
 
 

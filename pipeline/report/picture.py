@@ -1,12 +1,12 @@
 """Draw one photograph of a manifest: its distance map, its far and near patches, their captions.
 
-python -m pipeline.report.picture --images ~/photos --photograph a.jpg --out overview.png
+lasr picture --images ~/photos --photograph a.jpg --out overview.png
 """
 
 import io
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -18,22 +18,17 @@ from lasr.cli import Command
 from lasr.device import Device
 from lasr.errors import UserError
 from lasr.files import atomic_path
-from pipeline.report.originals import Missing, Originals
+from pipeline.report.config import COLOURS
 from schemas.manifest import open_manifest
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-COLOURS: dict[str, str] = {"lr": "#ffb000", "hr": "#2f6fff"}  # the paper's yellow and blue
 TITLES: dict[str, str] = {"lr": "far: LR patches, enlarged", "hr": "near: HR patches"}
-DISTANCE_COLOURS = "magma"  # matplotlib's: dark is near, and in grey it still grows with distance
 SHOWN = 4  # patches of each role, best first
 CAPTION_WORDS = 5
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WebP"}
 
 
 class PictureConfig(BaseModel):
-    """What `pipeline.report.picture` takes."""
+    """The parameters of `lasr picture`."""
 
     images: list[str] = Field(min_length=1, description="the photographs of the build")
     manifest: Path = Field(Path("data/patches.parquet"), description="the manifest to draw from")
@@ -43,54 +38,58 @@ class PictureConfig(BaseModel):
     photograph: str | None = Field(
         None, description="image_path of the photograph (default: the one with the most patches)"
     )
-    device: Device = Field("auto", description="where the depth network runs")
+    device: Device = Field("auto", description="where the depth estimator runs")
 
 
 def draw(config: PictureConfig) -> str:
-    """Write the picture and return the photograph's name. Raises UserError."""
+    """Write the picture and return the name of the photograph. Raises UserError."""
     if config.out.suffix.lower() not in FORMATS:
-        raise UserError(f"--out {config.out}: give it a name that ends in {', '.join(FORMATS)}")
+        raise UserError(
+            f"--out {config.out}: not a name of a picture",
+            f"use one that ends in {', '.join(FORMATS)}",
+        )
     manifest = open_manifest(config.manifest)
+    from pipeline.report.originals import Missing, Originals  # imports PyTorch
+
     table = ds.dataset([str(file) for file in manifest.files]).to_table(
         filter=pc.field("image_path") == config.photograph if config.photograph else None,
         columns=[name for name in manifest.schema.names if name != "image"],
     )
     rows = table.sort_by([("image_path", "ascending"), ("rank", "ascending")]).to_pylist()
     if not rows:
-        raise UserError(f"{config.manifest}: no photograph '{config.photograph}'; see image_path")
+        raise UserError(
+            f"{config.manifest}: no photograph '{config.photograph}'",
+            "give an image_path of the manifest",
+        )
     names = [row["image_path"] for row in rows]
     name = config.photograph or max(sorted(set(names)), key=names.count)
     own = [row for row in rows if row["image_path"] == name]
     originals = Originals(manifest, config.images, config.device)
     if name not in originals.found:
-        raise UserError(f"--images: '{name}' is not below these paths; give those of the build")
+        raise UserError(f"--images: '{name}' is not in these paths", "give those of the build")
     try:
         pixels = originals.pixels(name, own[0]["image_id"])
         distance = originals.distance(own[0]["image_id"], own[0]["depth_model"], pixels)
     except Missing as why:
         raise UserError(f"{name}: {why}") from why
-    _draw(config.out, pixels, distance, own, originals.parameters)
+    _draw(config.out, pixels, distance, own, bool(originals.parameters.get("untrained")))
     return name
 
 
 def _draw(
-    out: Path,
-    pixels: np.ndarray,
-    distance: np.ndarray,
-    rows: list[dict[str, Any]],
-    parameters: dict[str, Any],
+    out: Path, pixels: np.ndarray, distance: np.ndarray, rows: list[dict[str, Any]], untrained: bool
 ) -> None:
-    import matplotlib
+    """Photograph and map above, the best patches of both roles below."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")  # draws into files; needs no screen
-    from matplotlib import pyplot as plt
-
-    figure = plt.figure(figsize=(16, 8.8), dpi=100, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1.55, 1])
+    figure = Figure(figsize=(16, 8.8), dpi=100, layout="constrained")
+    panels: Any = figure.subfigures(2, 1, height_ratios=[1.55, 1])
+    top, bottom = panels
     photo, far_map = top.subplots(1, 2)
     photo.imshow(pixels)
     photo.set_title(f"{rows[0]['image_path']}: chosen patches (yellow far, blue near)")
-    shown = far_map.imshow(distance, cmap=DISTANCE_COLOURS, vmin=0, vmax=1)
+    # In this colour map dark is near, and lightness grows with distance.
+    shown = far_map.imshow(distance, cmap="magma", vmin=0, vmax=1)
     far_map.set_title(f"distance, {rows[0]['depth_model']}")
     bar = top.colorbar(shown, ax=far_map, shrink=0.8, ticks=[0, 1])
     bar.ax.set_yticklabels(["near", "far"])
@@ -98,9 +97,10 @@ def _draw(
         axes.set_axis_off()
         for row in rows:
             _outline(axes, row)
-    untrained = " (UNTRAINED CLIP: words are noise)" if parameters.get("untrained") else ""
-    bottom.suptitle(f"best patches and the first words of their captions{untrained}")
-    for part, role in zip(bottom.subfigures(1, 2), ("lr", "hr"), strict=True):
+    note = " (UNTRAINED CLIP: words are noise)" if untrained else ""
+    bottom.suptitle(f"best patches and the first words of their captions{note}")
+    halves: Any = bottom.subfigures(1, 2)
+    for part, role in zip(halves, ("lr", "hr"), strict=True):
         best = [row for row in rows if row["role"] == role][:SHOWN]
         part.supylabel(TITLES[role], color=COLOURS[role], fontweight="bold")
         for axes, row in zip(np.atleast_1d(part.subplots(1, SHOWN)), best, strict=False):
@@ -115,21 +115,21 @@ def _draw(
                 spine.set_visible(bool(axes.images))
     with io.BytesIO() as buffer:
         figure.savefig(buffer, format="png")
-        plt.close(figure)
         with Image.open(buffer) as drawn, atomic_path(out) as temporary:
             drawn.convert("RGB").save(temporary, format=FORMATS[out.suffix.lower()], quality=85)
 
 
-def _outline(axes: "Axes", row: dict[str, Any]) -> None:
+def _outline(axes: Any, row: dict[str, Any]) -> None:
+    """Outline a patch in its colour on black, which can be seen on any photograph."""
     from matplotlib.patches import Rectangle
 
     corner, side = (row["x"], row["y"]), row["size"]
-    for width, colour in ((4, "black"), (2, COLOURS[row["role"]])):  # legible on any ground
+    for width, colour in ((4, "black"), (2, COLOURS[row["role"]])):
         axes.add_patch(Rectangle(corner, side, side, fill=False, linewidth=width, edgecolor=colour))
 
 
 def run(config: PictureConfig) -> None:
-    """Draw and say where."""
+    """Write the picture and print its name. Raises UserError."""
     name = draw(config)
     print(f"{name}: {config.out}")
 

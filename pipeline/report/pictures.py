@@ -1,4 +1,4 @@
-"""The pictures of a report: photographs with their distance maps, and patches, as `data:` URIs."""
+"""The pictures of the page: photographs with their distance maps, and patches, as `data:` URIs."""
 
 import base64
 import functools
@@ -7,29 +7,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import matplotlib
+import cv2
 import numpy as np
 from PIL import Image
 
 from lasr.pictures.png import decode_png
 from pipeline.report.originals import Missing, Originals
 from pipeline.report.overview import Row
-from pipeline.report.picture import DISTANCE_COLOURS
 from schemas.manifest import PATCH_SIZE
 
-PHOTOGRAPH = 1200  # pixels of the longer side that are kept; `Detail` says how many are shown
-_PAPER = (128, 128, 128)  # of a photograph that is not here
+PHOTOGRAPH = 1200  # pixels of the longer side of a photograph in memory; see also Detail
+_BACKGROUND = (128, 128, 128)  # of a photograph that is not here
 
 
 @dataclass(frozen=True)
 class Detail:
-    """How finely pictures are written, the first try and the next ones, until the page fits."""
+    """Resolution and number of the pictures."""
 
     side: int  # pixels of a photograph's longer side
     quality: int  # of WebP
     share: float = 1.0  # of the sampled photographs and pairs that are shown
 
 
+# Tried in this order until the page is small enough.
 DETAILS = (
     Detail(PHOTOGRAPH, 84),
     Detail(800, 78),
@@ -49,38 +49,40 @@ class Sheet:
     patches: list[Row]
     photograph: Image.Image
     distance: Image.Image | None
-    missing: list[str] = field(default_factory=list)  # what cannot be shown, and why
+    missing: list[str] = field(default_factory=list)  # why something is not shown
 
     @property
     def is_here(self) -> bool:
-        """Whether the photograph itself is shown, not only its patches."""
+        """Whether the photograph is shown, and not only its patches."""
         return not any("photograph" in why for why in self.missing)
 
 
 def sheet(photograph: Row, patches: Sequence[Row], originals: Originals) -> Sheet:
-    """Read a photograph and its distance map, each once; without them show its patches in place.
+    """Read a photograph and its distance map. Without the photograph show its patches alone.
 
-    patches: with their pixels (`png`) and the depth_model.
+    patches: those of the photograph, with their pixels (`png`) and the depth_model.
     """
     names = photograph["path"], photograph["width"], photograph["height"], list(patches)
     try:
         pixels = originals.pixels(photograph["path"], photograph["image_id"])
     except Missing as why:
-        return Sheet(*names, _patches_in_place(photograph, patches), None, [str(why)])
+        return Sheet(*names, _patches_alone(photograph, patches), None, [str(why)])
     shown = _smaller(Image.fromarray(pixels), PHOTOGRAPH)
     try:
         distance = originals.distance(photograph["image_id"], patches[0]["depth_model"], pixels)
     except Missing as why:
         return Sheet(*names, shown, None, [str(why)])
-    colours = matplotlib.colormaps[DISTANCE_COLOURS]
     small = np.asarray(_smaller(Image.fromarray(distance), PHOTOGRAPH // 2))
-    return Sheet(*names, shown, Image.fromarray(colours(small, bytes=True)[..., :3]))
+    levels = np.clip(small * 256, 0, 255).astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_MAGMA), cv2.COLOR_BGR2RGB)
+    return Sheet(*names, shown, Image.fromarray(colours))
 
 
-def _patches_in_place(photograph: Row, patches: Sequence[Row]) -> Image.Image:
+def _patches_alone(photograph: Row, patches: Sequence[Row]) -> Image.Image:
+    """The patches at their positions in the photograph, on grey."""
     scale = min(1.0, PHOTOGRAPH / max(photograph["width"], photograph["height"]))
     size = (round(photograph["width"] * scale), round(photograph["height"] * scale))
-    canvas = Image.new("RGB", size, _PAPER)
+    canvas = Image.new("RGB", size, _BACKGROUND)
     for patch in sorted(patches, key=lambda patch: -patch["size"]):
         side = max(1, round(patch["size"] * scale))
         tile = patch_picture(patch).resize((side, side), Image.Resampling.BOX)
@@ -89,15 +91,15 @@ def _patches_in_place(photograph: Row, patches: Sequence[Row]) -> Image.Image:
 
 
 def patch_picture(patch: Row) -> Image.Image:
-    """The pixels of a patch."""
+    """Decode a patch."""
     return Image.fromarray(decode_png(patch["png"]))
 
 
-@functools.lru_cache(maxsize=1024)  # the same whatever the detail, and slow to write
+@functools.lru_cache(maxsize=1024)  # slow to write, and independent of the detail
 def pixels_uri(png: bytes) -> str:
-    """As many pixels from the middle of a patch as a far one has, for enlarging: none is lost.
+    """The middle of a patch, as large as a far patch, without loss.
 
-    A near patch beside a far one is thus seen at the same enlargement.
+    A far and a near patch side by side thus have the same enlargement.
     """
     picture = patch_picture({"png": png})
     side = PATCH_SIZE["lr"]
@@ -107,7 +109,7 @@ def pixels_uri(png: bytes) -> str:
 
 
 def photograph_uri(picture: Image.Image, detail: Detail) -> str:
-    """A photograph, a map or a near patch, as finely as `detail` says."""
+    """A photograph, a distance map or a near patch, in the resolution of `detail`."""
     return _uri(_smaller(picture.copy(), detail.side), quality=detail.quality)
 
 

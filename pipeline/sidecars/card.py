@@ -1,6 +1,6 @@
 """The data card of a manifest: Markdown with the front matter of a Hugging Face dataset card.
 
-As README.md of a dataset repository it tells people, and `load_dataset`, what stands there.
+As the README.md of a dataset repository it describes the data to people and to `load_dataset`.
 """
 
 from collections.abc import Iterable
@@ -15,30 +15,31 @@ from pipeline.storage import StoragePath
 from schemas.manifest import PATCH_SIZE, PATCHES, VALIDATION
 
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
-_MODELS = {"depth": "distance", "clip": "captions"}  # parameter: what the model made
-# Told elsewhere in the card, or of no consequence for the rows.
+_MODELS = {"depth": "distance", "clip": "captions"}  # parameter: what the model computed
+# In other sections of the card, or without effect on the rows.
 _HIDDEN = {"images", "lr_images", "hr_images", "depth_model", "caption_model", "out", "device"}
 
 _UNTRAINED = """
 > **Captions are noise.** They come from the profile `offline`, whose CLIP is a small network with
-> random weights. This set shows what a manifest looks like; nothing can be learned from its words.
+> random weights. This set shows what a manifest looks like; its captions carry no information.
 """
 _LIMITS = f"""
-- Distance is estimated from one picture, in relation to that picture alone: 0.9 in one photograph
-  and 0.9 in another need not be equally far. Fog, mirrors and pictures in pictures mislead.
-- A far patch is taken for a worse one. That holds on average; `--ask sharp-far` and
-  `--ask blurred-near` of `pipeline.query` list exceptions.
-- Captions are words of a fixed list, ranked by CLIP. They carry its biases, and are no description.
+- Distance is estimated from a single photograph and relative to it: 0.9 in one photograph and 0.9
+  in another need not be equally far. Fog, mirrors and pictures within pictures mislead.
+- Far patches are taken to look worse than near ones. That holds on average;
+  `lasr query --ask sharp-far` and `--ask blurred-near` list exceptions.
+- Captions are words of a fixed list, ranked by CLIP. They carry its biases and do not
+  describe the picture.
 - Photographs may show people and private places. Nothing was blurred or checked.
-- Near-duplicates are recorded, not removed. Perceptual hashes overlook cuts and turned copies, and
-  are silent about plain areas.
-- `split` hangs on a photograph's bytes: about {VALIDATION:.0%} of the photographs are `val`. A
-  near-duplicate may stand on the other side; `--ask leaks` lists these.
+- Near-duplicates are listed, not removed. Perceptual hashes miss crops and rotated copies, and
+  plain patches have none.
+- `split` depends on a photograph's bytes: about {VALIDATION:.0%} of the photographs are `val`. A
+  near-duplicate may be in the other split; `lasr query --ask leaks` lists these.
 - {{licence}}
 """
 _LICENCE = (
-    "The patches are parts of the photographs: who may use those may use these. The pipeline does"
-    " not know their licence; state it in the front matter before you publish this."
+    "The patches are parts of the photographs: the licence of the photographs applies. The pipeline"
+    " does not know their licence; state it in the front matter before you publish this."
 )
 
 
@@ -49,12 +50,16 @@ def data_card(
     patches: pa.Table,
     duplicates: pa.Table,
 ) -> str:
-    """The card's text. metadata: of the manifest. patches: at least the column `role`."""
+    """Return the text of the card.
+
+    metadata: that of the manifest. catalogue: columns of IMAGES. patches: at least the column
+    `role`. duplicates: columns of DUPLICATES.
+    """
     parameters = metadata.get("parameters", {})
     sections = {
         "Contents": _contents(patches),
         "Photographs": _counted(catalogue, "status", "photographs"),
-        "Near-duplicates": _counted(duplicates, "kind", "recorded"),
+        "Near-duplicates": _counted(duplicates, "kind", "listed"),
         "Sources": _sources(parameters),
         "Models": _models(parameters),
         "Parameters": _table(("parameter", "value"), _parameters(parameters)),
@@ -122,13 +127,13 @@ def _sources(parameters: dict[str, Any]) -> str:
 
 def _models(parameters: dict[str, Any]) -> str:
     rows = []
-    for parameter, made in _MODELS.items():
+    for parameter, computes in _MODELS.items():
         if name := parameters.get(parameter):
             identity = parameters.get({"depth": "depth_model", "clip": "caption_model"}[parameter])
             known = TABLE.get(name)
-            licence = known.licence if known else "not known here: given as a path"
-            rows.append((made, known.about if known else name, f"`{identity}`", licence))
-    return _table(("made", "model", "identity", "licence"), rows) if rows else "Not recorded."
+            licence = known.licence if known else "unknown: the model was given as a path"
+            rows.append((computes, known.about if known else name, f"`{identity}`", licence))
+    return _table(("computes", "model", "identity", "licence"), rows) if rows else "Not recorded."
 
 
 def _parameters(parameters: dict[str, Any]) -> Iterable[tuple[str, str]]:
@@ -144,10 +149,10 @@ def _use(manifest: StoragePath) -> str:
         "```python\n"
         "from datasets import load_dataset\n\n"
         f'patches = load_dataset("parquet", data_files="{files}", split="train")\n'
-        'patches[0]["image"]  # a PIL picture\n'
+        'patches[0]["image"]  # a PIL image\n'
         "```\n\n"
-        "`split` above is that of `datasets`; the column `split` tells train from val. Training:\n"
-        f"`python -m trainer.run --manifest {manifest.name}`"
+        "The argument `split` is that of `datasets`; the column `split` holds train or val.\n"
+        f"Training: `lasr train --manifest {manifest.name}`"
     )
 
 

@@ -1,9 +1,9 @@
-"""Photographs and patches that look the same, found by their perceptual hashes.
+"""Near-duplicate photographs and patches, found by their perceptual hashes.
 
-Recorded is, for each that looks like another, which one is kept: who leaves out every recorded `id`
-has no two left whose hashes differ in MOST bits or fewer. Of photographs the largest are kept, of
-patches the farthest (lr) or nearest (hr) of their photographs; patches are compared within their
-role. The table is a function of the rows alone, so builds in one go and in many steps agree.
+Each near-duplicate is listed with the item that is preferred to it. Without the listed items, any
+two hashes differ in more than MAX_BITS bits. Larger photographs are preferred, and patches of a
+better rank; photographs, lr and hr patches are compared separately. The table depends on the rows
+alone, so it is the same whether a manifest was built at once or in several steps.
 """
 
 import itertools
@@ -12,19 +12,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.manifest import DUPLICATES, PATCH_SIZE
+from schemas.catalogue import DUPLICATES
+from schemas.manifest import PATCH_SIZE
 
-# Of 64 bits. A hash has as many ones as zeros, so two differ in an even number. Of photographs,
-# compression, half the size or more light change 0 to 6, other photographs differ in 26 and more.
-# Patches have less in them to tell them apart.
-MOST = {"photograph": 6, "lr": 4, "hr": 4}
+# Of 64 bits. A hash has as many ones as zeros, so distances are even. Compression, half the size or
+# more light change 0 to 6 bits of a photograph's hash; hashes of different photographs differ in 26
+# and more. Patches contain less to tell them apart.
+MAX_BITS = {"photograph": 6, "lr": 4, "hr": 4}
 
 
 def find_duplicates(catalogue: pa.Table, patches: pa.Table) -> pa.Table:
-    """The table DUPLICATES of a manifest.
+    """Return the table DUPLICATES of a manifest.
 
-    catalogue: columns of IMAGES. patches: role, rank, patch_id and phash of all rows, or less:
-    where there are no hashes, there are no duplicates.
+    catalogue: columns of IMAGES. patches: role, rank, patch_id and phash of all rows. Where these
+    columns are missing, as in manifests from before there were hashes, nothing is found.
     """
     tables = [DUPLICATES.empty_table()]
     if "phash" in catalogue.schema.names:
@@ -32,63 +33,67 @@ def find_duplicates(catalogue: pa.Table, patches: pa.Table) -> pa.Table:
         pixels = pc.multiply(used["width"].cast(pa.int64()), used["height"])
         used = used.append_column("smaller", pc.negate(pixels))
         order = [("smaller", "ascending"), ("path", "ascending")]
-        tables.append(_table("photograph", used["image_id"], used, order))
+        tables.append(_duplicates("photograph", used["image_id"], used, order))
     if {"role", "rank", "patch_id", "phash"} <= {*patches.schema.names}:
         order = [("rank", "ascending"), ("patch_id", "ascending")]
         for role in PATCH_SIZE:
             rows = patches.filter(pc.equal(patches["role"], role))
-            tables.append(_table(role, rows["patch_id"], rows, order))
+            tables.append(_duplicates(role, rows["patch_id"], rows, order))
     return pa.concat_tables(tables)
 
 
-def _table(
+def _duplicates(
     kind: str, ids: pa.ChunkedArray, rows: pa.Table, order: list[tuple[str, str]]
 ) -> pa.Table:
-    """rows: those that ids name, with phash. order: who comes first is kept."""
-    places = pc.sort_indices(rows, sort_keys=order)
-    places = places.filter(pc.is_valid(rows["phash"].take(places)))
-    ids, digits = ids.take(places), rows["phash"].take(places)
+    """The near-duplicates among rows of one kind. order: sort keys, the preferred row first."""
+    indices = pc.sort_indices(rows, sort_keys=order)
+    indices = indices.filter(pc.is_valid(rows["phash"].take(indices)))
+    ids, digits = ids.take(indices), rows["phash"].take(indices)
     hashes = np.array([int(text, 16) for text in digits.to_pylist()], np.uint64)
-    kept = keep_first(hashes, MOST[kind])
-    twice = np.flatnonzero(kept != np.arange(len(kept)))
-    distance = np.bitwise_count(hashes[twice] ^ hashes[kept[twice]])
+    preferred = first_alike(hashes, MAX_BITS[kind])
+    alike = np.flatnonzero(preferred != np.arange(len(preferred)))
+    distance = np.bitwise_count(hashes[alike] ^ hashes[preferred[alike]])
     columns = {
-        "kind": pa.array([kind] * len(twice)),
-        "id": ids.take(twice),
-        "kept": ids.take(kept[twice]),
+        "kind": pa.array([kind] * len(alike)),
+        "id": ids.take(alike),
+        "kept": ids.take(preferred[alike]),
         "distance": pa.array(distance, pa.int32()),
     }
     return pa.table(columns).cast(DUPLICATES)
 
 
-def keep_first(hashes: np.ndarray, most: int) -> np.ndarray:
-    """For each of n hashes (uint64) the place of the one that is kept for it, n int64.
+def first_alike(hashes: np.ndarray, max_bits: int) -> np.ndarray:
+    """Return for each hash the index of the hash it duplicates, or its own index.
 
-    In order: a hash is kept unless one kept before differs in at most `most` bits; then the nearest
-    of these stands for it, the first of several.
+    hashes: n uint64, in order of preference. Returns n int64. A hash is a duplicate if an earlier
+    hash that is not one itself differs in at most `max_bits` bits; of several the nearest counts,
+    then the first.
     """
     unique, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    order = np.argsort(first)  # as they came
+    order = np.argsort(first)  # in the order of their first occurrence
     owner = np.arange(len(order))
     near: dict[int, list[tuple[int, int]]] = {}
-    for earlier, later, bits in zip(*_near_pairs(unique[order], most), strict=True):
+    for earlier, later, bits in zip(*_near_pairs(unique[order], max_bits), strict=True):
         near.setdefault(later, []).append((bits, earlier))
     for later in sorted(near):
-        if kept := [pair for pair in near[later] if owner[pair[1]] == pair[1]]:
-            owner[later] = min(kept)[1]
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    result: np.ndarray = first[order][owner[place[inverse]]]
+        if originals := [pair for pair in near[later] if owner[pair[1]] == pair[1]]:
+            owner[later] = min(originals)[1]
+    index = np.empty_like(order)
+    index[order] = np.arange(len(order))
+    result: np.ndarray = first[order][owner[index[inverse]]]
     return result
 
 
-def _near_pairs(hashes: np.ndarray, most: int) -> tuple[list[int], list[int], list[int]]:
-    """All pairs of different hashes that differ in at most `most` bits: places (lower first), bits.
+def _near_pairs(hashes: np.ndarray, max_bits: int) -> tuple[list[int], list[int], list[int]]:
+    """All pairs of different hashes that differ in at most `max_bits` bits.
 
-    Cut into most + 1 bands, two such hashes agree in a band (pigeonhole), so that only those of
-    equal bands are compared: of n random ones n^2 / 2^13 for 4 bits, not n^2.
+    hashes: distinct. Returns the lower index, the higher index and the number of bits of each pair.
+
+    The bits are cut into max_bits + 1 bands. Two such hashes agree in at least one band (pigeonhole
+    principle), so only hashes with an equal band are compared: n^2 / 2^13 of n random ones at 4
+    bits instead of n^2.
     """
-    edges = np.linspace(0, 64, most + 2).astype(int).tolist()
+    edges = np.linspace(0, 64, max_bits + 2).astype(int).tolist()
     found = [np.empty((3, 0), np.int64)]
     for start, stop in itertools.pairwise(edges):
         band = (hashes >> np.uint64(start)) & np.uint64(2 ** (stop - start) - 1)
@@ -97,9 +102,9 @@ def _near_pairs(hashes: np.ndarray, most: int) -> tuple[list[int], list[int], li
         step, left = 1, np.arange(len(band))
         while len(left := left[left + step < len(band)]):
             left = left[band[left] == band[left + step]]
-            one, other = order[left], order[left + step]  # stable: one < other
+            one, other = order[left], order[left + step]  # one < other: the sort is stable
             bits = np.bitwise_count(hashes[one] ^ hashes[other])
-            near = bits <= most
+            near = bits <= max_bits
             found.append(np.stack([one[near], other[near], bits[near]]))
             step += 1
     earlier, later, bits = np.unique(np.concatenate(found, axis=1), axis=1).tolist()

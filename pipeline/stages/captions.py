@@ -100,8 +100,8 @@ class Captioner:
     features can be cached: prepare, features, rank.
     """
 
-    def __init__(self, clip: Located | str, words: Sequence[str], device: "torch.device"):
-        """clip: located weights, a name of the registry, or a path. Raises WeightsError."""
+    def __init__(self, clip: Located, words: Sequence[str], device: "torch.device"):
+        """Load the CLIP and embed the words. Raises WeightsError."""
         from lasr.weights.clip import load_clip
 
         self.clip = load_clip(clip, device)

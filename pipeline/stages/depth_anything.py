@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lasr.errors import one_line
-from lasr.weights.locate import Located, WeightsError
-from lasr.weights.variants import check_variant
+from lasr.weights.locate import Located, WeightsError, check_expected
 from pipeline.stages.depth import DepthModel, normalise
 
 if TYPE_CHECKING:
@@ -113,4 +112,4 @@ def _check_configs(located: Located, folder: Path) -> None:
             f"{folder}: estimates metres, which grow with distance: LR and HR would change places",
             "take Depth Anything V2 without Metric in its name",
         )
-    check_variant(located, {"hidden_size": backbone.get("hidden_size")})
+    check_expected(located, {"hidden_size": backbone.get("hidden_size")})

@@ -133,15 +133,15 @@ def test_missing_weights_are_named_with_the_command_that_fetches_them(
     line = one_line(capsys, pipeline.run.main(["--images", str(photographs)]))
     assert "'depth-anything-v2-small' (99 MB, licence Apache-2.0), " in line
     assert "'clip-vit-l-14' (1711 MB, licence MIT)" in line  # all that is missing at once
-    assert "`python -m lasr.weights fetch depth-anything-v2-small clip-vit-l-14`" in line
+    assert "`lasr weights fetch depth-anything-v2-small clip-vit-l-14`" in line
     for more in ([], ["--dry-run"]):
         status = trainer.run.main(["--manifest", str(manifest), *more])
         line = one_line(capsys, status)
-        assert "`python -m lasr.weights fetch rrdb-psnr-x4 clip-vit-l-14 vgg19`" in line
+        assert "`lasr weights fetch rrdb-psnr-x4 clip-vit-l-14 vgg19`" in line
     argv = ["--images", str(photographs), "--profile", "paper", "--weights-dir", "elsewhere"]
     line = one_line(capsys, pipeline.run.main(argv))
     missing = "depthfm-v1 clip-vit-l-14 sd15-vae"
-    assert f"`python -m lasr.weights fetch {missing} --weights-dir elsewhere`" in line
+    assert f"`lasr weights fetch {missing} --weights-dir elsewhere`" in line
 
 
 def test_mistakes_of_the_pipeline(
@@ -154,7 +154,7 @@ def test_mistakes_of_the_pipeline(
         (["--images", str(photographs), "--depth", "guess"], "guess: neither a file or folder"),
         (
             ["--images", str(photographs), "--clip", "vgg19"],
-            "these are vgg weights, clip was asked",
+            "these are vgg weights, not clip weights",
         ),
     ]:
         assert message in one_line(capsys, pipeline.run.main([*argv, *offline]))
@@ -221,7 +221,7 @@ def test_the_overview_picture(
     assert pipeline.report.picture.main([*argv, "--out", str(jpeg)]) == 0
     assert Image.open(jpeg).format == "JPEG"
     bad = [*argv, "--out", str(tmp_path / "overview.txt")]
-    assert "give it a name that ends in" in one_line(capsys, pipeline.report.picture.main(bad))
+    assert "use one that ends in" in one_line(capsys, pipeline.report.picture.main(bad))
     assert "no photograph 'x.jpg'" in one_line(
         capsys, pipeline.report.picture.main([*argv, "--photograph", "x.jpg"])
     )

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import trainer.run
+from lasr.weights.locate import locate
 from pipeline.finetune import main
 from pipeline.stages.captions import DICTIONARY, Captioner, read_dictionary
 from schemas.manifest import PATCHES, Row, open_manifest, patch_id
@@ -56,7 +57,9 @@ def test_rows_are_patches_of_the_pictures(mine: Path, clip: Path, tmp_path: Path
     assert [(r["image_path"], r["role"]) for r in rows(out)] == [
         *[("coffee.png", "lr")] * 5, *[("coffee.png", "hr")] * 5, *[("small.png", "lr")] * 5
     ]  # fmt: skip
-    captioner = Captioner(str(clip), read_dictionary(DICTIONARY), torch.device("cpu"))
+    captioner = Captioner(
+        locate(str(clip), "clip"), read_dictionary(DICTIONARY), torch.device("cpu")
+    )
     for row in rows(out):
         pixels = np.asarray(Image.open(mine / row["image_path"]).convert("RGB"))
         x, y, size = row["x"], row["y"], row["size"]

@@ -9,16 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lasr.files import atomic_path, replace_folder
-from schemas.manifest import (
-    METADATA_KEY,
-    PATCHES,
-    ROW_GROUP,
-    ManifestError,
-    file_metadata,
-    images_path,
-    open_manifest,
-    patch_id,
-)
+from schemas.catalogue import IMAGES, images_path
+from schemas.manifest import PATCHES, ManifestError, file_metadata, open_manifest, patch_id
+from schemas.parquet import METADATA_KEY, ROW_GROUP, decoded_metadata, encoded_metadata
 from tests.support.parts import write_part
 
 
@@ -80,8 +73,36 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     metadata = file_metadata({}, "") | {"schema_version": 2}
     schema = PATCHES.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
     pq.write_table(schema.empty_table(), tmp_path / "m.parquet")
-    with pytest.raises(ManifestError, match=r"schema version 2, this program reads version 1"):
+    with pytest.raises(ManifestError, match=r"schema version 2; this program reads version 1"):
         open_manifest(tmp_path / "m.parquet")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"{", "Expecting property name"),
+        (b"[1]", "a JSON object is expected, not list"),
+        (b"\xff", "can't decode byte 0xff"),
+        (b'{"parameters": 3}', "its parameters are no JSON object"),
+    ],
+)
+def test_metadata_that_cannot_be_read_is_one_line(tmp_path: Path, text: bytes, reason: str) -> None:
+    write(tmp_path / "m" / "a.parquet", [row()])
+    schema = PATCHES.with_metadata({METADATA_KEY: text})
+    pq.write_table(schema.empty_table(), tmp_path / "m" / "b.parquet")
+    for path in (tmp_path / "m", tmp_path / "m" / "b.parquet"):  # as a later part, and alone
+        with pytest.raises(ManifestError, match="metadata 'la-sr' cannot be read") as caught:
+            open_manifest(path)
+        assert reason in str(caught.value) and "\n" not in str(caught.value)
+        assert caught.value.fix == "build the manifest again"
+
+
+def test_metadata_is_decoded_as_it_was_encoded() -> None:
+    about = file_metadata({"k": 8, "images": ["ü"]}, "sha")
+    schema = PATCHES.with_metadata(encoded_metadata(PATCHES, about))
+    assert decoded_metadata(schema) == about and b"huggingface" in schema.metadata
+    assert decoded_metadata(PATCHES) == {}
+    assert encoded_metadata(IMAGES, {}).keys() == {METADATA_KEY}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""An HTTP server on loopback that plays a model hub and a plain host of files, faults included."""
+"""An HTTP server on loopback: a model hub and a plain file host, with faults on request."""
 
 import hashlib
 import http.server
@@ -14,18 +14,18 @@ RESOLVE = re.compile(r"/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/
 
 @dataclass
 class Fault:
-    """What happens to one GET: a status, a spoilt end, a cut or a wait after so many bytes."""
+    """One faulty GET: a status, a changed last byte, or a cut or a wait after so many bytes."""
 
     status: int = 0
     spoilt: bool = False
-    shifted: bool = False  # another part than the one that was asked for
+    shifted: bool = False  # sends another range than requested
     cut: int | None = None
     wait: int | None = None
 
 
 @dataclass
 class Seen:
-    """A request, and what was answered."""
+    """A request and its answer."""
 
     method: str
     path: str
@@ -45,7 +45,7 @@ class Host:
     seen: list[Seen] = field(default_factory=list)
     ranges: bool = True
     versions: bool = True  # whether answers have an ETag
-    locked: bool = False  # whether the hub wants its terms to be agreed to first
+    locked: bool = False  # whether the hub requires its terms to be accepted
     patience: float = 30.0  # seconds that a Fault.wait lasts
     go_on: threading.Event = field(default_factory=threading.Event)
 
@@ -90,7 +90,7 @@ def serve() -> Iterator[Host]:
                 return self.say(seen, 404, error | headers)
             content = host.files[name]
             digest = hashlib.sha256(content).hexdigest()
-            if on_hub and name.endswith(".safetensors"):  # large files stand on another host
+            if on_hub and name.endswith(".safetensors"):  # large files are on another host
                 headers |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content))}
                 headers["Location"] = f"http://localhost:{host.port}/store/{name}"
                 return self.say(seen, 302, headers)
@@ -143,7 +143,7 @@ def serve() -> Iterator[Host]:
         daemon_threads = True
 
         def handle_error(self, *arguments: object) -> None:
-            pass  # the other side was killed
+            pass  # the client was killed
 
     with Server(("127.0.0.1", 0), Handler) as server:
         host.port = server.server_port

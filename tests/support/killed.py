@@ -2,8 +2,8 @@
 
     python tests/support/killed.py --kills 500 --seed 3     # the long run; the test does 25
 
-A server process imports everything once and forks from there, so that a build starts within
-milliseconds and most of its life is work.
+A server process imports everything once, also what a build imports on use, and forks from there:
+a build starts within milliseconds and most of its life is work.
 """
 
 import argparse
@@ -23,9 +23,12 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import clip_interrogator  # noqa: F401
+import imagehash  # noqa: F401
 import pyarrow.dataset as ds
 from PIL import Image
 
+import lasr.weights.clip  # noqa: F401
 from lasr.errors import UserError
 from pipeline.build.lock import sole_build
 from pipeline.build.plan import plan_build, prepare
@@ -35,15 +38,16 @@ from pipeline.config import BuildConfig
 from pipeline.demo import copy_photographs
 from schemas.manifest import ManifestError, open_manifest
 
+ROOT = Path(__file__).parents[2]
 REFUSED = 3  # exit status of a build that ended with a UserError
 
 
 def processes() -> ForkServerContext:
-    """Where builds are started from."""
-    # The server does not inherit sys.path before Python 3.13, and passes over what it cannot find.
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    """The server that builds are forked from."""
+    # It does not inherit sys.path before Python 3.13, and ignores a module that it does not find.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *(path for path in sys.path if path)])
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["killed"])
+    context.set_forkserver_preload(["tests.support.killed"])
     return context
 
 

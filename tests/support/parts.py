@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from lasr.files import atomic_path
-from schemas.manifest import Row, rows_to
+from schemas.manifest import Row
+from schemas.parquet import rows_to
 
 
 @contextlib.contextmanager

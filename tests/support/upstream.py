@@ -2,7 +2,6 @@
 
 import json
 import math
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import safetensors.torch
 import torch
 import torchvision
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from pyiqa.archs import clip_model as openai
 from transformers import (
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
@@ -30,6 +28,11 @@ def any_content(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     for name in names:
         files = tuple(File(file.name) for file in TABLE[name].files)
         monkeypatch.setitem(TABLE, name, replace(TABLE[name], files=files))
+
+
+def expect(monkeypatch: pytest.MonkeyPatch, name: str, **expected: object) -> None:
+    """Change what the table expects of a network; nothing: any network is taken."""
+    monkeypatch.setitem(TABLE, name, replace(TABLE[name], expected=expected))
 
 
 def save_clip(folder: Path, seed: int = 1, resnet: bool = False, **changes: Any) -> dict[str, Any]:
@@ -62,25 +65,6 @@ def save_clip(folder: Path, seed: int = 1, resnet: bool = False, **changes: Any)
         json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
     )
     return config
-
-
-def save_openai_archive(path: Path, gelu: bool = False) -> Any:
-    """OpenAI's own class as they published it: TorchScript, mostly float16; returns the network."""
-    torch.manual_seed(1)
-    # Heads are 64 wide and the vocabulary is the tokenizer's: what its loaders take for granted.
-    network = openai.CLIP(24, 28, 2, 64, 14, 77, 49408, 64, 1, 2).eval()
-    if gelu:
-        for block in (*network.visual.transformer.resblocks, *network.transformer.resblocks):
-            block.mlp.gelu = torch.nn.GELU()
-    openai.convert_weights(network)
-    for name, number in {"input_resolution": 28, "context_length": 77, "vocab_size": 49408}.items():
-        network.__dict__.pop(name, None)
-        network.register_buffer(name, torch.tensor(number))
-    inputs = torch.zeros(1, 3, 28, 28), torch.zeros(1, 77, dtype=torch.int64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of checks that a trace takes for constants
-        torch.jit.trace(network, inputs, check_trace=False).save(path)
-    return network.float()
 
 
 def save_depth_anything(folder: Path, **changes: Any) -> None:

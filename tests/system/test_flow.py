@@ -23,6 +23,7 @@ from lasr.errors import UserError
 from pipeline.build import plan
 from pipeline.build import shard as stages
 from pipeline.config import BuildConfig
+from pipeline.flows import artifacts
 from pipeline.flows import flow as flows
 from tests.support.servers import (
     PREFECT,
@@ -364,7 +365,7 @@ def test_what_is_only_shown_cannot_fail_a_build(
 
     monkeypatch.setattr("pipeline.report.overview.describe", broken)
     for name in ("create_progress_artifact", "update_progress_artifact"):
-        monkeypatch.setattr(flows.ui, name, broken)
+        monkeypatch.setattr(artifacts.ui, name, broken)
     assert flows.build(config)["patches"] == {"lr": 7, "hr": 7}
     assert "not shown in Prefect's UI: no artifacts today" in caplog.text
 

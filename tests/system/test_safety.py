@@ -30,7 +30,6 @@ from tests.support.upstream import (
     save_clip,
     save_depth_anything,
     save_depthfm,
-    save_openai_archive,
     save_vae,
     save_vgg19,
 )
@@ -50,8 +49,6 @@ def save_all(folder: Path) -> None:
     (folder / "vgg").mkdir()
     save_vgg19(folder / "vgg" / "vgg19.pth", width=8)
     save_clip(folder / "clip")
-    (folder / "openai").mkdir()
-    save_openai_archive(folder / "openai" / "ViT.pt")
     save_depth_anything(folder / "depth-anything")
     (folder / "depthfm").mkdir()
     save_depthfm(folder / "depthfm" / "depthfm.ckpt", SMALL)
@@ -80,7 +77,11 @@ ENTRIES: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
         "open_clip_pytorch_model.bin",
         lambda d: load_clip(str(d), CPU),
     ),
-    "CLIP archive": ("openai/ViT.pt", "ViT.pt", lambda d: load_clip(str(d / "ViT.pt"), CPU)),
+    "CLIP file": (
+        "clip/open_clip_model.safetensors",
+        "ViT.pt",
+        lambda d: load_clip(str(d / "ViT.pt"), CPU),
+    ),
     "Depth Anything": (f"depth-anything/{MODEL}", MODEL, lambda d: load_depth(str(d), CPU)),
     "Depth Anything with .bin": (
         f"depth-anything/{MODEL}",
@@ -308,7 +309,8 @@ def test_nothing_of_ours_reads_a_pickle_otherwise() -> None:
     """`torch.load` with weights_only alone; no other reader that can call what a file names."""
     readers = {"np.load", "numpy.load", "pickle.load", "pickle.loads", "torch.jit.load", "eval"}
     found = 0
-    for file in (f for p in ("schemas", "pipeline", "trainer") for f in (ROOT / p).rglob("*.py")):
+    packages = ("schemas", "lasr", "pipeline", "trainer")
+    for file in (file for package in packages for file in (ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if not isinstance(node, ast.Call):
                 continue

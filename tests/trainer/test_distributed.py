@@ -136,7 +136,7 @@ def stats(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_torchrun_is_stopped_and_carried_on_by_one_process(
+def test_torchrun_is_stopped_and_resumed_by_one_process(
     manifest: Path, models: Path, tmp_path: Path
 ) -> None:
     settings = config(manifest, models, tmp_path / "two", steps=1000)
@@ -148,7 +148,7 @@ def test_torchrun_is_stopped_and_carried_on_by_one_process(
     _, said = process.communicate(timeout=120)
     assert process.returncode != 0 and "trainer/" not in said  # torchrun's traceback, none of ours
     assert said.count("4 patches a step, 2 on each of 2 processes") == 1, said
-    assert said.count("stopped; the same command carries on") == 1, said
+    assert said.count("stopped; run the same command again to resume") == 1, said
     done = int(torch.load(settings.folder / "checkpoint.pt", weights_only=True)["step"])
     assert [line["step"] for line in stats(settings.folder)] == list(range(1, done + 1))
 

@@ -1,6 +1,6 @@
 """Draw LR patches beside degraded copies, to see what `--degrade realesrgan` does (table 5).
 
-python -m trainer.data.degradation --manifest data/patches.parquet --out data/degraded.png
+    lasr degradations --manifest data/patches.parquet --out data/degraded.png
 
 The degradation model itself is in trainer/data/realesrgan.py.
 """
@@ -19,7 +19,7 @@ SCALE = 3  # side of an LR pixel on the sheet
 
 
 class SheetConfig(BaseModel):
-    """What `trainer.data.degradation` takes."""
+    """What `lasr degradations` takes."""
 
     manifest: Path = Field(Path("data/patches.parquet"), description="manifest with LR patches")
     out: Path = Field(Path("data/degraded.png"), description="the sheet to write")

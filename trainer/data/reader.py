@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 
 from lasr.errors import one_line
 from lasr.pictures.png import decode_png
-from schemas.manifest import PATCH_SIZE, ROW_GROUP, Manifest, ManifestError, Role
+from schemas.manifest import PATCH_SIZE, Manifest, ManifestError, Role
+from schemas.parquet import ROW_GROUP
 
 log = logging.getLogger(__name__)
 

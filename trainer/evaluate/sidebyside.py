@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field
 from lasr.cli import Command, progress
 from lasr.errors import UserError, require
 from lasr.files import atomic_path
+from lasr.pictures.read import read_rgb
 from trainer.evaluate import scores
 from trainer.evaluate.scores import Score
 
@@ -192,7 +193,6 @@ def _row(name: str, own: list[Score], metrics: list[str], config: SideBySideConf
 
 def _read(path: str) -> np.ndarray:
     """A picture as h x w x 3 uint8."""
-    from lasr.pictures.read import read_rgb
     from trainer.sheets import to_uint8
 
     return to_uint8(read_rgb(Path(path)))

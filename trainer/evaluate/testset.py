@@ -12,6 +12,7 @@ from lasr.cli import progress
 from lasr.errors import UserError
 from lasr.files import atomic_path
 from lasr.pictures.find import find_pictures
+from lasr.pictures.read import read_rgb
 from lasr.weights.digests import sha256
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ class Picture:
 
         Raises UserError: the file cannot be read.
         """
-        from lasr.pictures.read import read_rgb
         from trainer.evaluate.resize import reduce
 
         if self.image is not None:
@@ -78,7 +78,6 @@ def from_references(
     Raises UserError: no picture, two pictures of one name, or an unreadable one.
     """
     files = _find(references)
-    from lasr.pictures.read import read_rgb
     from trainer.evaluate.resize import cut_to_multiple, luma, reduce
 
     pictures = []

@@ -48,4 +48,6 @@ def _decode(patch: dict[str, Any], size: int) -> np.ndarray:
             return pixels
     except ValueError:
         pass
-    raise ManifestError(f"patch {patch['patch_id']}: not a {size}x{size} PNG", "build it again")
+    raise ManifestError(
+        f"patch {patch['patch_id']}: not a PNG of {size}x{size}", "build the manifest again"
+    )

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lasr.errors import one_line
-from lasr.weights.locate import TABLE, Located, WeightsError
+from lasr.weights.locate import TABLE, Located, WeightsError, check_expected
 from lasr.weights.tensors import read_tensors
-from lasr.weights.variants import check_variant
 from schemas.manifest import SCALE
 from trainer.models.ncnn import is_ncnn, load_ncnn
 from trainer.models.rrdb import rrdb_from, untrained_rrdb
@@ -89,7 +88,7 @@ def load_model(located: Located) -> SRModel:
                 raise
             return _from_spandrel(tensors, path, error)
     sizes = {name: getattr(network, name) for name in ("features", "blocks", "growth")}
-    check_variant(located, sizes)
+    check_expected(located, sizes)
     return SRModel(network)
 
 

@@ -1,9 +1,9 @@
 """The doctor: each thing broken on purpose, and the line that says so."""
 
+import base64
 import http.server
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from lasr.doctor import __main__ as doctor
-from lasr.doctor import environment as installed
-from lasr.doctor import machine as room
-from lasr.doctor.finding import Finding
-from lasr.weights.locate import TABLE
+from lasr.doctor import environment, machine
+from lasr.doctor.environment import Result
+from lasr.errors import UserError
+from lasr.weights.registry import PROFILES, TABLE
 from tests.support.servers import free_port
 from tests.support.upstream import any_content, save_vgg19
 
@@ -35,13 +35,13 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def examine(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, list[Finding]]:
+def examine(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, list[Result]]:
     status = doctor.main([*argv, "--json"])
-    return status, [Finding(**finding) for finding in json.loads(capsys.readouterr().out)]
+    return status, [Result(**result) for result in json.loads(capsys.readouterr().out)]
 
 
-def faults(findings: list[Finding]) -> dict[str, Finding]:
-    return {finding.about: finding for finding in findings if finding.level == "wrong"}
+def faults(results: list[Result]) -> dict[str, Result]:
+    return {result.about: result for result in results if result.level == "wrong"}
 
 
 def test_a_machine_where_the_offline_profile_runs_is_well(
@@ -51,9 +51,9 @@ def test_a_machine_where_the_offline_profile_runs_is_well(
     text = capsys.readouterr().out
     for about in ("Python", "packages", "PyTorch", "torchvision", "OpenCV", "DuckDB", "Prefect"):
         assert f"✓ {about}: " in text, text
-    for about in ("disk", "memory", "data folder", "variables", "weights tiny-clip"):
+    for about in ("disk", "memory", "data folder", "weights"):
         assert f"✓ {about}: " in text
-    assert "✗" not in text and "its operators run" in text
+    assert "✗" not in text and "its operators run" in text and "tiny-clip@built-in" in text
     assert not list(empty.iterdir())  # it changes nothing
 
 
@@ -64,58 +64,76 @@ def test_missing_weights_are_named_with_their_command(
     (empty / "vgg19").mkdir()
     save_vgg19(empty / "vgg19" / "vgg19-dcbb9e9d.pth", width=8)
     any_content(monkeypatch, "vgg19")
-    status, findings = examine(capsys, "--profile", "paper")
-    missing = {about for about in faults(findings) if about.startswith("weights")}
-    names = ("depthfm-v1", "sd15-vae", "clip-vit-l-14", "rrdb-psnr-x4")
-    assert status == 1 and missing == {f"weights {name}" for name in names}
+    status, results = examine(capsys, "--profile", "paper")
+    missing = faults(results)["weights"]
+    names = ("depthfm-v1", "clip-vit-l-14", "rrdb-psnr-x4", "sd15-vae")
+    command = f"lasr weights fetch {' '.join(names)} --weights-dir {empty}"
+    assert status == 1 and missing.fix.startswith(f"run `{command}`")
     for name in names:
-        fault = faults(findings)[f"weights {name}"]
-        assert f"`python -m lasr.weights fetch {name}" in fault.fix
-        assert f"{TABLE[name].megabytes} MB" in fault.found
-    (vgg,) = (f for f in findings if f.about == "weights vgg19")
-    assert vgg.level == "ok" and vgg.found.startswith("1 MB at ")
-    _, findings = examine(capsys, "--profile", "paper", "--program", "trainer")
-    assert not any("depthfm" in finding.about for finding in findings)
+        assert f"'{name}' ({TABLE[name].megabytes} MB" in missing.found
+    assert "vgg19" not in missing.found
+    _, results = examine(capsys, "--profile", "paper", "--program", "trainer")
+    assert "depthfm" not in faults(results)["weights"].found
+
+
+def test_damaged_weights(
+    empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(PROFILES["offline"], "vgg", "vgg19")
+    (file := empty / "data/weights/vgg19/vgg19-dcbb9e9d.pth").parent.mkdir(parents=True)
+    file.write_bytes(b"not the published file")
+    status, results = examine(capsys, "--profile", "offline")
+    fault = faults(results)["weights"]
+    assert status == 1 and f"{file.relative_to(empty)}: is not the published file" in fault.found
+    assert fault.fix == "remove it and run `lasr weights fetch vgg19`"
 
 
 def test_a_full_disk_says_what_would_be_written(capsys: pytest.CaptureFixture[str]) -> None:
-    status, findings = examine(capsys, "--profile", "offline", "--photographs", "10000000000")
-    fault = faults(findings)["disk"]
+    status, results = examine(capsys, "--profile", "offline", "--photographs", "10000000000")
+    fault = faults(results)["disk"]
     assert status == 1 and "15000000.1 GB needed" in fault.found and "free some" in fault.fix
 
 
-def test_what_training_writes_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    gib = type("Usage", (), {"free": 10e9})
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: gib)
-    (trainer,) = room.disk(Path("data"), "default", ("clip", "vgg", "sr"), 1000)
-    (pipeline,) = room.disk(Path("data"), "default", ("depth", "clip"), 1000)
-    assert trainer.level == "wrong" and "training 16.2" in trainer.found
-    assert pipeline.level == "ok" and "1000 photographs 1.5" in pipeline.found
+def test_what_training_and_fetching_write_counts(
+    empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 10e9})
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: usage)
+    data = empty / "data"
+    with pytest.raises(UserError, match=r"18\.6 GB needed .* training 16\.2, .* fetch 2\.4"):
+        machine.disk(data, "default", ("clip", "vgg", "sr"), 1000)
+    pipeline = machine.disk(data, "default", ("depth", "clip"), 1000)
+    assert "1000 photographs 1.5, training 0.0, weights to fetch 1.8" in pipeline
+    monkeypatch.setenv("LASR_WEIGHTS", "/proc/weights")  # another disk: `fetch` checks that one
+    assert "weights to fetch 0.0" in machine.disk(data, "default", ("depth", "clip"), 1000)
 
 
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_free_memory", lambda: 3000.0)
-    small, large = (next(iter(room.memory(p, ("clip", "sr")))) for p in ("offline", "default"))  # type: ignore[arg-type]
-    assert small.level == "ok" and large.level == "wrong" and "3.8 GB needed" in large.found
+    monkeypatch.setattr(machine, "_free_memory", lambda: 3000.0)
+    assert "3.0 GB free, 2.0 GB needed" in machine.memory("offline", ("clip", "sr"))
+    with pytest.raises(UserError, match=r"3\.8 GB needed"):
+        machine.memory("default", ("clip", "sr"))
 
 
 def test_a_folder_that_cannot_be_written(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nobody, root neither, writes below /proc."""
-    status, findings = examine(capsys, "--profile", "offline", "--data", "/proc/data")
-    fault = faults(findings)["data folder"]
+    """Even root cannot write below /proc."""
+    status, results = examine(capsys, "--profile", "offline", "--data", "/proc/data")
+    fault = faults(results)["data folder"]
     assert status == 1 and "/proc/data cannot be written" in fault.found and fault.fix
 
 
 @contextmanager
-def prefect(health: str = "true", version: str = "", status: int = 200) -> Iterator[str]:
-    """What answers as Prefect's server does, in one respect; the real one stands in test_flow."""
-    version = version or installed.version("prefect")
+def prefect(health: str = "true", status: int = 200, auth: str = "") -> Iterator[str]:
+    """Answers like Prefect's server in one respect; test_flow has the real one."""
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(status)
+            assert self.path == "/api/health"
+            token = self.headers["Authorization"] or ""
+            expected = f"Basic {base64.b64encode(auth.encode()).decode()}" if auth else ""
+            self.send_response(status if token == expected else 401)
             self.end_headers()
-            self.wfile.write((health if "health" in self.path else f'"{version}"').encode())
+            self.wfile.write(health.encode())
 
         def log_message(self, *arguments: object) -> None:
             pass
@@ -130,10 +148,9 @@ def prefect(health: str = "true", version: str = "", status: int = 200) -> Itera
     ("answer", "level", "found"),
     [
         ({}, "ok", "healthy"),
-        ({"version": "2.20.1"}, "warning", "is 2.20.1, installed is 3."),
         ({"health": "false"}, "wrong", "is not healthy"),
-        ({"status": 401}, "wrong", "answers 401"),
-        ({"status": 404}, "wrong", "answers 404"),
+        ({"auth": "me:secret"}, "wrong", "401"),
+        ({"status": 404}, "wrong", "404"),
     ],
 )
 def test_prefects_server(
@@ -142,25 +159,30 @@ def test_prefects_server(
 ) -> None:  # fmt: skip
     with prefect(**answer) as address:  # type: ignore[arg-type]
         monkeypatch.setenv("PREFECT_API_URL", address)
-        status, findings = examine(capsys, "--profile", "offline")
-    (finding,) = (f for f in findings if f.about == "Prefect server")
-    assert (finding.level, status) == (level, int(level == "wrong"))
-    assert found in finding.found and bool(finding.fix) == (level != "ok")
+        status, results = examine(capsys, "--profile", "offline")
+        (result,) = (r for r in results if r.about == "Prefect")
+        assert (result.level, status) == (level, int(level == "wrong"))
+        assert found in result.found and address in result.found
+        assert bool(result.fix) == (level != "ok")
+        if "auth" in answer:
+            assert "PREFECT_API_AUTH_STRING" in result.fix
+            monkeypatch.setenv("PREFECT_API_AUTH_STRING", str(answer["auth"]))
+            assert examine(capsys, "--profile", "offline")[0] == 0
 
 
-@pytest.mark.parametrize("where", ["environment", "profile"])
+@pytest.mark.parametrize("where", ["environment", "profile", "no URL"])
 def test_a_server_that_is_not_there(
     where: str, empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    address = f"http://127.0.0.1:{free_port()}/api"
-    if where == "environment":
+    address = "127.0.0.1:4200" if where == "no URL" else f"http://127.0.0.1:{free_port()}/api"
+    if where != "profile":
         monkeypatch.setenv("PREFECT_API_URL", address)
     else:
         (empty / "prefect").mkdir()
         profiles = f'active = "mine"\n[profiles.mine]\nPREFECT_API_URL = "{address}"\n'
         (empty / "prefect" / "profiles.toml").write_text(profiles)
-    status, findings = examine(capsys, "--profile", "offline")
-    fault = faults(findings)["Prefect server"]
+    status, results = examine(capsys, "--profile", "offline")
+    fault = faults(results)["Prefect"]
     assert status == 1 and f"{address} does not answer" in fault.found
     assert "prefect server start" in fault.fix and "unset PREFECT_API_URL" in fault.fix
     assert examine(capsys, "--profile", "offline", "--program", "trainer")[0] == 0
@@ -169,22 +191,22 @@ def test_a_server_that_is_not_there(
 @pytest.mark.parametrize(
     ("name", "value", "level"),
     [
-        ("PREFECT_API_URL", "127.0.0.1:4200", "wrong"),
         ("HF_ENDPOINT", "mirror", "wrong"),
         ("HF_HUB_OFFLINE", "1", "warning"),
-        ("LASR_WEIGHTS", "nowhere", "warning"),
-        ("HF_HOME", "/proc/hub", "warning"),
-        ("PREFECT_SERVER_API_AUTH_STRING", "me:secret", "warning"),
+        ("TRANSFORMERS_OFFLINE", "yes", "warning"),
         ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1", "warning"),
     ],
 )
-def test_variables_that_are_set_wrongly(
+def test_harmful_variables(
     name: str, value: str, level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert [finding.level for finding in room.variables()] == ["ok"]
+    def variables() -> list[Result]:
+        return [result for result in machine.settings() if result.about == "variable"]
+
+    assert variables() == []
     monkeypatch.setenv(name, value)
-    (finding,) = room.variables()
-    assert finding.level == level and name in finding.found and finding.fix
+    (result,) = variables()
+    assert result.level == level and name in result.found and result.fix
 
 
 @pytest.mark.parametrize("broken", [("torchvision", "cv2", "duckdb"), ("torch", "pyarrow")])
@@ -195,19 +217,17 @@ def test_libraries_that_do_not_load_are_a_line_each_and_stop_nothing_else(
     (tmp_path / "first").mkdir()
     for library in broken:
         (tmp_path / "first" / f"{library}.py").write_text(f"raise RuntimeError({message!r})\n")
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'first'}:{ROOT}"}
+    variables = {**os.environ, "PYTHONPATH": f"{tmp_path / 'first'}:{ROOT}"}
     command = [sys.executable, "-m", "lasr.doctor", "--profile", "offline"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=100)
     lines = done.stdout.splitlines()
     for library in broken:
         names = {"torch": "PyTorch", "cv2": "OpenCV", "pyarrow": "DuckDB", "duckdb": "DuckDB"}
         name = names.get(library, library)
-        place = next(i for i, line in enumerate(lines) if line.startswith(f"✗ {name}: "))
-        assert message in lines[place] and name in done.stderr
-        assert lines[place + 1].startswith("    → ") and "pip install" in lines[place + 1]
-        if library == "torchvision":
-            assert "it is made for torch" in lines[place]
-    assert done.returncode == 1 and "✓ variables" in done.stdout
+        number = next(i for i, line in enumerate(lines) if line.startswith(f"✗ {name}: "))
+        assert message in lines[number] and name in done.stderr
+        assert lines[number + 1].startswith("    → ") and "pip install" in lines[number + 1]
+    assert done.returncode == 1 and "✓ weights folder" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 
@@ -240,39 +260,56 @@ assert doctor.main(["--profile", "offline"]) == 1
 
 
 def test_versions_that_clash_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = installed.version
-    monkeypatch.setattr(installed, "version", lambda n: "0.151.2" if n == "fastapi" else real(n))
-    found = list(installed.packages(frozenset(["pipeline"])))
-    assert any(f.level == "wrong" and f.found == "fastapi is 0.151.2, not <0.151" for f in found)
-    # From a wheel there is no pyproject.toml; its metadata says the same.
-    monkeypatch.setattr(installed, "__file__", str(tmp_path / "schemas" / "installed.py"))
-    here = {r.name for r in installed._requirements(frozenset(["pipeline"]))}
-    assert {"torch", "prefect", "fastapi"} <= here and "tensorboard" not in here
+    real = environment.version
+    monkeypatch.setattr(environment, "version", lambda n: "0.151.2" if n == "fastapi" else real(n))
+    found = list(environment.packages(["pipeline"]))
+    assert any(r.level == "wrong" and r.found == "fastapi is 0.151.2, not <0.151" for r in found)
+    # A wheel has no pyproject.toml; its metadata says the same.
+    monkeypatch.setattr(environment, "PYPROJECT", tmp_path / "pyproject.toml")
+    names = {r.name for r in environment._requirements(["pipeline"])}
+    assert {"torch", "prefect", "fastapi"} <= names and "tensorboard" not in names
+    (fault,) = (r for r in environment.packages(["pipeline"]) if r.level == "wrong")
+    assert fault.fix == "run `pip install --upgrade 'la-sr[pipeline]'`"
+
+
+@pytest.mark.parametrize("second", ["", "opencv-python", "opencv-contrib-python"])
+def test_two_packages_of_opencv_are_a_warning(second: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = environment.version
+
+    def version(name: str) -> str:
+        absent = name in environment.OPENCV and name not in ("opencv-python-headless", second)
+        return "" if absent else real("opencv-python-headless" if name == second else name)
+
+    monkeypatch.setattr(environment, "version", version)
+    clash = [r for r in environment.packages(["trainer"]) if r.level == "warning"]
+    assert len(clash) == bool(second)
+    if second:
+        assert second in clash[0].found and "overwrite each other's files" in clash[0].found
+        assert "--force-reinstall opencv-python-headless" in clash[0].fix
 
 
 def test_a_gpu_that_pytorch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(installed, "_driver", lambda: "550.54.15")
-    (finding,) = installed._gpu(torch)
-    assert finding.level == "wrong" and "driver 550.54.15" in finding.found
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(environment, "_has_driver", lambda: True)
+    with pytest.raises(RuntimeError, match="cannot use the NVIDIA driver"):
+        list(environment.gpu())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    (finding,) = installed._gpu(torch)
-    assert finding.level == "warning" and "hidden by CUDA_VISIBLE_DEVICES" in finding.found
-    monkeypatch.setattr(installed, "_driver", lambda: "")
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    (finding,) = installed._gpu(torch)
-    assert finding.level == "warning" and finding.found.startswith("none")
+    (result,) = environment.gpu()
+    assert result.level == "warning" and result.found == "hidden by CUDA_VISIBLE_DEVICES"
+    monkeypatch.setattr(environment, "_has_driver", lambda: False)
+    (result,) = environment.gpu()
+    assert result.level == "warning" and result.found.startswith("none")
 
 
 def test_a_check_that_breaks_stops_no_other(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken() -> Iterator[Finding]:
+    def broken(*arguments: object) -> str:
         raise KeyError("a bug")
-        yield
 
-    monkeypatch.setattr(room, "variables", broken)
-    status, findings = examine(capsys, "--profile", "offline")
-    assert status == 1 and faults(findings)["broken"].found == "KeyError: 'a bug'"
+    monkeypatch.setattr(machine, "disk", broken)
+    status, results = examine(capsys, "--profile", "offline")
+    assert status == 1 and faults(results)["disk"].found == "KeyError: 'a bug'"
+    assert "bug" in faults(results)["disk"].fix and results[-1].about != "disk"

@@ -13,9 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from lasr.weights.locate import WeightsError
-from lasr.weights.torchscript import is_torchscript, read_torchscript
-from lasr.weights.variants import VARIANTS
-from tests.support.upstream import any_content, save_clip, save_openai_archive
+from lasr.weights.registry import TABLE
+from tests.support.upstream import any_content, expect, save_clip
 from tests.support.weights import load_clip, load_encoders
 from trainer.models.encoders import Encoders
 
@@ -76,7 +75,7 @@ def test_without_positions_shuffled_tiles_look_the_same(folder: Path) -> None:
     torch.testing.assert_close(
         encoders.images(pictures), encoders.images(shuffled), atol=1e-5, rtol=0
     )
-    unmodified = load_clip(str(folder), CPU).model.encode_image
+    unmodified = load_clip(folder).model.encode_image
     assert (unmodified(pictures) - unmodified(shuffled)).abs().max() > 1e-3
 
 
@@ -105,19 +104,19 @@ def test_activation_is_what_the_folder_says(folder: Path, tmp_path: Path) -> Non
 
 def test_folders_that_are_no_clip_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no open_clip_config\.json"):
-        load_clip(str(tmp_path), CPU)
+        load_clip(tmp_path)
     save_clip(tmp_path)
     weights = tmp_path / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(WeightsError, match="damaged, incomplete"):
-        load_clip(str(tmp_path), CPU)
+        load_clip(tmp_path)
     weights.unlink()  # open_clip alone would only warn, and go on with random weights
     with pytest.raises(WeightsError, match="no weights beside open_clip_config"):
-        load_clip(str(tmp_path), CPU)
+        load_clip(tmp_path)
 
 
 def test_tiny_clip_is_the_same_everywhere() -> None:
-    first, second = (load_clip("tiny-clip", CPU) for _ in range(2))
+    first, second = (load_clip("tiny-clip") for _ in range(2))
     for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)
     assert first.identity == "tiny-clip@built-in"
@@ -133,52 +132,10 @@ def test_preprocessing_is_what_the_folder_says(tmp_path: Path) -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8))
     resized = picture.resize((56, 56), Image.Resampling.BILINEAR)
     expected = (np.asarray(resized) / 255 - 0.5) / 0.25
-    found = load_clip(str(tmp_path), CPU).preprocess(picture).permute(1, 2, 0).numpy()
+    found = load_clip(tmp_path).preprocess(picture).permute(1, 2, 0).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     pixel = load_encoders(str(tmp_path), CPU)
     assert pixel.mean.flatten().tolist() == [0.5] * 3 and pixel.std.flatten().tolist() == [0.25] * 3
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A TorchScript archive of OpenAI's class, and the network in it."""
-    path = tmp_path_factory.mktemp("openai") / "ViT.pt"
-    return path, save_openai_archive(path)
-
-
-def test_openais_archive_answers_as_openais_class(archive: tuple[Path, Any]) -> None:
-    path, theirs = archive
-    ours = load_clip(str(path), CPU)
-    pictures = torch.randn(2, 3, 28, 28)
-    tokens = ours.tokenize(["a dog", "old brick, moss"])
-    with torch.no_grad():
-        expected = theirs.encode_image(pictures, True), theirs.encode_text(tokens)
-        found = ours.model.encode_image(pictures), ours.model.encode_text(tokens)
-    for one, other in zip(found, expected, strict=True):
-        assert other.std() > 1e-3
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
-    assert {p.dtype for p in ours.model.parameters()} == {torch.float32}
-
-
-def test_openais_archive_is_read_as_pytorch_reads_it(archive: tuple[Path, Any]) -> None:
-    """`torch.jit.load` would run what is in it; ours does not, and finds the same tensors."""
-    theirs = torch.jit.load(archive[0]).state_dict()
-    ours = read_torchscript(archive[0])
-    assert ours.tensors.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        assert torch.equal(ours.tensors[name], tensor) and ours.tensors[name].dtype == tensor.dtype
-    assert not is_torchscript(archive[0].parent)
-
-
-def test_an_archive_that_was_trained_with_gelu_gets_gelu(tmp_path: Path) -> None:
-    theirs = save_openai_archive(tmp_path / "gelu.pt", gelu=True)
-    ours = load_clip(str(tmp_path / "gelu.pt"), CPU)
-    pictures = torch.randn(2, 3, 28, 28)
-    with torch.no_grad():
-        expected = theirs.encode_image(pictures, True)
-        torch.testing.assert_close(
-            ours.model.encode_image(pictures), expected, atol=1e-6, rtol=1e-5
-        )
 
 
 class Writes(torch.nn.Module):
@@ -205,23 +162,15 @@ class Writes(torch.nn.Module):
 
 
 def test_an_archive_is_never_run(tmp_path: Path) -> None:
+    """OpenAI published its CLIPs as such; the table has the same weights as safetensors."""
     trace, path = tmp_path / "it ran", tmp_path / "crafted.pt"
     torch.jit.script(Writes(str(trace))).save(path)
-    with pytest.raises(WeightsError, match=f"{path}: ") as refusal:
-        load_clip(str(path), CPU)
+    with pytest.raises(WeightsError, match="TorchScript archive") as refusal:
+        load_clip(path)
+    assert "for OpenAI's CLIP run `lasr weights fetch clip-vit-l-14`" in refusal.value.fix
     assert "\n" not in str(refusal.value) and not trace.exists()
     torch.jit.load(path)
     assert trace.exists()  # the trap works
-
-
-def test_other_archives_are_refused_in_one_line(tmp_path: Path, archive: tuple[Path, Any]) -> None:
-    path = tmp_path / "other.pt"
-    torch.jit.script(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sigmoid())).save(path)
-    with pytest.raises(WeightsError, match=r"other\.pt: is not OpenAI's CLIP"):
-        load_clip(str(path), CPU)
-    torch.jit.script(torch.nn.Linear(2, 2)).save(path)
-    with pytest.raises(WeightsError, match="neither GELU nor QuickGELU"):
-        load_clip(str(path), CPU)
 
 
 def test_gelu_where_quickgelu_is_due_is_refused(
@@ -230,15 +179,14 @@ def test_gelu_where_quickgelu_is_due_is_refused(
     """No tensor tells. By name it must be what was published; by path the config is believed."""
     monkeypatch.setenv("LASR_WEIGHTS", str(tmp_path))
     any_content(monkeypatch, "clip-vit-l-14")
-    sizes = {"patch_size": 14, "width": 32, "layers": 2, "quick_gelu": True}
-    monkeypatch.setitem(VARIANTS, "clip-vit-l-14", sizes)
+    expect(monkeypatch, "clip-vit-l-14", patch_size=14, width=32, layers=2, quick_gelu=True)
     folder = tmp_path / "clip-vit-l-14"
     save_clip(folder)
-    load_clip("clip-vit-l-14", CPU)
+    load_clip("clip-vit-l-14")
     save_clip(folder, quick_gelu=False)
     with pytest.raises(WeightsError, match="is not clip-vit-l-14: its quick_gelu is False"):
-        load_clip("clip-vit-l-14", CPU)
-    load_clip(str(folder), CPU)
+        load_clip("clip-vit-l-14")
+    load_clip(folder)
 
 
 def test_a_vit_b_is_no_vit_l(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,13 +197,16 @@ def test_a_vit_b_is_no_vit_l(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     told = {"model_cfg": get_model_config("ViT-B-32-quickgelu")}
     (folder / "open_clip_config.json").write_text(json.dumps(told))
     with pytest.raises(WeightsError, match="its patch_size is 32, not 14"):
-        load_clip("clip-vit-l-14", CPU)
-    for name, variant in VARIANTS.items():  # the published ones, as open_clip knows them
-        if name.startswith("clip-"):
-            known = {model.lower(): model for model in open_clip.list_models()}
-            model = get_model_config(known[f"{name.removeprefix('clip-')}-quickgelu"])
-            published = {**model["vision_cfg"], "quick_gelu": model["quick_gelu"]}
-            assert variant.items() <= published.items()
+        load_clip("clip-vit-l-14")
+
+
+@pytest.mark.parametrize("name", ["vit-l-14", "vit-b-16", "vit-b-32"])
+def test_the_table_expects_the_networks_that_open_clip_lists(name: str) -> None:
+    known = {model.lower(): model for model in open_clip.list_models()}
+    model = get_model_config(known[f"{name}-quickgelu"])
+    published = {**model["vision_cfg"], "quick_gelu": model["quick_gelu"]}
+    expected = TABLE[f"clip-{name}"].expected
+    assert expected and expected.items() <= published.items()
 
 
 @pytest.mark.parametrize(
@@ -277,13 +228,13 @@ def test_weights_that_do_not_fit_their_config_are_refused(
     told["model_cfg"]["vision_cfg"] |= change
     config.write_text(json.dumps(told))
     with pytest.raises(WeightsError, match=message) as refusal:
-        load_clip(str(tmp_path), CPU)
+        load_clip(tmp_path)
     assert "\n" not in str(refusal.value)
 
 
 def test_folders_answer_as_through_open_clip(folder: Path) -> None:
     theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-    ours = load_clip(str(folder), CPU)
+    ours = load_clip(folder)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 70, 3), np.uint8))
     assert torch.equal(ours.preprocess(picture), preprocess(picture))
     pixels, tokens = preprocess(picture)[None], ours.tokenize(["a dog"])

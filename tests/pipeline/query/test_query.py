@@ -174,19 +174,23 @@ def test_what_is_no_manifest_is_not_saved(project: Path, capfd: pytest.CaptureFi
     Path("data/folder.parquet").mkdir()
     before = sorted(project.rglob("*"))
     for sql, target, message in [
-        ("SELECT role, image_id FROM patches", "m", "lacks patch_id, or size, caption, image: SEL"),
-        ("SELECT patch_id FROM patches WHERE false", "m", "holds no 'lr' patch; training needs"),
-        ("SELECT patch_id FROM patches WHERE role = 'lr'", "m", "holds no 'hr' patch"),
+        ("SELECT role, image_id FROM patches", "m", "lacks patch_id, or size, caption, image; SEL"),
+        ("SELECT patch_id FROM patches WHERE false", "m", "has no 'lr' patch; training needs both"),
+        ("SELECT patch_id FROM patches WHERE role = 'lr'", "m", "has no 'hr' patch"),
         (
             "SELECT * REPLACE (1 AS caption) FROM patches",
             "m",
             "column 'caption' is int32, expected",
         ),
-        ("SELECT 1 AS patch_id", "m", "holds no 'lr' patch"),
-        ("SELECT patch_id FROM patches", "patches", "belongs to the manifest asked; choose anoth"),
-        ("SELECT patch_id FROM patches", "patches.parquet/mine", "belongs to the manifest asked"),
-        ("SELECT patch_id FROM patches", "images", "belongs to the manifest asked"),
-        ("SELECT patch_id FROM patches", "folder", "a folder stands there; choose another name"),
+        ("SELECT 1 AS patch_id", "m", "has no 'lr' patch"),
+        (
+            "SELECT patch_id FROM patches",
+            "patches",
+            "belongs to the manifest queried; choose",
+        ),
+        ("SELECT patch_id FROM patches", "patches.parquet/mine", "belongs to the manifest queried"),
+        ("SELECT patch_id FROM patches", "images", "belongs to the manifest queried"),
+        ("SELECT patch_id FROM patches", "folder", "this is a folder; choose another name"),
     ]:
         assert main([sql, "--save", f"data/{target}.parquet"]) == 1
         error = capfd.readouterr().err
@@ -196,9 +200,9 @@ def test_what_is_no_manifest_is_not_saved(project: Path, capfd: pytest.CaptureFi
     assert sorted(project.rglob("*")) == before
     one = ["SELECT patch_id FROM patches", "--save", "data/mine.parquet"]
     assert main(one) == 0 and main([*one, "--manifest", "data/mine.parquet"]) == 1
-    assert "belongs to the manifest asked; choose another name" in capfd.readouterr().err
+    assert "belongs to the manifest queried; choose another name" in capfd.readouterr().err
     assert main(["SELECT 1", "--format", "csv", "--out", "data/images.parquet"]) == 1
-    assert "belongs to the manifest asked; choose another name" in capfd.readouterr().err
+    assert "belongs to the manifest queried; choose another name" in capfd.readouterr().err
 
 
 def test_a_manifest_from_before_the_newer_columns_can_be_asked_and_curated(
@@ -217,7 +221,7 @@ def test_a_manifest_from_before_the_newer_columns_can_be_asked_and_curated(
     assert main(["--ask", "sharp-far", *old]) == 1
     assert "no column 'sharpness'" in capfd.readouterr().err
     assert main(["FROM duplicates", *old]) == 1
-    assert "lacks what 'duplicates' is made of; build it again" in capfd.readouterr().err
+    assert "columns behind 'duplicates' are missing; build it again" in capfd.readouterr().err
 
 
 def test_mistakes_get_one_line(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -231,9 +235,13 @@ def test_mistakes_get_one_line(project: Path, capfd: pytest.CaptureFixture[str])
         (["SELEC 1"], 'syntax error at or near "SELEC" (line 1, column 1)'),
         (["SELECT role\nFROM patches WHERE GROUP"], '"GROUP" (line 2, column 20)'),
         ([long], 'at or near "WHERE" (line 1: ...'),
+        (["PIVOT patches ON role"], "PIVOT without a list of values; write it, as in PIVOT … ON"),
         (["SELECT cout(*) FROM patches"], 'name cout does not exist! Did you mean "count"'),
-        (["SELECT 1; SELECT 2"], "one statement at a time; these are 2"),
-        (["--ask", "nothing"], "--ask nothing: the ready questions are far-or-near, sharp-far"),
+        (["SELECT 1; SELECT 2"], "2 statements; give one statement at a time"),
+        (
+            ["--ask", "nothing"],
+            "--ask nothing: no ready question has this name; there are: far-or-near, sharp-far",
+        ),
         (["SELECT 1", "--manifest", "nowhere.parquet"], "nowhere.parquet: no manifest there"),
     ]:
         assert main(argv) == 1
@@ -246,8 +254,8 @@ def test_mistakes_get_one_line(project: Path, capfd: pytest.CaptureFixture[str])
     [
         ([], "give an SQL statement, or --ask NAME, or --list"),
         (["SELECT 1", "--list"], "give an SQL statement, or --ask NAME, or --list"),
-        (["SELECT 1", "--format", "parquet"], "say where with --out"),
-        (["SELECT 1", "--save", "a.parquet", "--out", "b"], "one at a time"),
+        (["SELECT 1", "--format", "parquet"], "name the file with --out FILE"),
+        (["SELECT 1", "--save", "a.parquet", "--out", "b"], "--out an answer: give one of them"),
     ],
 )
 def test_flags_that_do_not_go_together(

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.query.__main__ import connect
+from pipeline.query.views import connect
 from pipeline.report import overview as artifacts
-from schemas.manifest import images_path
+from schemas.catalogue import images_path
 
 
 def test_counts_reconcile_with_the_catalogue(manifest: Path, tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_top_words_are_the_commonest_of_each_role(manifest: Path) -> None:
     patches = pq.read_table(manifest, columns=["role", "words"]).to_pylist()
     with connect(manifest) as connection:
         rows = artifacts.top_words(connection)
-    assert [row["place"] for row in rows] == list(range(1, artifacts.WORDS + 1))
+    assert [row["rank"] for row in rows] == list(range(1, artifacts.WORDS + 1))
     for role in ("lr", "hr"):
         counted = Counter(word for p in patches if p["role"] == role for word in p["words"])
         best = sorted(counted.items(), key=lambda item: (-item[1], item[0]))[: artifacts.WORDS]
@@ -61,7 +61,7 @@ def test_the_picture_pairs_far_and_near_of_one_photograph(manifest: Path) -> Non
 def test_describe_and_its_size(manifest: Path) -> None:
     shown = artifacts.describe(manifest)
     assert shown.untrained and shown.counts and shown.words
-    kind, encoded = shown.picture.split(",")
+    kind, encoded = shown.contact_sheet.split(",")
     assert kind == "data:image/jpeg;base64"
     with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture:
         width, height = picture.size

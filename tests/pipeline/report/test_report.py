@@ -22,10 +22,13 @@ from PIL import Image
 
 from pipeline.build.cache import Cache
 from pipeline.build.fingerprint import fingerprint
-from pipeline.query.__main__ import connect
+from pipeline.query.views import connect
 from pipeline.report import pictures as report_pictures
-from pipeline.report.__main__ import ReportConfig, figures, main, report
-from pipeline.report.data import WORDS, Comparison, Histogram, Questions
+from pipeline.report.__main__ import main
+from pipeline.report.comparison import Comparison, Histogram
+from pipeline.report.config import ReportConfig
+from pipeline.report.data import WORDS, ReportData
+from pipeline.report.page import build_page, figures
 from pipeline.stages import depth
 from pipeline.storage import StoragePath
 from schemas.manifest import PATCHES
@@ -202,12 +205,12 @@ def test_names_and_words_are_text_whatever_they_hold(
 def test_what_is_not_here_is_said(manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "patches.parquet"
     moved = derived(manifest, out, "'elsewhere/' || image_path AS image_path")
-    page, _ = report(ReportConfig(manifest=moved, pairs=0))
+    page, _ = build_page(ReportConfig(manifest=moved, pairs=0))
     assert page.count("Not shown: the photograph is not on this machine.") == 7
     assert "no catalogue beside this manifest" in page
     # Another photograph of the same name is not the one that the manifest speaks of.
     changed = derived(manifest, out, "sha256(image_id) AS image_id")
-    page, _ = report(ReportConfig(manifest=changed, pairs=0))
+    page, _ = build_page(ReportConfig(manifest=changed, pairs=0))
     assert page.count("Not shown: the photograph has changed since the build.") == 7
 
 
@@ -215,10 +218,10 @@ def test_patches_stand_in_their_places_where_the_photograph_is_missing(
     manifest: Path, photographs: Path
 ) -> None:
     with connect(manifest) as connection:
-        questions = Questions(connection, 0)
+        questions = ReportData(connection, 0)
         first = questions.sample(1)[0]
         patches = list(questions.patches(questions.patches_of([first["image_id"]])).values())
-    canvas = report_pictures._patches_in_place(first, patches)
+    canvas = report_pictures._patches_alone(first, patches)
     original = Image.open(photographs / first["path"]).convert("RGB")
     assert canvas.size == original.size == (first["width"], first["height"])
     for patch in patches:
@@ -234,7 +237,7 @@ def test_the_answer_against_plain_python(manifest: Path) -> None:
     }
     ids = {i for i, _ in means}
     with connect(manifest) as connection:
-        first = Questions(connection, 0).comparisons()[0]
+        first = ReportData(connection, 0).comparisons()[0]
     assert first.lower == sum(means[i, "lr"] < means[i, "hr"] for i in ids)
     assert first.photographs == len(ids) == sum(*first.ratios.counts.values())
     assert first.far == pytest.approx(median(means[i, "lr"] for i in ids))
@@ -245,7 +248,7 @@ def test_no_is_said_where_far_is_not_worse(manifest: Path, tmp_path: Path) -> No
     lines = {
         "yes": "Yes, in 100% of the photographs",
         "no": "No: in 100% of the photographs",
-        "open": "cannot be told from these",
+        "open": "not enough to tell",
     }
     textures = {
         "yes": "CASE role WHEN 'lr' THEN 0.01 ELSE 0.05 END",
@@ -254,7 +257,7 @@ def test_no_is_said_where_far_is_not_worse(manifest: Path, tmp_path: Path) -> No
     }
     for answer, texture in textures.items():
         out = derived(manifest, tmp_path / f"{answer}.parquet", f"{texture} AS texture")
-        page, _ = report(ReportConfig(manifest=out, photographs=0, pairs=0))
+        page, _ = build_page(ReportConfig(manifest=out, photographs=0, pairs=0))
         assert [line in page for line in lines.values()] == [name == answer for name in lines]
 
 
@@ -272,7 +275,7 @@ def test_words_against_plain_python(manifest: Path) -> None:
     }
     total = Counter(p["role"] for p in rows)
     with connect(manifest) as connection:
-        words = Questions(connection, 0).words()
+        words = ReportData(connection, 0).words()
     assert len(words) == 2 * WORDS
     for row in words:
         assert (row["lr"], row["hr"]) == (counted["lr"][row["word"]], counted["hr"][row["word"]])
@@ -285,14 +288,14 @@ def test_the_banner_and_licences_follow_the_recorded_models(manifest: Path, tmp_
     def page_of(depth_model: str, caption: str) -> str:
         values = f"'{depth_model}' AS depth_model, '{caption}' AS caption_model"
         out = derived(manifest, tmp_path / "patches.parquet", values)
-        return report(ReportConfig(manifest=out, photographs=0, pairs=0))[0]
+        return build_page(ReportConfig(manifest=out, photographs=0, pairs=0))[0]
 
     trained = page_of("depth-anything-v2-large@0123456789ab", "clip-vit-l-14@0123456789ab")
     assert 'class="banner"' not in trained and "CC-BY-NC-4.0" in trained and "MIT" in trained
     half = page_of("depth-anything-v2-small@0123456789ab", "tiny-clip@built-in")
     assert "untrained" in half and "formula on colours" not in half
     own = page_of("mine@0123456789ab", "tiny-clip@0123456789ab")  # a folder that bears the name
-    assert 'class="banner"' not in own and "not known here" in own
+    assert 'class="banner"' not in own and "unknown" in own
 
 
 @pytest.fixture(scope="module")
@@ -313,11 +316,11 @@ def large(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_large_manifest_keeps_to_its_size(large: Path) -> None:
     config = ReportConfig(manifest=large, photographs=30, pairs=100, max_mb=0.5)
-    page, detail = report(config)
+    page, detail = build_page(config)
     assert len(page.encode()) <= 500_000 and detail.share < 1
     assert f"{7 * 300:,}</td>" in page  # photographs: counts are of all rows
     assert page.count('class="half lr"') == math.ceil(100 * detail.share) > 3
-    page, detail = report(ReportConfig(manifest=large))
+    page, detail = build_page(ReportConfig(manifest=large))
     assert len(page.encode()) <= 8_000_000 and detail is report_pictures.DETAILS[0]
 
 
@@ -325,11 +328,12 @@ def test_a_large_manifest_is_not_held_in_memory(large: Path) -> None:
     code = f"""
 import resource
 from pathlib import Path
-from pipeline.report.__main__ import ReportConfig, report
+from pipeline.report.config import ReportConfig
+from pipeline.report.page import build_page
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()
-report(ReportConfig(manifest=Path({str(large)!r})))
+build_page(ReportConfig(manifest=Path({str(large)!r})))
 print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -343,7 +347,7 @@ def test_what_is_said_of_all_rows_reads_no_pixels(manifest: Path, tmp_path: Path
     with connect(manifest) as connection:
         connection.execute(f"COPY (SELECT * EXCLUDE image FROM patches) TO '{blind}'")
     with connect(blind) as connection:
-        questions = Questions(connection, 0)
+        questions = ReportData(connection, 0)
         assert questions.roles() and questions.models() and questions.statuses()
         assert questions.words() and questions.comparisons() and questions.pairs(3)
         assert questions.histogram("texture", True) and questions.histogram("distance", False)
@@ -354,7 +358,7 @@ def test_what_is_said_of_all_rows_reads_no_pixels(manifest: Path, tmp_path: Path
 def test_histograms_count_every_patch(manifest: Path) -> None:
     rows = pq.read_table(manifest, columns=["role", "distance", "texture"]).to_pylist()
     with connect(manifest) as connection:
-        questions = Questions(connection, 0)
+        questions = ReportData(connection, 0)
         for column, logarithmic in (("distance", False), ("texture", True)):
             histogram = questions.histogram(column, logarithmic)
             assert histogram is not None
@@ -369,7 +373,7 @@ def test_histograms_count_every_patch(manifest: Path) -> None:
 
 def test_pairs_are_of_one_photograph_and_differ(manifest: Path) -> None:
     with connect(manifest) as connection:
-        questions = Questions(connection, 3)
+        questions = ReportData(connection, 3)
         pairs = questions.pairs(20)
         patches = questions.patches([pair[role] for pair in pairs for role in ("lr", "hr")])
     for pair in pairs:
@@ -382,7 +386,7 @@ def test_pairs_are_of_one_photograph_and_differ(manifest: Path) -> None:
 def test_the_seed_decides_what_is_drawn(large: Path) -> None:
     def drawn(seed: int) -> list[str]:
         config = ReportConfig(manifest=large, photographs=4, pairs=4, seed=seed)
-        page, _ = report(config)
+        page, _ = build_page(config)
         assert f"seed {seed}" in page
         return re.findall(r'data-name="[^"]*"|src="[^"]*"', page)
 
@@ -419,15 +423,15 @@ def test_kept_distance_maps_are_used(manifest: Path, photographs: Path, tmp_path
     """A network's map is shown where the build kept it, the network itself being elsewhere."""
     out = derived(manifest, tmp_path / "patches.parquet", "'away@0123456789ab' AS depth_model")
     with connect(out) as connection:
-        (first,) = Questions(connection, 0).sample(1)
-    page, _ = report(ReportConfig(manifest=out, photographs=1, pairs=0))
-    assert "no distance map was kept, and away@0123456789ab is not on this machine" in page
+        (first,) = ReportData(connection, 0).sample(1)
+    page, _ = build_page(ReportConfig(manifest=out, photographs=1, pairs=0))
+    assert "the distance map is not cached, and away@0123456789ab is not here" in page
     folder = StoragePath(str(tmp_path / "patches.work" / "kept"))
     cache = Cache(folder, fingerprint(depth.VERSION, "away@0123456789ab", None), "")
     half = np.zeros((first["height"], first["width"]), np.float32)
     half[:, first["width"] // 2 :] = 1
     cache.put_distance(first["image_id"], half)
-    page, _ = report(ReportConfig(manifest=out, photographs=1, pairs=0))
+    page, _ = build_page(ReportConfig(manifest=out, photographs=1, pairs=0))
     assert "Not shown" not in page
     src = re.search(r'alt="Distance map[^"]*" src="data:image/webp;base64,([^"]*)"', page)
     assert src
@@ -440,10 +444,10 @@ def test_manifests_with_gaps(manifest: Path, tmp_path: Path) -> None:
         connection.execute(
             f"COPY (FROM patches WHERE role = 'hr') TO '{tmp_path / 'near.parquet'}'"
         )
-    page, _ = report(ReportConfig(manifest=tmp_path / "near.parquet"))
-    assert "nothing to compare" in page and "carries no parameters" in page
+    page, _ = build_page(ReportConfig(manifest=tmp_path / "near.parquet"))
+    assert "nothing to compare" in page and "has no parameters" in page
     given = derived(manifest, tmp_path / "given.parquet", "NULL AS distance, 'none' AS depth_model")
-    page, _ = report(ReportConfig(manifest=given))
+    page, _ = build_page(ReportConfig(manifest=given))
     assert "none" in page
     assert figures(None) == "\N{EN DASH}" and figures(0.012345) == "0.0123"
     assert figures(12345.6) == "12,346"
@@ -458,9 +462,12 @@ def test_mistakes_get_one_line(
         connection.execute(f"COPY (SELECT role, words FROM patches) TO '{narrow}'")
     for argv, message in [
         (["--manifest", str(tmp_path / "nowhere.parquet")], "no manifest there"),
-        (["--manifest", str(empty)], "no patch in it"),
+        (["--manifest", str(empty)], "it has no patch"),
         (["--manifest", str(narrow)], "column 'patch_id' is missing"),
-        (["--manifest", str(manifest), "--max-mb", "0.01", "--pairs", "4"], "MB at the least"),
+        (
+            ["--manifest", str(manifest), "--max-mb", "0.01", "--pairs", "4"],
+            "the page needs at least",
+        ),
         (["--manifest", str(manifest), "--images", "/nowhere"], "no such folder"),
     ]:
         assert main([*argv, "--out", str(tmp_path / "page.html")]) == 1

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from pipeline.config import BuildConfig
-from pipeline.sidecars.duplicates import MOST, _near_pairs, find_duplicates, keep_first
-from schemas.manifest import DUPLICATES, IMAGES
+from pipeline.sidecars.duplicates import MAX_BITS, _near_pairs, find_duplicates, first_alike
+from schemas.catalogue import DUPLICATES, IMAGES
 from tests.conftest import run_stages
 
 
@@ -38,8 +38,8 @@ def every_pair(found: np.ndarray, most: int) -> set[tuple[int, int]]:
 
 def test_a_hundred_thousand_hashes_against_all_with_all() -> None:
     found = np.unique(hashes(100_000))
-    earlier, later, bits = _near_pairs(found, MOST["lr"])
-    assert set(zip(earlier, later, strict=True)) == every_pair(found, MOST["lr"])
+    earlier, later, bits = _near_pairs(found, MAX_BITS["lr"])
+    assert set(zip(earlier, later, strict=True)) == every_pair(found, MAX_BITS["lr"])
     assert len(earlier) > 5000 and len(set(zip(earlier, later, strict=True))) == len(earlier)
     differing = np.bitwise_count(found[earlier] ^ found[later])
     assert differing.tolist() == bits and min(bits) >= 1
@@ -58,15 +58,15 @@ def test_who_is_kept_is_decided_in_order(most: int, seed: int) -> None:
         bits = [int(np.bitwise_count(found[j] ^ value)) for j in kept]
         near = [(b, j) for b, j in zip(bits, kept, strict=True) if b <= most]
         expected.append(min(near)[1] if near else i)
-    result = keep_first(found, most)
+    result = first_alike(found, most)
     assert result.tolist() == expected
     left = found[result == np.arange(len(found))]
     assert not every_pair(left, most)  # nothing that is left looks like anything else that is
 
 
 def test_hashes_that_are_all_alike_are_no_trouble() -> None:
-    assert set(keep_first(np.full(100_000, 7, np.uint64), 4).tolist()) == {0}
-    assert keep_first(np.empty(0, np.uint64), 4).tolist() == []
+    assert set(first_alike(np.full(100_000, 7, np.uint64), 4).tolist()) == {0}
+    assert first_alike(np.empty(0, np.uint64), 4).tolist() == []
 
 
 def catalogue(rows: list[tuple[str, int, str | None, str]]) -> pa.Table:

@@ -10,6 +10,7 @@ from clip_interrogator import Config, Interrogator, LabelTable
 from PIL import Image
 
 from lasr.errors import UserError
+from lasr.weights.locate import locate
 from pipeline.stages.captions import DICTIONARY, Captioner, dictionary_sha256, read_dictionary
 from tests.support.upstream import save_clip
 
@@ -20,7 +21,7 @@ CPU = torch.device("cpu")
 def captioner(tmp_path_factory: pytest.TempPathFactory) -> Captioner:
     folder = tmp_path_factory.mktemp("clip")
     save_clip(folder)
-    return Captioner(str(folder), read_dictionary(DICTIONARY), CPU)
+    return Captioner(locate(str(folder), "clip"), read_dictionary(DICTIONARY), CPU)
 
 
 def crops(photographs: Path) -> list[np.ndarray]:

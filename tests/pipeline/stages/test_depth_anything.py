@@ -12,9 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
 from lasr.weights.locate import WeightsError
-from lasr.weights.variants import VARIANTS
 from pipeline.stages.depth import DepthModel, load_depth
-from tests.support.upstream import any_content, save_depth_anything
+from tests.support.upstream import any_content, expect, save_depth_anything
 
 CPU = torch.device("cpu")
 
@@ -144,5 +143,5 @@ def test_a_name_stands_for_one_size(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     save_depth_anything(tmp_path / "depth-anything-v2-small", **SIZES["large"])
     with pytest.raises(WeightsError, match="its hidden_size is 96, not 384"):
         load_depth("depth-anything-v2-small", CPU)
-    monkeypatch.setitem(VARIANTS, "depth-anything-v2-small", {"hidden_size": 96})
+    expect(monkeypatch, "depth-anything-v2-small", hidden_size=96)
     load_depth("depth-anything-v2-small", CPU)

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from schemas.manifest import PATCHES, ROW_GROUP, Role, open_manifest
+from schemas.manifest import PATCHES, Role, open_manifest
+from schemas.parquet import ROW_GROUP
 from tests.support.parts import write_part
 from trainer.config import Degradation, Pairing
 from trainer.data import dataset as module

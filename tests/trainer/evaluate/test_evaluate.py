@@ -280,7 +280,7 @@ def test_mistakes_get_one_line(
         ([*base, "--weights", references], "has neither model.safetensors nor step"),
         ([*base, "--outputs", "A=nowhere"], "--outputs nowhere: no such folder"),
         ([*base, "--outputs", twins], "chelsea_out.png, chelsea_sr.png all match chelsea"),
-        (["--reference", "nowhere", "--weights", "bicubic"], "nowhere: no such folder"),
+        (["--reference", "nowhere", "--weights", "bicubic"], "nowhere: no such folder, file"),
         ([*base, "--weights", "../up=bicubic"], "its name cannot be a folder's"),
     ]:
         assert run(tmp_path / "out", *argv) == 1

@@ -12,8 +12,7 @@ from spandrel.architectures.SwinIR import SwinIR
 from torch import nn
 
 from lasr.weights.locate import WeightsError
-from lasr.weights.variants import VARIANTS
-from tests.support.upstream import any_content
+from tests.support.upstream import any_content, expect
 from tests.support.weights import load_model, load_sr
 from trainer.models.rrdb import RRDB
 from trainer.models.save import save_network
@@ -94,7 +93,7 @@ def test_a_name_is_kept_to_its_network(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(WeightsError, match="is not realesrgan-x4plus: its blocks is 6, not 23"):
         load_model("realesrgan-x4plus")
     assert load_model(str(file)).network.blocks == 6  # by path it is what it is
-    monkeypatch.setitem(VARIANTS["realesrgan-x4plus"], "blocks", 6)
+    expect(monkeypatch, "realesrgan-x4plus", features=64, blocks=6, growth=32)
     load_model("realesrgan-x4plus")
     saved(ESRGAN(in_nc=12, out_nc=3, num_filters=8, num_blocks=1, scale=4, shuffle_factor=2), file)
     with pytest.raises(WeightsError, match="is an RRDB x2, not x4"):

@@ -25,11 +25,6 @@ from trainer.upscale.results import result_paths
 from trainer.upscale.tiles import upscale
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_network(untrained_rrdb(8, 1, 32), tmp_path_factory.mktemp("sr"))[0]
-
-
 @pytest.fixture
 def small(photographs: Path) -> Image.Image:
     with Image.open(photographs / "coffee.png") as image:
@@ -150,7 +145,7 @@ def test_killed_halfway_nothing_half_written_is_left(
     weights: Path, small: Image.Image, tmp_path: Path
 ) -> None:
     small.resize((700, 700)).save(tmp_path / "a.png")
-    argv = arguments(weights, tmp_path / "out", tmp_path / "a.png", tile=32)
+    argv = arguments(weights, tmp_path / "out", tmp_path / "a.png", tile=32, overlap=0)
     process = multiprocessing.get_context("spawn").Process(target=main, args=(argv,))
     process.start()
     deadline = time.monotonic() + 120

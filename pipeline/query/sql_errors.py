@@ -1,42 +1,55 @@
-"""What DuckDB says of a wrong query, as one line that helps: the place, or the nearest names."""
+"""Turn DuckDB's errors into one line with the position of the mistake or the nearest names."""
 
 import difflib
 import re
 
 import duckdb
 
+from lasr.errors import UserError
+from pipeline.query.sandbox import refusal
+
 _UNKNOWN_COLUMN = re.compile(
     r'Referenced column "(?P<a>[^"]+)" not found'
     r'|does not have a column named "(?P<b>[^"]+)"'
     r'|Could not find key "(?P<c>[^"]+)" in struct'
 )
-_VIEWS = ("images", "words", "pairs", "duplicates")  # that a manifest may lack
+_OPTIONAL_VIEWS = ("images", "words", "pairs", "duplicates")
 _UNKNOWN_TABLE = re.compile(r"Table with name (?P<a>.+?) does not exist")
-_PLACE = re.compile(r"^LINE (?P<line>\d+): (?P<text>.*)\n(?P<space> *)\^", re.MULTILINE)
+_POSITION = re.compile(r"^LINE (?P<line>\d+): (?P<text>.*)\n(?P<space> *)\^", re.MULTILINE)
 _NO_ACCESS = re.compile(r'Cannot access (?:file|directory) "(?P<a>[^"]*)"')
+_WRITES = re.compile(r"WITH clause containing an? (?P<a>\w+)")
+_OPEN_PIVOT = "PIVOT statements without explicit IN clauses"
 
 
-def one_line(error: duckdb.Error, connection: duckdb.DuckDBPyConnection) -> str:
-    """The error in one line; names are sought among the views of the connection."""
+def sql_error(error: duckdb.Error, connection: duckdb.DuckDBPyConnection) -> UserError:
+    """Return the error that the user sees. Nearest names are those of the connection's views."""
     text = str(error)
     if found := _UNKNOWN_COLUMN.search(text):
         name = found["a"] or found["b"] or found["c"]
-        return f"SQL: no column '{name}'; {_nearest(name, _columns(connection))}"
-    if (found := _UNKNOWN_TABLE.search(text)) and found["a"] in _VIEWS:
-        return f"SQL: this manifest lacks what '{found['a']}' is made of; build it again"
+        return UserError(f"SQL: no column '{name}'", _nearest(name, _columns(connection)))
+    if (found := _UNKNOWN_TABLE.search(text)) and found["a"] in _OPTIONAL_VIEWS:
+        return UserError(
+            f"SQL: the files or columns behind '{found['a']}' are missing", "build it again"
+        )
     if found:
-        return f"SQL: no table '{found['a']}'; {_nearest(found['a'], _tables(connection))}"
+        return UserError(f"SQL: no table '{found['a']}'", _nearest(found["a"], _tables(connection)))
     if found := _NO_ACCESS.search(text):
-        return (
-            f"SQL: '{found['a']}' is no file of the manifest and stays closed; --allow-files lets"
-            " the SQL read and write other files"
+        return UserError(
+            f"SQL: '{found['a']}' is not a file of this manifest",
+            "--allow-files lets the SQL read and write other files",
+        )
+    if found := _WRITES.search(text):
+        return refusal(f"WITH … {found['a']}")
+    if _OPEN_PIVOT in text:
+        return UserError(
+            "SQL: PIVOT without a list of values", "write it, as in PIVOT … ON role IN ('lr', 'hr')"
         )
     message = text.split("\n\nLINE")[0].split("\nLINE")[0]
-    return f"SQL: {message}{_place(text)}"
+    return UserError(f"SQL: {message}{_position(text)}")
 
 
-def _place(text: str) -> str:
-    found = _PLACE.search(text)
+def _position(text: str) -> str:
+    found = _POSITION.search(text)
     if not found:
         return ""
     column = len(found["space"]) - len(f"LINE {found['line']}: ") + 1

