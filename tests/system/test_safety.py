@@ -1,4 +1,4 @@
-"""Whatever stands where weights or checkpoints should be: no code of it runs, and one line says so.
+"""Whatever is found in place of weights or checkpoints: none of its code runs, one line says so.
 
 Every way in for a file of weights, times everything that may be found there: pickles that run code
 in each container that PyTorch has had, and what a download that went wrong leaves.
