@@ -18,9 +18,9 @@ __version__ = "0.1.0"
 
 _MODULES = {  # by name, since lasr itself depends on neither program
     "open_manifest": "schemas.manifest",
-    "build_patches": "pipeline.api",
-    "train": "trainer.api",
-    "Upscaler": "trainer.api",
+    "build_patches": "pipeline.run",
+    "train": "trainer.run",
+    "Upscaler": "trainer.upscale.upscaler",
 }
 __all__ = ["Upscaler", "build_patches", "open_manifest", "train"]
 

@@ -14,6 +14,8 @@ import logging
 import os
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 from lasr.cli import Command
 from lasr.errors import UserError
@@ -67,6 +69,32 @@ def run_on_other_rank(config: TrainConfig) -> None:
         raise SystemExit(130) from None
     except UserError as error:
         raise UserError(f"rank {RANK}: {error.problem}", error.fix) from error
+
+
+def train(manifest: str | os.PathLike[str], **parameters: Any) -> list[Path]:
+    """Train a x4 network on a manifest, or resume the run in its folder.
+
+        weights = lasr.train(manifest="patches.parquet", profile="offline", steps=100)
+        weights[0]  # data/runs/patches/model.safetensors
+
+    The same as `lasr train`, in this process and on one device.
+
+    Args:
+        manifest: a folder of Parquet parts, or one Parquet file.
+        parameters: any other parameter of `lasr train`, by its name with underscores.
+
+    Returns:
+        The files with the final weights, the .safetensors first.
+
+    Raises:
+        UserError: missing weights, a manifest that cannot be trained on, and everything else that
+            `lasr train` answers with one line.
+        pydantic.ValidationError: a parameter that is unknown or out of range.
+    """
+    config = TrainConfig(manifest=Path(manifest), **parameters)
+    from trainer.loop import train as train_run  # loads PyTorch
+
+    return train_run(config, "the call of lasr.train")
 
 
 main = Command(TrainConfig, run, name="lasr train", about=__doc__, weights=True)

@@ -1,48 +1,20 @@
-"""Train and upscale from Python; found as `lasr.train` and `lasr.Upscaler`."""
+"""Upscale pictures from Python; found as `lasr.Upscaler`."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from lasr.device import Device, pick_device
 from lasr.weights.locate import locate
-from trainer.config import TrainConfig
 from trainer.upscale.config import OVERLAP, TILE, EngineName, Precision
 
 Picture = TypeVar("Picture", np.ndarray, Image.Image)
 
-_MODES = ("L", "LA", "RGB", "RGBA")  # of 8-bit pictures that keep their channels
-
-
-def train(manifest: str | os.PathLike[str], **parameters: Any) -> list[Path]:
-    """Train a x4 network on a manifest, or resume the run in its folder.
-
-        weights = lasr.train(manifest="patches.parquet", profile="offline", steps=100)
-        weights[0]  # data/runs/patches/model.safetensors
-
-    The same as `lasr train`, in this process and on one device.
-
-    Args:
-        manifest: a folder of Parquet parts, or one Parquet file.
-        parameters: any other parameter of `lasr train`, by its name with underscores.
-
-    Returns:
-        The files with the final weights, the .safetensors first.
-
-    Raises:
-        UserError: missing weights, a manifest that cannot be trained on, and everything else that
-            `lasr train` answers with one line.
-        pydantic.ValidationError: a parameter that is unknown or out of range.
-    """
-    config = TrainConfig(manifest=Path(manifest), **parameters)
-    from trainer.loop import train as train_run  # loads PyTorch
-
-    return train_run(config, "the call of lasr.train")
+_MODES = ("L", "LA", "RGB", "RGBA", "I;16")  # of images that keep their channels and depth
 
 
 class Upscaler:
@@ -109,6 +81,6 @@ class Upscaler:
 
 def _plain(image: Image.Image) -> Image.Image:
     """The image in a mode whose array has the channels that the network takes."""
-    if image.mode in _MODES or image.mode == "I;16":
+    if image.mode in _MODES:
         return image
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
