@@ -51,7 +51,7 @@ class BuildConfig(SelectConfig, CaptionConfig, DepthConfig, OutputConfig, Images
         "Models": ("depth", "clip", "dictionary"),
         "Choice of patches": ("min_separation", "min_texture"),
         "Execution": (
-            "shard_size", "workers", "kept", "runner", "ray_address", "gpus_per_task"
+            "shard_size", "workers", "cache", "runner", "ray_address", "gpus_per_task"
         ),
     }  # fmt: skip
 
@@ -62,7 +62,7 @@ class BuildConfig(SelectConfig, CaptionConfig, DepthConfig, OutputConfig, Images
         description="threads that decode photographs and write PNGs; the CPUs Ray reserves for a"
         " part",
     )
-    kept: Address | None = Field(
+    cache: Address | None = Field(
         None,
         description="folder of distance maps and CLIP features that builds may share (default: the"
         " build's own, where what the manifest no longer needs is removed)",
@@ -104,4 +104,4 @@ class BuildConfig(SelectConfig, CaptionConfig, DepthConfig, OutputConfig, Images
     @property
     def cache_folder(self) -> StoragePath:
         """The cache of distance maps and features."""
-        return StoragePath(self.kept) if self.kept else self.work / CACHE_FOLDER
+        return StoragePath(self.cache) if self.cache else self.work / CACHE_FOLDER

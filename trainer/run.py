@@ -92,9 +92,9 @@ def train(manifest: str | os.PathLike[str], **parameters: Any) -> list[Path]:
         pydantic.ValidationError: a parameter that is unknown or out of range.
     """
     config = TrainConfig(manifest=Path(manifest), **parameters)
-    from trainer.loop import train as train_run  # loads PyTorch
+    from trainer import loop  # loads PyTorch
 
-    return train_run(config, "the call of lasr.train")
+    return loop.train(config, "the call of lasr.train")
 
 
 main = Command(TrainConfig, run, name="lasr train", about=__doc__, weights=True)

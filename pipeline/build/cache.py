@@ -5,7 +5,7 @@
 
 <depth> and <clip> are fingerprints. Entries are not made durable (no fsync), because they can be
 computed again: one that a power failure cut short does not decode and counts as absent. Several
-builds may share a cache (`--kept`).
+builds may share a cache (`--cache`).
 """
 
 import io

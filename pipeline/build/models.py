@@ -1,4 +1,4 @@
-"""What a worker is given (`Job`), and its networks, loaded once per process and only if needed."""
+"""What workers share: the job, and its networks, loaded once per process and only if needed."""
 
 import functools
 import threading

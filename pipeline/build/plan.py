@@ -25,7 +25,7 @@ from schemas.manifest import file_metadata
 
 # Parameters that a part's metadata leaves out: they do not change its rows.
 _NOT_IN_METADATA = {
-    "out", "kept", "dry_run", "device", "workers", "runner", "ray_address", "gpus_per_task"
+    "out", "cache", "dry_run", "device", "workers", "runner", "ray_address", "gpus_per_task"
 }  # fmt: skip
 PATCH_MB = 0.05  # of a row, on average: a PNG of 56 or 224 pixels
 

@@ -47,7 +47,7 @@ def finish(build: Build, made: Sequence[str]) -> Summary:
     summary = publish(out, config.work, finished, made, metadata)
     write_sidecars(out, metadata, config.work)
     prune(config.work, [*finished, *made])
-    if config.kept is None:
+    if config.cache is None:
         image_ids = read_table(StoragePath(summary.images), ["image_id"])["image_id"]
         used = set(pc.unique(image_ids).to_pylist())
         cache.prune(config.cache_folder, build.job.identities, used)

@@ -34,7 +34,7 @@ def portable(job: Job) -> Job:
     config = job.config
     changes = {
         name: type(path)(os.path.abspath(path))
-        for name in ("out", "kept", "dictionary", "depth", "clip")
+        for name in ("out", "cache", "dictionary", "depth", "clip")
         # Not URIs, nor names of weights.
         if (path := getattr(config, name)) and "://" not in str(path) and path not in TABLE
     }

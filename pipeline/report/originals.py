@@ -7,6 +7,7 @@ import numpy as np
 
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
+from lasr.weights.locate import locate
 from pipeline.build.cache import Cache
 from pipeline.build.fingerprint import fingerprint
 from pipeline.config import CACHE_FOLDER, work_folder
@@ -76,6 +77,7 @@ class Originals:
     def _estimator(self) -> DepthModel | None:
         name = self.parameters.get("depth", "colour-attenuation")
         try:
-            return load_depth(name, pick_device(self.device), self.parameters.get("seed", 0))
+            located, seed = locate(name, "depth"), self.parameters.get("seed", 0)
+            return load_depth(located, pick_device(self.device), seed)
         except UserError:
             return None

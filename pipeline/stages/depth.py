@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from lasr.weights.locate import Located, WeightsError, locate
+from lasr.weights.locate import Located, WeightsError
 from lasr.weights.registry import TABLE
 
 if TYPE_CHECKING:
@@ -119,12 +119,8 @@ def estimator(located: Located) -> Estimator:
     return _module(located.family)
 
 
-def load_depth(weights: Located | str, device: "torch.device", seed: int = 0) -> DepthModel:
-    """Load a depth estimator: located weights, a name of the registry, or a path.
-
-    seed: of the noise that some estimators draw. Raises WeightsError.
-    """
-    located = locate(weights, "depth") if isinstance(weights, str) else weights
+def load_depth(located: Located, device: "torch.device", seed: int = 0) -> DepthModel:
+    """Load a depth estimator. seed: of the noise that some draw. Raises WeightsError."""
     located = with_family(located)
     return estimator(located).load(located, device, seed)
 

@@ -8,6 +8,8 @@ from torch import nn
 from lasr.weights import clip
 from lasr.weights.locate import locate
 from lasr.weights.tensors import read_tensors
+from pipeline.stages import depth
+from pipeline.stages.depth import DepthModel
 from trainer.models import encoders, load, rrdb, vgg
 
 CPU = torch.device("cpu")
@@ -15,6 +17,10 @@ CPU = torch.device("cpu")
 
 def load_clip(name_or_path: str | Path, device: torch.device = CPU) -> clip.Clip:
     return clip.load_clip(locate(str(name_or_path), "clip"), device)
+
+
+def load_depth(name_or_path: str | Path, device: torch.device = CPU, seed: int = 0) -> DepthModel:
+    return depth.load_depth(locate(str(name_or_path), "depth"), device, seed)
 
 
 def load_encoders(name_or_path: str | Path, device: torch.device = CPU) -> encoders.Encoders:

@@ -130,7 +130,7 @@ def test_errors_of_a_worker_and_of_the_cluster_are_one_line(
 ) -> None:
     out = tmp_path / "patches.parquet"
     with pytest.raises(UserError, match=r"^/proc/none: cannot be written .*same command"):
-        flows.build(config(photographs, out, runner="ray", kept="/proc/none"))
+        flows.build(config(photographs, out, runner="ray", cache="/proc/none"))
     with pytest.raises(UserError, match="no machine of the cluster has 3 CPUs and 0 GPUs"):
         flows.build(config(photographs, out, runner="ray", workers=3))
     with pytest.raises(UserError, match=r"has 1 CPUs and 0\.5 GPUs"):
@@ -166,10 +166,10 @@ def test_what_travels_has_absolute_paths(
     monkeypatch.chdir(tmp_path)
     words = Path("words.txt")
     words.write_text("\n".join(f"word{i}" for i in range(24)))
-    changes: dict[str, Any] = {"kept": "kept", "dictionary": words, "clip": "tiny-clip"}
+    changes: dict[str, Any] = {"cache": "kept", "dictionary": words, "clip": "tiny-clip"}
     job = prepare(config(photographs, Path("a.parquet"), **changes)).job
     sent = cluster.portable(job).config
-    assert sent.out == str(tmp_path / "a.parquet") and sent.kept == str(tmp_path / "kept")
+    assert sent.out == str(tmp_path / "a.parquet") and sent.cache == str(tmp_path / "kept")
     assert sent.dictionary == tmp_path / "words.txt" and sent.clip == "tiny-clip"
     stored = job.config.model_copy(update={"out": "s3://bucket/a.parquet"})
     assert cluster.portable(replace(job, config=stored)).config.out == "s3://bucket/a.parquet"

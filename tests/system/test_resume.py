@@ -169,7 +169,7 @@ def test_the_checkpoint_before_stands_in_for_a_damaged_one(
     path.write_bytes(path.read_bytes()[:100])
     state = checkpoint.load(tmp_path)
     assert state is not None and state["step"] == 2 and state["sr"]["w"].tolist() == [2, 2, 2]
-    assert "carrying on from checkpoint.previous.pt, after step 2" in caplog.text
+    assert "resuming from checkpoint.previous.pt, after step 2" in caplog.text
     path.unlink()  # killed between the two renames
     state = checkpoint.load(tmp_path)
     assert state is not None and state["step"] == 2

@@ -1,4 +1,4 @@
-"""Whatever stands where weights or checkpoints should be: no code of it runs, and one line says so.
+"""Whatever is found in place of weights or checkpoints: none of its code runs, one line says so.
 
 Every way in for a file of weights, times everything that may be found there: pickles that run code
 in each container that PyTorch has had, and what a download that went wrong leaves.
@@ -24,7 +24,6 @@ import safetensors.torch
 import torch
 
 from lasr.errors import UserError
-from pipeline.stages.depth import load_depth
 from tests.support.upstream import (
     SMALL,
     save_clip,
@@ -33,7 +32,7 @@ from tests.support.upstream import (
     save_vae,
     save_vgg19,
 )
-from tests.support.weights import load_clip, load_model, load_vgg
+from tests.support.weights import load_clip, load_depth, load_model, load_vgg
 from trainer import checkpoint
 from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network

@@ -135,11 +135,11 @@ def test_the_seed_counts_only_where_something_is_drawn(build: Any, work: Counter
 
 def test_builds_may_share_a_cache(build: Any, work: Counter[str], tmp_path: Path) -> None:
     cache = tmp_path / "shared"
-    build("one.parquet", kept=cache)
+    build("one.parquet", cache=cache)
     work.clear()
-    build("two.parquet", kept=cache, strategy="random", k=1)
+    build("two.parquet", cache=cache, strategy="random", k=1)
     assert work["estimated"] == 0 and work["decoded"] == 4
-    build("one.parquet", kept=cache, k=1)  # and neither removes what the other may need
+    build("one.parquet", cache=cache, k=1)  # and neither removes what the other may need
     assert len(list(cache.glob("distance/*/*/*.png"))) == 4
 
 

@@ -10,13 +10,13 @@ from lasr.weights.locate import TABLE, Located, WeightsError, locate
 from pipeline.stages.depth import (
     at_size,
     estimator,
-    load_depth,
     normalise,
     pack,
     unpack,
     with_family,
 )
 from tests.support.upstream import SMALL, save_depth_anything, save_depthfm
+from tests.support.weights import load_depth
 
 CPU = torch.device("cpu")
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
 from lasr.weights.locate import WeightsError
-from pipeline.stages.depth import DepthModel, load_depth
+from pipeline.stages.depth import DepthModel
 from tests.support.upstream import any_content, expect, save_depth_anything
+from tests.support.weights import load_depth
 
 CPU = torch.device("cpu")
 

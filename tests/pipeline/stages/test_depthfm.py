@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from lasr.weights.locate import WeightsError
 from pipeline.stages import depthfm
-from pipeline.stages.depth import load_depth
 from pipeline.stages.depthfm import (
     DepthFM,
     _build_unet,
@@ -27,6 +26,7 @@ from pipeline.stages.depthfm import (
 )
 from tests.support.ldm_unet import LdmUNet
 from tests.support.upstream import HPARAMS, SMALL, save_depthfm, save_vae
+from tests.support.weights import load_depth
 
 CPU = torch.device("cpu")
 
