@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 _MODULES = {  # by name, since lasr itself depends on neither program
     "open_manifest": "schemas.manifest",
-    "build_patches": "pipeline.api",
+    "build_patches": "pipeline.run",
     "train": "trainer.run",
     "Upscaler": "trainer.upscale.upscaler",
 }

@@ -1,4 +1,4 @@
-"""Writing so that a reader, or a machine that loses power, sees the old file or the new one."""
+"""Atomic writing: a reader, or a machine that loses power, sees the old file or the new one."""
 
 import contextlib
 import ctypes
@@ -13,11 +13,11 @@ _AT_FDCWD = -100
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes the name `path`, else it goes.
+    """Yield a temporary path beside `path`; on success rename it to `path`, otherwise delete it.
 
     Order: write, fsync the file, rename, fsync the folder. The temporary name ends in `.tmp`,
-    because Parquet readers take every `*.parquet` in a folder for a part, even a hidden one. It is
-    always the same, so that a rerun after a kill overwrites what was left instead of adding to it.
+    because Parquet readers read every `*.parquet` in a folder, even a hidden one. It is always the
+    same, so that a rerun after a kill overwrites the leftover file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -38,7 +38,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable; a rename is lost on power failure without it."""
+    """Make the names in `folder` durable: a power failure would otherwise undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -47,10 +47,10 @@ def fsync_folder(folder: Path) -> None:
 
 
 def replace_folder(new: Path, old: Path) -> None:
-    """Put the folder `new` in the place of `old` (a folder, a file or nothing); `old` goes.
+    """Replace `old` (a folder, a file or nothing) by the folder `new`.
 
-    On Linux the two names change places in one step (renameat2), so that a reader sees one or the
-    other and never neither. Where that call is missing, two renames leave a gap of microseconds.
+    On Linux the two names are exchanged in one step (renameat2), so that a reader always sees one
+    of them. Without that call there is a gap of microseconds between two renames.
     """
     fsync_folder(new)
     if not old.exists():
@@ -67,7 +67,7 @@ def replace_folder(new: Path, old: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a whole folder; nothing happens where there is none."""
+    """Delete a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

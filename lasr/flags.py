@@ -68,6 +68,12 @@ class Flags(Generic[Config]):
         """The flags that are no fields."""
         return [flag for flag in COMMON if self.weights or flag != WEIGHTS_DIR]
 
+    @property
+    def names(self) -> list[str]:
+        """The fields of the model, positional ones first."""
+        positional = self.positional.split()
+        return [*positional, *(n for n in self.model.model_fields if n not in positional)]
+
     def is_positional(self, field: str) -> bool:
         """Whether a field is given without a flag."""
         return field in self.positional.split()
@@ -85,14 +91,13 @@ class Flags(Generic[Config]):
         def given(**values: Any) -> dict[str, Any]:
             return values
 
-        parameters = [self._parameter(name) for name in self.model.model_fields]
+        parameters = [self._parameter(name) for name in self.names]
         for flag in self.common:
             names = (flag, HELP_SHORT) if flag == HELP else (flag,)
             options = cyclopts.Parameter(name=names, negative=(), help=COMMON[flag][1])
             kind = Path if flag == WEIGHTS_DIR else bool
             name = flag.strip("-").replace("-", "_")
             parameters.append(_optional(name, kind, options))
-        parameters.sort(key=lambda parameter: parameter.kind)  # the positional one comes first
         given.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return cyclopts.App(
             name=self.name.split()[-1],

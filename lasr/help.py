@@ -39,8 +39,8 @@ def page(flags: Flags[Any], everything: bool = False) -> str:
 
 def _usage(flags: Flags[Any]) -> str:
     words, required = [flags.name], []
-    for name, field in flags.model.model_fields.items():
-        metavar = _metavar(flags, name)
+    for name in flags.names:
+        field, metavar = flags.model.model_fields[name], _metavar(flags, name)
         if flags.is_positional(name):
             words.append(metavar if field.is_required() else f"[{metavar}]")
         elif field.is_required():

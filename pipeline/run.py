@@ -7,12 +7,19 @@
 After an interruption or a kill, the same command continues the build.
 """
 
+import os
 import sys
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from lasr.cli import Command
+from lasr.errors import UserError
 from lasr.weights.locate import untrained
 from pipeline.config import BuildConfig
+
+if TYPE_CHECKING:
+    from pipeline.build.publish import Summary
 
 
 def run(config: BuildConfig) -> None:
@@ -40,6 +47,49 @@ def run(config: BuildConfig) -> None:
     print(f"manifest:    {summary['manifest']} ({summary['parts']} parts)")
     print(f"catalogue:   {summary['images']}")
     print(f"time:        {time.monotonic() - started:.0f} s")
+
+
+def build_patches(
+    images: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str] = "data/patches.parquet",
+    **parameters: Any,
+) -> "Summary":
+    """Build a manifest of far (LR) and near (HR) patches from photographs, or complete one.
+
+        summary = lasr.build_patches(images=["photos"], out="patches.parquet", profile="offline")
+        summary.patches  # {'lr': 56, 'hr': 54}
+
+    The same as `lasr build`: finished parts are reused, so that an interrupted build resumes, and
+    one process at a time builds a manifest. It runs in this process.
+
+    Args:
+        images: folders, files, globs or .txt lists of paths.
+        out: the manifest to write, a folder of Parquet parts.
+        parameters: any other parameter of `lasr build`, by its name with underscores.
+
+    Returns:
+        The path of the manifest and of its catalogue, and the numbers of parts, of photographs by
+        status, and of patches by role.
+
+    Raises:
+        UserError: missing weights, no photograph, an output that is not a build's own, and
+            everything else that `lasr build` answers with one line.
+        pydantic.ValidationError: a parameter that is unknown or out of range.
+    """
+    config = BuildConfig(images=[os.fspath(path) for path in images], out=out, **parameters)
+    if config.dry_run or config.runner != "local":
+        raise UserError("build_patches: dry_run and runner='ray' need Prefect", "use `lasr build`")
+    from pipeline.build.lock import sole_build
+    from pipeline.build.plan import plan_build, prepare
+    from pipeline.build.publish import finish, sweep
+    from pipeline.build.shard import build_shard
+
+    prepared = prepare(config)
+    with sole_build(config.work):
+        sweep(config.work)
+        build = plan_build(prepared)
+        made = [build_shard(build.job, shard) for shard in build.plan.to_do]
+        return finish(build, made)
 
 
 main = Command(BuildConfig, run, name="lasr build", about=__doc__, weights=True)

@@ -1,4 +1,4 @@
-"""Upscale from Python; found as `lasr.Upscaler`."""
+"""Upscale pictures from Python; found as `lasr.Upscaler`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.upscale.config import OVERLAP, TILE, EngineName, Precision
 
 Picture = TypeVar("Picture", np.ndarray, Image.Image)
 
-_MODES = ("L", "LA", "RGB", "RGBA")  # of 8-bit pictures that keep their channels
+_MODES = ("L", "LA", "RGB", "RGBA", "I;16")  # of images that keep their channels and depth
 
 
 class Upscaler:
@@ -81,6 +81,6 @@ class Upscaler:
 
 def _plain(image: Image.Image) -> Image.Image:
     """The image in a mode whose array has the channels that the network takes."""
-    if image.mode in _MODES or image.mode == "I;16":
+    if image.mode in _MODES:
         return image
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
