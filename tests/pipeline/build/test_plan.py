@@ -217,10 +217,7 @@ def test_weights_are_located_once(
     """Their digests cost seconds; workers get the result."""
     save_clip(tmp_path / "clip")
     prepared = prepare(config(album, tmp_path / "patches.parquet", clip=str(tmp_path / "clip")))
-    for name in ("lasr.weights.locate.locate", "lasr.weights.locate.locate_all"):
-        monkeypatch.setattr(name, lambda *_: pytest.fail("located again"))
-    for module in ("lasr.weights.clip", "pipeline.stages.depth"):
-        monkeypatch.setattr(f"{module}.locate", lambda *_: pytest.fail("located again"))
+    monkeypatch.setattr("lasr.weights.locate.combined", lambda *_: pytest.fail("hashed again"))
     build = plan_build(prepared)
     finish(build, [build_shard(build.job, shard) for shard in build.plan.to_do])
     assert len(rows(tmp_path / "patches.parquet")) == 16
