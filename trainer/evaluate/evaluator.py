@@ -18,11 +18,10 @@ from lasr.pictures.find import find_pictures
 from lasr.pictures.read import read_rgb
 from lasr.weights.digests import sha256
 from schemas.manifest import SCALE
-from trainer.evaluate.cache import Cache
 from trainer.evaluate.methods import BICUBIC, Method
 from trainer.evaluate.metrics import Metric
 from trainer.evaluate.resize import enlarge
-from trainer.evaluate.scores import Score
+from trainer.evaluate.scores import Cache, Score
 from trainer.evaluate.testset import Picture, match
 from trainer.models.load import load_model
 from trainer.sheets import to_uint8

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lasr.errors import UserError, one_line
 from schemas.manifest import SCALE
-from trainer.models.onnx import export_onnx, load_onnx
+from trainer.models.export import export_onnx, load_onnx
 from trainer.models.rrdb import REACH, RRDB
 from trainer.upscale.config import EngineName, Precision
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lasr.weights.listing import markdown
+from lasr.weights.__main__ import markdown
 from lasr.weights.locate import PROFILES, TABLE, WeightsError, locate, locate_all
 from tests.support.upstream import any_content
 

@@ -21,9 +21,9 @@ from tests.support import matlab
 from tests.support.weights import load_sr
 from trainer.evaluate import metrics, scores
 from trainer.evaluate.__main__ import main
-from trainer.evaluate.cache import Cache
 from trainer.evaluate.methods import parse_methods
 from trainer.evaluate.resize import enlarge, reduce
+from trainer.evaluate.scores import Cache
 from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network
 from trainer.sheets import to_uint8

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lasr.errors import UserError
-from trainer.evaluate.cache import Cache
+from trainer.evaluate.scores import Cache
 
 
 def test_values_are_read_again_and_the_last_one_counts(tmp_path: Path) -> None:
