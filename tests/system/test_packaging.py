@@ -22,6 +22,7 @@ PACKAGES = ("lasr", "schemas", "pipeline", "trainer")
 DATA = {
     *(f"{package}/py.typed" for package in PACKAGES),
     "pipeline/query/questions.sql",
+    "pipeline/report/templates/charts.html",
     *(f"pipeline/report/templates/report.{kind}" for kind in ("css", "html", "js")),
     "pipeline/stages/dictionary.txt",
 }

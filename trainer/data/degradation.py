@@ -13,7 +13,6 @@ from pydantic import BaseModel, Field
 
 from lasr.cli import Command
 from schemas.manifest import open_manifest
-from trainer.data.reader import COLUMNS, Reader, decode
 
 SCALE = 3  # side of an LR pixel on the sheet
 
@@ -30,13 +29,14 @@ class SheetConfig(BaseModel):
 
 def draw_sheet(config: SheetConfig) -> None:
     """Write LR patches and degraded copies of each, all enlarged. Raises UserError."""
-    manifest = open_manifest(config.manifest, COLUMNS)
-    import torch  # the manifest is checked before it loads
+    open_manifest(config.manifest, columns=())  # a wrong path is reported before PyTorch loads
+    import torch
 
+    from trainer.data.reader import COLUMNS, Reader, decode
     from trainer.data.realesrgan import degrade
     from trainer.sheets import nearest, write_sheet
 
-    reader = Reader(manifest, cache_rows=1)
+    reader = Reader(open_manifest(config.manifest, COLUMNS), cache_rows=1)
     rng = np.random.default_rng(config.seed)
     rows = rng.permutation(np.flatnonzero(reader.is_lr))[: config.patches].tolist()
     patches = [

@@ -131,7 +131,7 @@ def test_mistakes_get_one_line_and_stop_no_other_picture(
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["fine.jpg"]
     assert main(arguments(weights, tmp_path / "out", tmp_path / "missing.png")) == 1
     assert main(arguments(Path("nonsense"), tmp_path / "x", tmp_path / "fine.png")) == 1
-    assert "known sr weights; known: tiny-rrdb" in capsys.readouterr().err
+    assert "known sr weights; give a path, or one of tiny-rrdb" in capsys.readouterr().err
     network = RRDB(8, 1, 8)
     with torch.no_grad():
         network.conv_last.get_parameter("bias").fill_(float("nan"))
