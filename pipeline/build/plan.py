@@ -93,10 +93,10 @@ def prepare(config: BuildConfig) -> Prepared:
     missing or damaged weights, no photographs.
     """
     check_outputs(StoragePath(config.out), config.work, config.images)
+    photographs = images.find(config.images)[: config.limit]
     words = read_dictionary(config.dictionary or DICTIONARY)
     depth, clip = locate_all((config.depth_name, "depth"), (config.clip_name, "clip"))
     depth = with_family(depth)
-    photographs = images.find(config.images)[: config.limit]
     if config.runner == "local":  # a cluster's machines have GPUs of their own
         pick_device(config.device)  # last: it loads PyTorch
     parameters = config.model_dump(mode="json", exclude=_NOT_IN_METADATA) | {
