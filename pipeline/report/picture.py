@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from PIL import Image
 from pydantic import BaseModel, Field
 
@@ -49,7 +47,11 @@ def draw(config: PictureConfig) -> str:
             f"use one that ends in {', '.join(FORMATS)}",
         )
     manifest = open_manifest(config.manifest)
-    from pipeline.report.originals import Missing, Originals  # imports PyTorch
+    # After the manifest is checked: the first loads pandas, the last PyTorch.
+    import pyarrow.compute as pc
+    import pyarrow.dataset as ds
+
+    from pipeline.report.originals import Missing, Originals
 
     table = ds.dataset([str(file) for file in manifest.files]).to_table(
         filter=pc.field("image_path") == config.photograph if config.photograph else None,
