@@ -230,18 +230,16 @@ def progress(
     """
     from tqdm import tqdm
 
-    stream = sys.stderr
-    if stream.isatty():
-        return tqdm(
-            total=total,
-            desc=what,
-            unit=unit,
-            initial=initial,
-            disable=quiet,
-            unit_scale=scaled,
-            dynamic_ncols=True,
-            smoothing=0.1,
-        )
+    if sys.stderr.isatty():
+        style: dict[str, Any] = {"dynamic_ncols": True, "smoothing": 0.1}
+    else:
+        style = {
+            "file": _Lines(sys.stderr),
+            "mininterval": 10,
+            "ascii": True,
+            "bar_format": "{desc}: {n_fmt}/{total_fmt} {unit}"
+            " ({rate_fmt}, ETA {remaining}){postfix}",
+        }
     return tqdm(
         total=total,
         desc=what,
@@ -249,8 +247,5 @@ def progress(
         initial=initial,
         disable=quiet,
         unit_scale=scaled,
-        file=_Lines(stream),  # type: ignore[arg-type]
-        mininterval=10,
-        ascii=True,
-        bar_format="{desc}: {n_fmt}/{total_fmt} {unit} ({rate_fmt}, ETA {remaining}){postfix}",
+        **style,
     )

@@ -20,27 +20,15 @@ from torch import Tensor, nn
 
 from lasr.errors import UserError
 from schemas.manifest import ManifestError, open_manifest
-from tests.support.upstream import save_clip
 from tests.support.weights import load_encoders, load_rrdb
 from trainer import distributed, loop
 from trainer.config import TrainConfig
 from trainer.data.dataset import COLUMNS, Patches
 from trainer.distributed import World
-from trainer.models.rrdb import untrained_rrdb
-from trainer.models.save import save_network
 from trainer.models.vgg import untrained_vgg
 from trainer.step import TrainStep
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small CLIP and a small SR network as files."""
-    folder = tmp_path_factory.mktemp("models")
-    save_clip(folder / "clip")
-    save_network(untrained_rrdb(8, 1, 8), folder, "sr")
-    return folder
 
 
 def config(manifest: Path, models: Path, out: Path, **changes: Any) -> TrainConfig:
