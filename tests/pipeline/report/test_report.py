@@ -128,7 +128,10 @@ def test_filters_by_keyboard(browser: Any, page_file: Path, manifest: Path) -> N
     assert page.locator("output").inner_text() == f"0 of {everything} shown"
     for key in ("Tab", "Tab", "Tab", "Enter"):  # role, status, Clear
         page.keyboard.press(key)
-    page.wait_for_function("!document.querySelector('.card[hidden]')")
+    from playwright.sync_api import expect
+
+    # Not `wait_for_function`: it polls by `eval`, which the page's own policy forbids.
+    expect(page.locator(".card[hidden]")).to_have_count(0)
     assert len(shown(page)) == everything
     patches = pq.read_table(manifest, columns=["role", "words", "image_path"]).to_pylist()
     where: dict[str, dict[str, set[str]]] = {"lr": {}, "hr": {}}  # photographs by role and word
