@@ -46,7 +46,7 @@ def decode(content: bytes, check: Check) -> Samples:
             decoders = importlib.import_module(f"lasr.pictures.decoders.{module}")
             decoder: Decoder = getattr(decoders, function)
             return _guarded(decoder, content, check)
-    raise NotSupported("not a picture in a known format")
+    raise Damaged("not a picture in a known format")
 
 
 def _guarded(decoder: Decoder, content: bytes, check: Check) -> Samples:

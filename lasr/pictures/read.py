@@ -17,15 +17,13 @@ from lasr.errors import UserError
 from lasr.pictures.colour import to_8_bit, to_srgb
 from lasr.pictures.decode import Damaged, decode
 from lasr.pictures.find import check_regular
-from lasr.pictures.samples import Check, Metadata, NotSupported
+from lasr.pictures.samples import LARGEST, MAX_PIXELS, Check, Metadata, NotSupported
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-MAX_PIXELS = 2**28  # 268 megapixels: 0.8 GB in 8 bit, 1.6 GB in 16 bit
-LARGEST = 2**30  # what the decoders themselves can hold; no option goes beyond it
 RAISE_LIMIT = "raise the limit with --max-pixels"
 _UPRIGHT = {  # EXIF orientation → turns the stored rows upright
     2: np.fliplr,

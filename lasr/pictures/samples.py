@@ -15,6 +15,8 @@ CHANNELS: dict[Space, int] = {"grey": 1, "rgb": 3, "cmyk": 4, "lab": 3}
 # to refuse the picture.
 Check = Callable[[int, int], None]
 
+MAX_PIXELS = 2**28  # 268 megapixels: 0.8 GB in 8 bit, 1.6 GB in 16 bit
+LARGEST = 2**30  # what the decoders themselves can hold; no option goes beyond it
 MAX_PROFILE = 2**25  # bytes of a profile or a text after decompression: 32 MB
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lasr.pictures.exif import tiff_exif
+from lasr.pictures.exif import exif_block, parse_exif
 from lasr.pictures.profiles import SRGB_CURVE, SRGB_POINTS, rgb_profile, table_profile
 from lasr.pictures.samples import (
     CHANNELS,
@@ -78,7 +78,7 @@ def decode(content: bytes, check: Check) -> Samples:
             values, alpha, more = _resolved(stored, layout, page)
             notes += more
         profile = _bytes(tags.valueof(34675))
-        metadata = Metadata(tiff_exif(content), _bytes(tags.valueof(700)), _dpi(tags), profile)
+        metadata = Metadata(exif_block(parse_exif(content)), _bytes(tags.valueof(700)), _dpi(tags), profile)
         orientation = tags.valueof(274, 1)
         return Samples(
             values,
