@@ -101,12 +101,20 @@ def _through_pillow(
 
 def _deep(values: np.ndarray, space: Space, profile: bytes) -> np.ndarray:
     """uint16 values of any space to uint16 sRGB."""
-    import imagecodecs  # here: most pictures do not need it
+    from imagecodecs import CMS, cms_transform  # here: most pictures do not need it
 
     name = _CODECS_NAME.get(space, space)
     pixels = np.ascontiguousarray(values[..., 0] if space == "grey" else values)
-    converted: np.ndarray = imagecodecs.cms_transform(
-        pixels, profile, srgb_profile(), colorspace=name, outcolorspace="rgb", outdtype="uint16"
+    # Optimised, LittleCMS puts a table of 33^3 colours in the place of curves and matrix, which errs
+    # by up to 18 of 255 where colours are clipped. (CMYK is a table already, and slow without.)
+    converted: np.ndarray = cms_transform(
+        pixels,
+        profile,
+        srgb_profile(),
+        colorspace=name,
+        outcolorspace="rgb",
+        outdtype="uint16",
+        flags=CMS.FLAGS.NOOPTIMIZE if space != "cmyk" else None,
     )
     return converted
 

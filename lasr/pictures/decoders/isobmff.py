@@ -18,7 +18,7 @@ from lasr.pictures.samples import (
 )
 
 _CODESTREAM = b"\xff\x4f\xff\x51"  # SOC and SIZ of JPEG 2000
-_ENUMERATED: dict[int, Space] = {12: "cmyk", 16: "rgb", 17: "grey", 18: "rgb"}  # 18: sYCC
+_ENUMERATED = {12: "cmyk", 16: "rgb", 17: "grey", 18: "sycc"}  # colour spaces of the box `colr`
 
 
 def decode_jpeg_2000(content: bytes, check: Check) -> Samples:
@@ -43,7 +43,10 @@ def decode_jpeg_2000(content: bytes, check: Check) -> Samples:
         else:
             import imagecodecs
 
-            values = scaled(imagecodecs.jpeg2k_decode(content), bits)
+            if space == "sycc":
+                raise NotSupported(f"a JPEG 2000 of {bits}-bit YCbCr")
+            # The codestream alone: from the whole file imagecodecs converts profiles in its own way.
+            values = scaled(imagecodecs.jpeg2k_decode(content[start:]), bits)
     values = values if values.ndim == 3 else values[..., None]
     count = values.shape[2]
     if count == 4 and space == "cmyk":
@@ -54,7 +57,7 @@ def decode_jpeg_2000(content: bytes, check: Check) -> Samples:
     return Samples(colours, kind, alpha, profile, metadata=Metadata(profile=profile))
 
 
-def _jp2_colour(boxes: bytes) -> tuple[bytes | None, Space | None]:
+def _jp2_colour(boxes: bytes) -> tuple[bytes | None, str | None]:
     """Profile and colour space of the first box `colr` that is understood (15444-1, I.5.3.3)."""
     spaces = list[int]()
     for body in _boxes(boxes, b"colr"):

@@ -1,4 +1,4 @@
-"""PNG: chunks are read here, rows by Pillow (up to 8 bit) or libpng (16 bit).
+"""PNG: chunks are read here, rows by Pillow, or by OpenCV at 16 bit.
 
 PNG specification, third edition (W3C 2025). A decoder is handed the chunks with pixels only, so that
 long texts, large profiles and animations neither disturb nor change what it returns.
@@ -99,9 +99,15 @@ def _walk(content: bytes) -> Iterator[tuple[bytes, int, int]]:
 def _pixels(chunks: dict[bytes, bytes], bits: int, kind: int) -> np.ndarray:
     """H x w x c as stored: uint16 where bits = 16, palette indices, otherwise scaled to uint8."""
     if bits == 16 and kind != _GREY:
-        import imagecodecs
+        import cv2  # Pillow would drop the lower 8 bits
 
-        return np.atleast_3d(imagecodecs.png_decode(chunks[b"IDAT"]))
+        decoded = cv2.imdecode(np.frombuffer(chunks[b"IDAT"], np.uint8), cv2.IMREAD_UNCHANGED)
+        if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3:
+            raise ValueError("its pixels are damaged or end early")
+        # OpenCV's order is BGR, and BGRA also for grey with alpha.
+        order = {_RGB: [2, 1, 0], _GREY_ALPHA: [0, -1], _RGBA: [2, 1, 0, 3]}[kind]
+        deep: np.ndarray = decoded[..., order]
+        return deep
     with open_with("PNG", chunks[b"IDAT"]) as image:
         values = np.asarray(image)
     if values.dtype == bool:
