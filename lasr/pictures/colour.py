@@ -80,6 +80,8 @@ def _grey_through_profile(values: np.ndarray, profile: bytes) -> np.ndarray:
     ramp = (np.arange(levels) * (65_535 // (levels - 1))).astype(np.uint16)[None, :, None]
     space = _SIGNATURES[profile[16:20]]
     table = _deep(np.repeat(ramp, CHANNELS[space], axis=2), space, profile)[0]
+    if np.abs(table.astype(int) - ramp[0]).max() <= 257:  # sRGB's curve, as in `is_srgb`
+        return values
     neutral = int(np.ptp(table.astype(int), axis=1).max()) <= 257
     table = _at_depth(table[:, 1:2] if neutral else table, values.dtype)
     result: np.ndarray = table[values[..., 0]]

@@ -111,3 +111,21 @@ def bmp(
         space = b"DEBM" if profile else b"BGRs"
         head += struct.pack("<4I4s36x12xIIII", red, green, blue, alpha, space, 4, size + len(palette) + len(body), len(profile), 0)
     return struct.pack("<2sIHHI", b"BM", start + len(body) + len(profile), 0, 0, start) + head + palette + body + profile
+
+
+def wrapped_in_tiff(jpeg: bytes, width: int, height: int) -> bytes:
+    """An old-style JPEG in TIFF (compression 6): tags 513 and 514 locate the whole file."""
+    tags: dict[int, object] = {256: width, 257: height, 258: (8, 8, 8), 259: 6, 262: 6, 277: 3, 278: height, 512: 1}
+    longs = {273: [8], 279: [len(jpeg)], 513: [8], 514: [len(jpeg)]}
+    data, table = bytearray(8) + jpeg + bytes(len(jpeg) % 2), b""
+    for tag in sorted({**tags, **longs}):
+        kind, count, value = _encoded(longs.get(tag) or tags[tag], "<", tag in longs)
+        if len(value) > 4:
+            at = len(data)
+            data += value
+            value = struct.pack("<I", at)
+        table += struct.pack("<HHI", tag, kind, count) + value.ljust(4, b"\0")
+    at = len(data)
+    data += struct.pack("<H", len(table) // 12) + table + bytes(4)
+    data[:8] = b"II*\0" + struct.pack("<I", at)
+    return bytes(data)

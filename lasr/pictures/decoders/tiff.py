@@ -1,4 +1,4 @@
-"""TIFF through tifffile; old-style JPEG and subsampled YCbCr through libtiff (Pillow).
+"""TIFF through tifffile; old-style JPEG through libtiff (Pillow).
 
 TIFF 6.0, its supplements (CIELab, ICC profiles), BigTIFF. Numbers beside tags are theirs.
 """
@@ -68,10 +68,11 @@ def decode(content: bytes, check: Check) -> Samples:
         check(page.imagewidth, page.imagelength)
         layout = _layout(page)
         notes = _count_notes(file)
-        if layout.photometric == _YCBCR and page.compression != _JPEG:
+        if page.compression == _OLD_JPEG:
             values, alpha = _through_libtiff(content, number, page), None
-        elif page.compression == _OLD_JPEG:
-            values, alpha = _through_libtiff(content, number, page), None
+        elif layout.photometric == _YCBCR and page.compression != _JPEG and _is_subsampled(tags):
+            _check_segments(page, len(content))
+            values, alpha = _ycbcr(_unsampled(page), tags), None
         else:
             _check_segments(page, len(content))
             stored = _channels_last(page.asarray(squeeze=False))
@@ -128,6 +129,8 @@ def _layout(page: Any) -> _Layout:
         raise NotSupported("a TIFF of complex numbers")
     if kind == _FLOAT and (space == "lab" or photometric == _PALETTE):
         raise NotSupported(f"a TIFF of floats in {space}")
+    if photometric == _YCBCR and kind not in (_UNSIGNED, _UNDEFINED):
+        raise NotSupported("a TIFF of YCbCr that is not in unsigned integers")
     extras = tags.valueof(338, ())
     extras = tuple(extras) if isinstance(extras, Sequence) else (extras,)
     beyond = samples - colours
@@ -190,6 +193,9 @@ def _resolved(
         values = _lab(colours, layout)
     else:
         values, notes = _by_type(colours, layout)
+        # JPEG decoders convert to RGB, unless each channel is a JPEG of its own.
+        if photometric == _YCBCR and (page.compression != _JPEG or int(page.planarconfig) == 2):
+            values = _ycbcr(values, page.tags)
         if photometric == _WHITE_IS_ZERO:
             values = np.iinfo(values.dtype).max - values
     kinds = [kind for kind in layout.extras if kind in (_ASSOCIATED, _UNASSOCIATED)]
@@ -265,11 +271,74 @@ def _lab(values: np.ndarray, layout: _Layout) -> np.ndarray:
     return np.minimum(result, 65_535).astype(np.uint16)
 
 
+def _is_subsampled(tags: Any) -> bool:
+    return tuple(tags.valueof(530, (2, 2))) != (1, 1)
+
+
+def _unsampled(page: Any) -> np.ndarray:
+    """H x w x 3 uint8 YCbCr of strips or tiles in which chroma has a lower resolution (section 21).
+
+    A data unit holds the luma of a block of pixels, then its Cb and its Cr.
+    """
+    import tifffile
+
+    across, down = (int(number) for number in page.tags.valueof(530, (2, 2)))
+    if page.samplesperpixel != 3 or page.bitspersample != 8 or int(page.planarconfig) != 1:
+        raise NotSupported("a TIFF of subsampled YCbCr that is not 3 x 8 bit in one plane")
+    if page.predictor != 1 or min(across, down) < 1:
+        raise NotSupported("a TIFF of subsampled YCbCr with a predictor")
+    decompress = tifffile.TIFF.DECOMPRESSORS[page.compression]
+    height, width = page.imagelength, page.imagewidth
+    tile = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
+    per_row = -(-width // tile[1])
+    result = np.empty((height, width, 3), np.uint8)
+    for number, (offset, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
+        top, left = number // per_row * tile[0], number % per_row * tile[1]
+        if top >= height:
+            break
+        rows = tile[0] if page.is_tiled else min(tile[0], height - top)
+        shape = -(-rows // down), -(-tile[1] // across), across * down + 2
+        page.parent.filehandle.seek(offset)
+        packed = page.parent.filehandle.read(count)
+        data = bytes(packed if decompress is None else decompress(packed))
+        if len(data) < int(np.prod(shape)):
+            raise ValueError("its pixels end early")
+        units = np.frombuffer(data, np.uint8, int(np.prod(shape))).reshape(shape)
+        luma = units[..., :-2].reshape(*shape[:2], down, across).swapaxes(1, 2)
+        luma = luma.reshape(shape[0] * down, shape[1] * across)
+        chroma = units[..., -2:].repeat(down, axis=0).repeat(across, axis=1)
+        block = np.concatenate([luma[..., None], chroma], axis=2)
+        part = result[top : top + tile[0], left : left + tile[1]]
+        part[...] = block[: part.shape[0], : part.shape[1]]
+    return result
+
+
+def _ycbcr(values: np.ndarray, tags: Any) -> np.ndarray:
+    """YCbCr to RGB by YCbCrCoefficients and ReferenceBlackWhite; 8 or 16 bit."""
+    full = float(np.iinfo(values.dtype).max)
+    middle = (full + 1) / 2
+    weights = _ratios(tags.valueof(529)) or [0.299, 0.587, 0.114]
+    limits = _ratios(tags.valueof(532)) or [0, full, middle, full, middle, full]
+    if len(weights) != 3 or len(limits) != 6 or 0 in (weights[1], *np.diff(limits)[::2]):
+        raise ValueError("its YCbCr tags are damaged")
+    red, green, blue = weights
+    result = np.empty_like(values)
+    for top in range(0, len(values), 256):  # floats of a few rows only
+        y, cb, cr = np.moveaxis(values[top : top + 256].astype(np.float32), 2, 0)
+        y = (y - limits[0]) * (full / (limits[1] - limits[0]))
+        cb = (cb - limits[2]) * ((full - middle) / (limits[3] - limits[2]))
+        cr = (cr - limits[4]) * ((full - middle) / (limits[5] - limits[4]))
+        r, b = y + cr * (2 - 2 * red), y + cb * (2 - 2 * blue)
+        g = (y - red * r - blue * b) / green
+        rows = np.stack([r, g, b], axis=2)
+        result[top : top + 256] = np.clip(rows + 0.5, 0, full).astype(values.dtype)
+    return result
+
+
 def _through_libtiff(content: bytes, number: int, page: Any) -> np.ndarray:
     if page.samplesperpixel not in (1, 3) or page.bitspersample != 8:
         raise NotSupported(
-            f"a YCbCr or old-style JPEG TIFF with {page.samplesperpixel} samples of"
-            f" {page.bitspersample} bits"
+            f"an old-style JPEG TIFF of {page.samplesperpixel} samples of {page.bitspersample} bits"
         )
     with open_with("TIFF", content) as image:
         image.seek(number)
