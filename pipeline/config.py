@@ -51,7 +51,7 @@ class BuildConfig(SelectConfig, CaptionConfig, DepthConfig, OutputConfig, Images
         "Models": ("depth", "clip", "dictionary"),
         "Choice of patches": ("min_separation", "min_texture"),
         "Execution": (
-            "shard_size", "workers", "cache", "runner", "ray_address", "gpus_per_task"
+            "shard_size", "workers", "cache", "max_pixels", "runner", "ray_address", "gpus_per_task"
         ),
     }  # fmt: skip
 

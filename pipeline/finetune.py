@@ -21,6 +21,7 @@ from lasr.cli import Command, progress
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
 from lasr.files import atomic_path
+from lasr.pictures.read import LARGEST
 from lasr.weights.locate import PROFILES, Profile, locate, untrained
 from pipeline.build.workers import cut_out
 from pipeline.ownership import check_file
@@ -53,6 +54,12 @@ class FinetuneConfig(BaseModel):
     )
     k: int = Field(64, ge=1, description="patches per role and picture")
     seed: int = Field(0, ge=0, description="for the positions of patches")
+    max_pixels: int = Field(
+        images.MAX_PIXELS,
+        ge=1,
+        le=LARGEST,
+        description="pictures with more pixels are left out; bounds memory",
+    )
     device: Device = Field("auto", description="where the CLIP runs")
 
     @property
@@ -124,7 +131,8 @@ def _rows(
 ) -> tuple[list[Row], Row]:
     """The manifest rows of a picture, LR first, and its catalogue row."""
     try:
-        photograph = images.load(found, min(PATCH_SIZE[role] for role in roles))
+        smallest = min(PATCH_SIZE[role] for role in roles)
+        photograph = images.load(found, smallest, config.max_pixels)
     except Unusable as reason:
         return [], unusable_row(found, reason)
     patches = [

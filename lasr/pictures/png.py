@@ -51,6 +51,8 @@ def write_png(
     bits: int,
     profile: bytes | None = None,
     exif: bytes = b"",
+    xmp: bytes | None = None,
+    dpi: tuple[float, float] | None = None,
 ) -> None:
     """Write strips of rows, each h' x w x c in uint8 or uint16, that together have `shape`.
 
@@ -58,6 +60,7 @@ def write_png(
         bits: 8 or 16.
         profile: ICC profile.
         exif: as Pillow's `Exif.tobytes` returns it.
+        dpi: horizontal and vertical.
 
     Raises ValueError: the strips have fewer or more rows than `shape`.
     """
@@ -70,6 +73,11 @@ def write_png(
             _chunk(file, b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
         if exif:
             _chunk(file, b"eXIf", exif.removeprefix(b"Exif\0\0"))
+        if xmp:
+            _chunk(file, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
+        if dpi:
+            per_metre = (min(round(value / 0.0254), 2**31 - 1) for value in dpi)
+            _chunk(file, b"pHYs", struct.pack(">IIB", *per_metre, 1))
         packer = zlib.compressobj(_LEVEL)
         above = np.zeros(width * channels * bits // 8, np.uint8)
         rows = 0

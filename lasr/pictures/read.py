@@ -1,27 +1,30 @@
-"""Read a picture file of any format: upright pixels in their own depth, alpha, ICC profile."""
+"""Read a picture file of any format: upright sRGB pixels in their own depth, alpha, metadata.
+
+Both programs read pictures here and nowhere else. docs/formats.md lists what is read and refused.
+"""
 
 from __future__ import annotations
 
-import io
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from lasr.errors import UserError, one_line
+from lasr.errors import UserError
+from lasr.pictures.colour import to_8_bit, to_srgb
+from lasr.pictures.decode import Damaged, decode
 from lasr.pictures.find import check_regular
+from lasr.pictures.samples import LARGEST, MAX_PIXELS, Check, Metadata, NotSupported
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-_SAVE_AGAIN = "save it with 8 or 16 bits per channel"
+RAISE_LIMIT = "raise the limit with --max-pixels"
 _UPRIGHT = {  # EXIF orientation → turns the stored rows upright
     2: np.fliplr,
     3: lambda a: np.rot90(a, 2),
@@ -33,134 +36,125 @@ _UPRIGHT = {  # EXIF orientation → turns the stored rows upright
 }
 
 
+class TooLarge(ValueError):
+    """A picture whose header states more pixels than the limit; none was decoded."""
+
+
 @dataclass(frozen=True)
 class Picture:
-    """An upright picture.
+    """An upright picture in sRGB.
 
-    pixels: h x w x c, uint8 or uint16; c = 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha (not
-    premultiplied). profile: the ICC profile of the numbers; None means sRGB.
+    pixels: h x w x 3, uint8 or uint16 as in the file; of a grey picture the three are equal, and
+    the array is a read-only view.
+    alpha: h x w of the same dtype, or None for an opaque file; the pixels are not premultiplied.
+    notes: what the user should know of, one line each: a profile or frames that are ignored.
     """
 
     pixels: np.ndarray
-    profile: bytes | None = None
+    alpha: np.ndarray | None = None
+    is_grey: bool = False
+    metadata: Metadata = field(default_factory=Metadata)
+    notes: tuple[str, ...] = ()
 
     @property
-    def channels(self) -> int:
-        return int(self.pixels.shape[2])
+    def planes(self) -> np.ndarray:
+        """H x w x c: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha."""
+        colours = self.pixels[..., :1] if self.is_grey else self.pixels
+        if self.alpha is None:
+            return colours
+        return np.concatenate([colours, self.alpha[..., None]], axis=2)
 
-    @property
-    def has_alpha(self) -> bool:
-        return self.channels in (2, 4)
+    def over(self, backdrop: int) -> np.ndarray:
+        """H x w x 3 uint8: rounded to 8 bit and composited over a grey of this value."""
+        pixels = to_8_bit(self.pixels)
+        if self.alpha is None:
+            return np.ascontiguousarray(pixels)
+        from PIL import Image
+
+        bands = [*np.moveaxis(pixels, 2, 0), to_8_bit(self.alpha)]
+        front = Image.fromarray(np.ascontiguousarray(np.stack(bands, axis=2)))
+        behind = Image.new("RGBA", front.size, (backdrop, backdrop, backdrop, 255))
+        return np.asarray(Image.alpha_composite(behind, front).convert("RGB"))
 
 
-def read_picture(path: Path) -> Picture:
-    """Read a picture upright, with its own depth and channels.
+def decode_picture(content: bytes, check: Check) -> Picture:
+    """Decode the bytes of a picture file.
 
-    RGB and grey keep their numbers and their ICC profile, so a wide gamut stays wide. CMYK becomes
-    sRGB through its profile; palettes become RGB; float TIFFs in [0, 1] become 16 bit; of several
-    frames the first is read. Raises UserError: not readable, or not a regular file.
+    check: called with the width and height in the header before pixels are decoded; `limited`
+    makes one. Raises NotSupported, Damaged, what `check` raises, and MemoryError.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF
+        samples = decode(content, check)
+    values, notes = to_srgb(samples)
+    turn = _UPRIGHT.get(samples.orientation, lambda array: array)
+    values = np.ascontiguousarray(turn(values))
+    alpha = None if samples.alpha is None else np.ascontiguousarray(turn(samples.alpha))
+    is_grey = values.shape[2] == 1
+    if is_grey:
+        values = np.broadcast_to(values, (*values.shape[:2], 3))
+    return Picture(values, alpha, is_grey, samples.metadata, samples.notes + notes)
+
+
+def limited(max_pixels: int) -> Check:
+    """A check for `decode_picture` that raises TooLarge beyond `max_pixels`."""
+
+    def check(width: int, height: int) -> None:
+        if width * height > max_pixels:
+            raise TooLarge(f"{width}x{height}: more than {max_pixels} pixels")
+
+    return check
+
+
+def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Read a picture file; log its notes.
+
+    Raises UserError: not readable, not supported, too large, or not a regular file.
     """
     check_regular(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of large sizes
-            with Image.open(path) as image:
-                return _read(path, image)
-    except UserError:
-        raise
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        raise UserError(
-            f"{path}: not a readable picture ({one_line(error)})",
-            "replace the file, or leave it out",
-        ) from error
+        picture = decode_picture(path.read_bytes(), limited(max_pixels))
+    except TooLarge as error:
+        raise UserError(f"{path}: {error}", RAISE_LIMIT) from error
+    except NotSupported as error:
+        raise UserError(f"{path}: {error}", "convert it to PNG, TIFF or JPEG, or leave it out") from error
+    except (Damaged, OSError) as error:
+        reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        raise UserError(f"{path}: not a readable picture ({reason})", "replace the file, or leave it out") from error
+    except MemoryError as error:
+        raise UserError(f"{path}: not enough memory to decode it", "leave it out, or make it smaller") from error
+    for note in picture.notes:
+        log.warning("%s: %s", path, note)
+    return picture
 
 
-def read_rgb(path: Path) -> Tensor:
+def read_rgb(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Read a picture for networks and metrics: (3, h, w) float32 in [0, 1], without alpha.
 
-    Raises UserError: not readable.
+    Raises UserError: as `read_picture`.
     """
     import torch  # here, so that commands answer a wrong path without loading it
 
-    pixels = read_picture(path).pixels
-    colours = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1].repeat(3, axis=2)
-    tensor = torch.from_numpy(colours.astype(np.float32)).div_(np.iinfo(pixels.dtype).max)
+    pixels = read_picture(path, max_pixels).pixels
+    tensor = torch.from_numpy(pixels.astype(np.float32)).div_(np.iinfo(pixels.dtype).max)
     return tensor.permute(2, 0, 1).contiguous()
 
 
-def to_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
-    """Convert a CMYK or RGB image to sRGB through its ICC profile; None if the profile is broken.
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height from the header, as stored. Raises UserError: as `read_picture`."""
 
-    An RGB image whose profile is sRGB is returned unchanged.
-    """
+    class Known(Exception):
+        """Ends decoding after the header."""
+
+    def check(width: int, height: int) -> None:
+        raise Known(width, height)
+
+    check_regular(path)
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if image.mode == "RGB" and "srgb" in ImageCms.getProfileDescription(source).lower():
-            return image
-        target = ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return None
-
-
-def _read(path: Path, image: Image.Image) -> Picture:
-    if (frames := getattr(image, "n_frames", 1)) > 1:
-        log.warning("%s: only the first of its %d frames is read", path, frames)
-    profile = image.info.get("icc_profile")
-    tile = str(getattr(image, "tile", ""))  # names the layout in the file, as in 'RGB;16B'
-    if image.mode in ("RGB", "RGBA", "LA") and ";16" in tile:
-        pixels = _read_deep(path, image, "LA;16" in tile)  # Pillow drops the lower 8 bits
-    else:
-        image = ImageOps.exif_transpose(image)
-        if image.mode == "CMYK":
-            image, profile = _srgb_from_cmyk(path, image, profile), None
-        pixels = _pixels(path, image)
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    space = b"GRAY" if pixels.shape[2] < 3 else b"RGB "
-    if profile and profile[16:20] != space:  # the colour space in the ICC header
-        profile = None
-    return Picture(np.ascontiguousarray(pixels), profile)
-
-
-def _read_deep(path: Path, image: Image.Image, grey: bool) -> np.ndarray:
-    """Read 16-bit RGB, RGBA, or grey and alpha through OpenCV."""
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3:
-        raise ValueError(f"16-bit {image.format} of an unknown kind")
-    if grey:
-        return _upright(decoded[:, :, [0, -1]], orientation)
-    order = [2, 1, 0, 3][: decoded.shape[2]]  # OpenCV's BGR
-    # OpenCV turns TIFF upright by itself.
-    return _upright(decoded[:, :, order], 1 if image.format == "TIFF" else orientation)
-
-
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    turn = _UPRIGHT.get(orientation)
-    return pixels if turn is None else turn(pixels)
-
-
-def _pixels(path: Path, image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65_535:
-            raise UserError(f"{path}: integers beyond 16 bit", _SAVE_AGAIN)
-        return values.astype(np.uint16)
-    if image.mode == "F":
-        values = np.asarray(image)
-        if not (values.min() >= 0 and values.max() <= 1):  # NaN fails, too
-            raise UserError(f"{path}: floats outside 0 to 1", _SAVE_AGAIN)
-        return (values * 65_535).round().astype(np.uint16)
-    grey = image.mode in ("1", "L", "LA", "La")
-    alpha = image.has_transparency_data
-    mode = ("LA" if grey else "RGBA") if alpha else ("L" if grey else "RGB")
-    return np.asarray(image if image.mode == mode else image.convert(mode))
-
-
-def _srgb_from_cmyk(path: Path, image: Image.Image, profile: bytes | None) -> Image.Image:
-    if profile:
-        if (converted := to_srgb(image, profile)) is not None:
-            return converted
-        log.warning("%s: its colour profile is broken and is ignored", path)
-    return image.convert("RGB")
+        decode(path.read_bytes(), check)
+    except Known as known:
+        width, height = known.args
+        return width, height
+    except (NotSupported, Damaged, OSError, MemoryError) as error:
+        raise UserError(f"{path}: not a readable picture ({error})") from error
+    raise UserError(f"{path}: not a readable picture")

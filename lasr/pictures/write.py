@@ -1,20 +1,25 @@
-"""Write upscaled pictures: PNG, JPEG, WebP or TIFF, atomically, with a Software tag."""
+"""Write upscaled pictures: PNG, JPEG, WebP or TIFF, atomically, with metadata and a Software tag."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from lasr.errors import UserError
 from lasr.files import atomic_path
+from lasr.pictures.exif import append_exif, byte_order, enlarged_exif
 from lasr.pictures.png import write_png
+from lasr.pictures.profiles import grey_profile, srgb_profile
 from lasr.pictures.read import Picture
+from lasr.pictures.samples import Metadata
 
 Format = Literal["png", "jpg", "webp", "tiff"]
 MAX_SIDE = {"jpg": 65_535, "webp": 16_383}  # pixels that the formats can hold
 _QUALITY = 95  # of JPEG and WebP
+_SEGMENT = 65_000  # bytes of EXIF or XMP that a JPEG holds
 
 
 def check_format(picture: Picture, scale: int, format: Format) -> None:
@@ -22,7 +27,7 @@ def check_format(picture: Picture, scale: int, format: Format) -> None:
     side = scale * max(picture.pixels.shape[:2])
     if side > MAX_SIDE.get(format, side):
         raise UserError(f"{side} pixels are more than {format} can hold", "use --format png")
-    if picture.has_alpha and format == "jpg":
+    if picture.alpha is not None and format == "jpg":
         raise UserError(
             "the picture has transparency, which JPEG cannot hold", "use --format png or webp"
         )
@@ -33,34 +38,53 @@ def save_picture(
     strips: Iterable[np.ndarray],
     shape: tuple[int, int, int],
     dtype: np.dtype,
-    profile: bytes | None,
     software: str,
+    metadata: Metadata | None = None,
 ) -> None:
-    """Write a picture atomically from strips of rows, h' x w x c each, in uint8 or uint16.
+    """Write an sRGB picture atomically from strips of rows, h' x w x c each, uint8 or uint16.
 
     The suffix of `path` is the format. PNG is written strip by strip. TIFF (deflate), JPEG (without
     chroma subsampling) and WebP collect the strips in memory first. PNG and TIFF keep 16 bits; JPEG
     and WebP always have 8.
 
     Args:
-        shape: h x w x c of the whole picture; c as in `Picture`.
-        profile: ICC profile.
+        shape: h x w x c of the whole picture; c as in `Picture.planes`.
         software: text of the tag Software, which `software_tag` reads.
+        metadata: of the original. EXIF and XMP are copied with the orientation of an upright
+            picture and the new size, the resolution as it is. If the original has a profile, the
+            result has that of sRGB, or of grey with sRGB's curve.
     """
+    metadata = metadata or Metadata()
     format = path.suffix[1:]
+    grey = shape[2] < 3
+    size = shape[1], shape[0]
+    xmp = _enlarged_xmp(metadata.xmp, size)
     with atomic_path(path) as temporary:
+        if format == "tiff":
+            pixels = _collect(strips, shape, dtype)
+            _write_tiff(temporary, pixels, software, metadata, xmp)
+            append_exif(temporary, metadata.exif, size)
+            return
+        limit = _SEGMENT if format == "jpg" else None
+        exif = b"Exif\0\0" + enlarged_exif(metadata.exif, software, size, limit)
+        # WebP has no grey: Pillow writes RGB.
+        as_grey = grey and format != "webp"
+        profile = (grey_profile() if as_grey else srgb_profile()) if metadata.profile else None
         if format == "png":
-            write_png(temporary, strips, shape, dtype.itemsize * 8, profile, _exif(software))
-        elif format == "tiff":
-            _write_tiff(temporary, _collect(strips, shape, dtype), profile, software)
+            bits = dtype.itemsize * 8
+            write_png(temporary, strips, shape, bits, profile, exif, xmp, metadata.dpi)
+            return
+        pixels = _collect(strips, shape, np.dtype(np.uint8))
+        image = Image.fromarray(pixels if shape[2] > 1 else pixels[:, :, 0])
+        options: dict[str, Any] = {"quality": _QUALITY, "icc_profile": profile, "exif": exif}
+        if format == "jpg":
+            if xmp and len(xmp) <= _SEGMENT:
+                options["xmp"] = xmp
+            if metadata.dpi and max(metadata.dpi) < 65_535:
+                options["dpi"] = metadata.dpi
+            image.save(temporary, "JPEG", subsampling=0, **options)
         else:
-            pixels = _collect(strips, shape, np.dtype(np.uint8))
-            image = Image.fromarray(pixels if shape[2] > 1 else pixels[:, :, 0])
-            options = {"quality": _QUALITY, "icc_profile": profile, "exif": _exif(software)}
-            if format == "jpg":
-                image.save(temporary, "JPEG", subsampling=0, **options)
-            else:
-                image.save(temporary, "WEBP", **options)
+            image.save(temporary, "WEBP", xmp=xmp or b"", **options)
 
 
 def software_tag(path: Path) -> str | None:
@@ -87,12 +111,16 @@ def _collect(
     return pixels
 
 
-def _write_tiff(path: Path, pixels: np.ndarray, profile: bytes | None, software: str) -> None:
-    import tifffile  # of the trainer's extra
+def _write_tiff(
+    path: Path, pixels: np.ndarray, software: str, metadata: Metadata, xmp: bytes | None
+) -> None:
+    import tifffile
 
     channels = pixels.shape[2]
     if channels == 2:  # few programs read grey with alpha in a TIFF
-        pixels, profile = pixels[:, :, [0, 0, 0, 1]], None
+        pixels = pixels[:, :, [0, 0, 0, 1]]
+    profile = grey_profile() if channels == 1 else srgb_profile()
+    extra: list[tuple[int, Any, int, Any, bool]] = [(700, 1, len(xmp), xmp, True)] if xmp else []
     tifffile.imwrite(
         path,
         pixels if channels > 1 else pixels[:, :, 0],
@@ -100,13 +128,28 @@ def _write_tiff(path: Path, pixels: np.ndarray, profile: bytes | None, software:
         extrasamples=["unassalpha"] if channels in (2, 4) else None,
         planarconfig="contig" if channels > 1 else None,
         compression="zlib",
-        iccprofile=profile,
+        iccprofile=profile if metadata.profile else None,
+        resolution=metadata.dpi,
+        resolutionunit="inch" if metadata.dpi else None,
         software=software,
+        extratags=extra,
         metadata=None,
+        byteorder="<" if byte_order(metadata.exif) == "<" else ">",
     )
 
 
-def _exif(software: str) -> bytes:
-    exif = Image.Exif()
-    exif[ExifTags.Base.Software] = software
-    return exif.tobytes()
+def _enlarged_xmp(xmp: bytes | None, size: tuple[int, int]) -> bytes | None:
+    """XMP with the orientation and size of the result, wherever it states them."""
+    if not xmp:
+        return None
+    width, height = (str(side).encode() for side in size)
+    for name, value in (
+        (b"tiff:Orientation", b"1"),
+        (b"tiff:ImageWidth", width),
+        (b"tiff:ImageLength", height),
+        (b"exif:PixelXDimension", width),
+        (b"exif:PixelYDimension", height),
+    ):
+        xmp = re.sub(rb"(" + name + rb"\s*=\s*[\"'])\d+", rb"\g<1>" + value, xmp)
+        xmp = re.sub(rb"(<" + name + rb">)\s*\d+", rb"\g<1>" + value, xmp)
+    return xmp

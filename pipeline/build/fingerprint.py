@@ -37,7 +37,11 @@ def identify(
     maps = fingerprint(
         *depth.fingerprint_inputs(depth_weights, config.seed), *images.fingerprint_inputs()
     )
-    selection = fingerprint(*select.fingerprint_inputs(config, maps), *measure.fingerprint_inputs())
+    selection = fingerprint(
+        *select.fingerprint_inputs(config, maps),
+        *measure.fingerprint_inputs(),
+        *images.limit_inputs(config.max_pixels),
+    )
     features = fingerprint(*captions.features_fingerprint_inputs(clip))
     complete = fingerprint(
         *captions.fingerprint_inputs(selection, features, dictionary_sha256),

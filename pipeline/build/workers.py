@@ -73,7 +73,7 @@ class Worker:
             if found.name in self.reusable:
                 stage = "captions"
                 return self._with_features(*self.reusable.rows(found.name))
-            photograph = images.load(found, PATCH_SIZE["hr"])
+            photograph = images.load(found, PATCH_SIZE["hr"], self.config.max_pixels)
             stage = "depth"
             if self.models.caches_maps:
                 distance = self.cache.distance(photograph.image_id)

@@ -7,6 +7,7 @@ import numpy as np
 
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
+from lasr.pictures.read import LARGEST
 from lasr.weights.locate import locate
 from pipeline.build.cache import Cache
 from pipeline.build.fingerprint import fingerprint
@@ -51,7 +52,7 @@ class Originals:
         if name not in self.found:
             raise Missing("the photograph is not on this machine")
         try:
-            photograph = images.load(self.found[name], min_side=1)
+            photograph = images.load(self.found[name], 1, LARGEST)
         except Unusable as why:
             raise Missing(f"the photograph cannot be read: {why.reason}") from why
         if photograph.image_id != image_id:

@@ -1,32 +1,35 @@
-"""Photographs: find, hash, decode, turn upright. No other module opens one."""
+"""Photographs: find, hash and decode them. No other module of the pipeline opens one."""
 
 import hashlib
-import io
 import itertools
+import logging
 import os
 import posixpath
 import stat
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.fs as pafs
-from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 from lasr.errors import UserError
 from lasr.pictures.find import FORMATS, expand_lists, find_files, is_picture_name
-from lasr.pictures.read import to_srgb
+from lasr.pictures.decode import Damaged
+from lasr.pictures.read import LARGEST, RAISE_LIMIT, Picture, TooLarge, decode_picture, limited
+from lasr.pictures.samples import NotSupported
 from pipeline.storage import StoragePath, reason, reported
 
-# Raise it when a file decodes to other pixels than before. 0, its first value, adds nothing to the
-# fingerprint: parts that were finished before it existed stay valid.
+log = logging.getLogger(__name__)
+
+# Raise it when usual files decode to other pixels than before. 0, its first value, adds nothing to
+# the fingerprint: parts that were finished before it existed stay valid. docs/formats.md lists the
+# unusual files that version 0.1.0 read otherwise.
 VERSION = 0
 MAX_PIXELS = 2**27  # 134 megapixels: bounds the memory for one photograph
 MAX_BYTES = 2**30
-_BACKDROP = (128, 128, 128)  # behind transparent pixels: in the middle of the range
+_BACKDROP = 128  # grey behind transparent pixels: in the middle of the range
 
 
 class ImagesConfig(BaseModel):
@@ -38,6 +41,17 @@ class ImagesConfig(BaseModel):
         min_length=1,
         description="photographs: folders (searched downwards), files, globs, .txt lists of paths",
     )
+    max_pixels: int = Field(
+        MAX_PIXELS,
+        ge=1,
+        le=LARGEST,
+        description="photographs with more pixels are left out; bounds memory",
+    )
+
+
+def limit_inputs(max_pixels: int) -> tuple[object, ...]:
+    """What determines which photographs are left out as too large; nothing for the default."""
+    return ("max_pixels", max_pixels) if max_pixels != MAX_PIXELS else ()
 
 
 def fingerprint_inputs() -> tuple[object, ...]:
@@ -139,18 +153,18 @@ def _in_object_storage(uri: str) -> list[Found]:
     ]
 
 
-def load(found: Found, min_side: int) -> Photograph:
-    """Read a photograph: hash its bytes, decode them, turn it upright, convert it to sRGB.
+def load(found: Found, min_side: int, max_pixels: int = MAX_PIXELS) -> Photograph:
+    """Read a photograph: hash its bytes and decode them to upright 8-bit sRGB.
 
-    16-bit and grey pictures become 8-bit RGB, palettes are resolved, transparency is composited
-    over mid grey, CMYK and wide-gamut pictures are converted by their ICC profile. The first of
-    several frames is used. Raises Unusable (too_small below `min_side` pixels, too_large,
-    unreadable).
+    16 bits are rounded to 8, grey becomes RGB, transparency is composited over mid grey. The first
+    of several frames is used. Raises Unusable: too_small (below `min_side` pixels), too_large,
+    unsupported, unreadable.
     """
     if found.size < 0:
         raise Unusable("unreadable", "not a regular file")
-    if found.size > MAX_BYTES:
-        raise Unusable("too_large", f"{found.size} bytes: over {MAX_BYTES}")
+    limit = max(MAX_BYTES, 8 * max_pixels)
+    if found.size > limit:
+        raise Unusable("too_large", f"{found.size} bytes: over {limit}; {RAISE_LIMIT}")
     try:
         content = found.path.read_bytes()
     except OSError as error:
@@ -158,51 +172,28 @@ def load(found: Found, min_side: int) -> Photograph:
     image_id = hashlib.sha256(content).hexdigest()
     if not content:
         raise Unusable("unreadable", "the file is empty", image_id)
+    picture = _decode(content, min_side, max_pixels, image_id)
+    for note in picture.notes:
+        log.warning("%s: %s", found.name, note)
+    return Photograph(found, image_id, picture.over(_BACKDROP))
+
+
+def _decode(content: bytes, min_side: int, max_pixels: int, image_id: str) -> Picture:
+    within = limited(max_pixels)
+
+    def check(width: int, height: int) -> None:
+        within(width, height)
+        if min(width, height) < min_side:
+            why = f"{width}x{height}: a patch needs {min_side} pixels each way"
+            raise Unusable("too_small", why, image_id)
+
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd EXIF and of sizes below MAX_PIXELS
-            with Image.open(io.BytesIO(content)) as image:
-                _check_size(image.size, min_side, image_id)
-                pixels = np.array(_to_rgb(ImageOps.exif_transpose(image)))
-    except Unusable:
-        raise
-    except Image.DecompressionBombError as error:
-        raise Unusable("too_large", f"more than {MAX_PIXELS} pixels", image_id) from error
-    except UnidentifiedImageError as error:
-        raise Unusable("unreadable", "not a picture in a known format", image_id) from error
-    except Exception as error:  # decoders raise many types on damaged files
-        raise Unusable(
-            "unreadable", f"damaged: {error or type(error).__name__}", image_id
-        ) from error
-    return Photograph(found, image_id, pixels)
-
-
-def _check_size(size: tuple[int, int], min_side: int, image_id: str) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
-        raise Unusable("too_large", f"{size[0]}x{size[1]}: over {MAX_PIXELS} pixels", image_id)
-    if min(size) < min_side:
-        reason = f"{size[0]}x{size[1]}: a patch needs {min_side} pixels each way"
-        raise Unusable("too_small", reason, image_id)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips it at 255
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((values >> 8 if values.max() > 255 else values).astype(np.uint8))
-    elif image.mode == "F":  # float TIFF: 0..1 by convention, else already 0..255
-        values = np.nan_to_num(np.asarray(image))
-        values = values * 255 if values.max() <= 1 else values
-        image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        backdrop = Image.new("RGBA", image.size, (*_BACKDROP, 255))
-        image = Image.alpha_composite(backdrop, image)
-    return _through_profile(image).convert("RGB")
-
-
-def _through_profile(image: Image.Image) -> Image.Image:
-    profile = image.info.get("icc_profile")
-    if not profile or image.mode not in ("RGB", "CMYK"):
-        return image
-    # With a broken profile the numbers are shown as they are, as viewers do.
-    return to_srgb(image, profile) or image
+        return decode_picture(content, check)
+    except TooLarge as error:
+        raise Unusable("too_large", f"{error}; {RAISE_LIMIT}", image_id) from error
+    except NotSupported as error:
+        raise Unusable("unsupported", str(error), image_id) from error
+    except Damaged as error:
+        raise Unusable("unreadable", str(error), image_id) from error
+    except MemoryError as error:
+        raise Unusable("too_large", "not enough memory to decode it", image_id) from error

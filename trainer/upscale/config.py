@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from lasr.device import Device
 from lasr.flags import Sections
+from lasr.pictures.samples import LARGEST, MAX_PIXELS
 from lasr.pictures.write import Format
 
 EngineName = Literal["auto", "torch", "compile", "onnx"]
@@ -23,7 +24,7 @@ class UpscaleConfig(BaseModel):
 
     # What `--help-all` shows; `--help` shows the other fields.
     SECTIONS: ClassVar[Sections] = {
-        "Execution": ("tile", "overlap", "engine", "precision"),
+        "Execution": ("tile", "overlap", "engine", "precision", "max_pixels"),
     }
 
     inputs: list[str] = Field(
@@ -39,5 +40,14 @@ class UpscaleConfig(BaseModel):
     overlap: int = Field(OVERLAP, ge=0, description="pixels around a tile that the network sees")
     engine: EngineName = Field("auto", description="what runs the network, see docs/upscale.md")
     precision: Precision = Field("auto", description="auto: float16 on a GPU, otherwise float32")
+    strip: bool = Field(
+        False, description="leave out EXIF, XMP and resolution, which results inherit otherwise"
+    )
+    max_pixels: int = Field(
+        MAX_PIXELS,
+        ge=1,
+        le=LARGEST,
+        description="pictures with more pixels are refused; bounds memory",
+    )
     device: Device = Field("auto", description="where the network runs")
     overwrite: bool = Field(False, description="replace results that exist already")

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from lasr.cli import progress
 from lasr.device import pick_device
 from lasr.errors import UserError
 from lasr.pictures.find import check_regular
-from lasr.pictures.read import Picture, read_picture
+from lasr.pictures.read import Picture, picture_size, read_picture
+from lasr.pictures.samples import Metadata
 from lasr.pictures.write import check_format, save_picture
 from lasr.weights.locate import Located
 from trainer.models.load import load_model
@@ -47,13 +47,16 @@ def upscale_files(results: dict[Path, Path], located: Located, config: UpscaleCo
             try:
                 check_regular(path)
                 software = f"LA-SR {located.identity} x{total_scale} of {_digest(path)}"
+                software += ", stripped" if config.strip else ""
                 if is_done(target, software, inputs, config.overwrite):
                     skipped += 1
                 else:
-                    picture = read_picture(path)
+                    picture = read_picture(path, config.max_pixels)
                     check_format(picture, total_scale, config.format)
                     scales = [model.scale] * config.passes
-                    upscale_picture(engine, scales, picture, target, tiling, software, show)
+                    upscale_picture(
+                        engine, scales, picture, target, tiling, software, show, config.strip
+                    )
             except (UserError, OSError) as error:
                 text = str(error)
                 failed.append(text if str(path) in text else f"{path}: {text}")
@@ -74,12 +77,14 @@ def upscale_picture(
     tiling: Tiling,
     software: str,
     on_tile: Callable[[int], None] = lambda done: None,
+    strip: bool = False,
 ) -> None:
     """Upscale one picture into the file `target`, once for each scale, with 16 bits in between.
 
     on_tile: called after each tile with the input pixels done so far, over all passes.
+    strip: leave out the picture's metadata.
     """
-    pixels, dtype, done = picture.pixels, picture.pixels.dtype.type, 0
+    pixels, dtype, done = picture.planes, picture.pixels.dtype.type, 0
 
     def on_pass(tile_done: int) -> None:
         on_tile(done + tile_done)
@@ -91,7 +96,8 @@ def upscale_picture(
     height, width, channels = pixels.shape
     shape = scales[-1] * height, scales[-1] * width, channels
     strips = upscale_strips(engine, pixels, scales[-1], tiling, dtype, on_pass)
-    save_picture(target, strips, shape, np.dtype(dtype), picture.profile, software)
+    metadata = Metadata() if strip else picture.metadata
+    save_picture(target, strips, shape, np.dtype(dtype), software, metadata)
 
 
 def pixel_counts(paths: Iterable[Path]) -> dict[Path, int]:
@@ -99,11 +105,10 @@ def pixel_counts(paths: Iterable[Path]) -> dict[Path, int]:
 
     def count(path: Path) -> int:
         try:
-            check_regular(path)
-            with Image.open(path) as image:
-                return image.width * image.height
-        except Exception:  # reported when the picture is read
+            width, height = picture_size(path)
+        except UserError:  # reported when the picture is read
             return 0
+        return width * height
 
     return {path: count(path) for path in paths}
 

@@ -17,10 +17,10 @@ RNG = np.random.default_rng(0)
 
 def test_noise_survives_every_png_filter(tmp_path: Path) -> None:
     pixels = RNG.integers(0, 65536, (9, 11, 4), dtype=np.uint16)
-    save_picture(tmp_path / "n.png", iter([pixels]), pixels.shape, pixels.dtype, None, "t")
-    np.testing.assert_array_equal(read_picture(tmp_path / "n.png").pixels, pixels)
+    save_picture(tmp_path / "n.png", iter([pixels]), pixels.shape, pixels.dtype, "t")
+    np.testing.assert_array_equal(read_picture(tmp_path / "n.png").planes, pixels)
     with pytest.raises(ValueError, match="8 rows of 9"):
-        save_picture(tmp_path / "m.png", [pixels[:8]], pixels.shape, pixels.dtype, None, "t")
+        save_picture(tmp_path / "m.png", [pixels[:8]], pixels.shape, pixels.dtype, "t")
     assert not (tmp_path / "m.png").exists()
 
 

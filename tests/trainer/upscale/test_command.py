@@ -51,7 +51,7 @@ def test_the_command_upscales_files_folders_and_globs(
     assert "upscaled: 4 of 4, x4" in capsys.readouterr().out
     names = ["grau.png", "größe 2/tief/small one.png", "größe 2/日本.png", "small one.png"]
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*")) == names
-    assert read_picture(out / "grau.png").pixels.shape == (120, 160, 1)
+    assert read_picture(out / "grau.png").planes.shape == (120, 160, 1)
     enlarged = read_rgb(out / "small one.png")
     smooth = bicubic(read_rgb(tmp_path / "in" / "small one.png")[None], 4)[0]
     inner = (enlarged - smooth)[:, 16:-16, 16:-16]

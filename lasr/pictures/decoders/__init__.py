@@ -1,0 +1,1 @@
+"""Decoders: the bytes of a file → `lasr.pictures.samples.Samples`, one module per format."""
