@@ -7,6 +7,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "OMP_NUM_THREADS": "1",  # the tests run two at a time on two cores
 }
 
 import pytest
@@ -18,7 +19,30 @@ from pipeline.build.shard import build_shard
 from pipeline.config import BuildConfig
 from pipeline.demo import copy_photographs
 
-torch.set_num_threads(1)  # the tests run two at a time on two cores
+torch.set_num_threads(1)
+
+# They take longest, so they start first: the workers of `pytest -n 2` then end together.
+LONGEST = (
+    "system/test_ray.py", "system/test_flow.py", "trainer/test_distributed.py",
+    "system/test_kill.py", "system/test_resume.py", "system/test_chaos.py",
+    "system/test_benchmarks.py", "pipeline/report/test_report.py", "trainer/test_train.py",
+    "system/test_readme.py", "trainer/test_export.py", "trainer/test_step.py",
+    "system/test_extend.py", "system/test_packaging.py", "system/test_object_storage.py",
+)  # fmt: skip
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file on one worker, where they share its fixtures; the longest first."""
+    for item in items:
+        if not any(item.iter_markers("xdist_group")):
+            item.add_marker(pytest.mark.xdist_group(_file(item)))
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(_file(item), len(order)))
+
+
+def _file(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).as_posix()
 
 
 @pytest.fixture(scope="session")

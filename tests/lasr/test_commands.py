@@ -3,7 +3,10 @@
 import json
 import subprocess
 import sys
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from runpy import run_module
 from typing import Any
 
 import pytest
@@ -24,13 +27,37 @@ HEAVY = (
     "torch", "diffusers", "transformers", "clip_interrogator", "prefect", "duckdb", "open_clip",
     "matplotlib", "onnxruntime", "pyiqa", "sklearn",
 )  # fmt: skip
-# Runs `lasr` in a process of its own and prints which heavy modules it has loaded.
+# Imports the module of every command in a new process, says what heavy modules that loaded, and
+# runs `lasr` in forks of that process as often as asked: each call starts as light as alone.
 PROBE = f"""
-import json, sys
-from lasr.__main__ import main
+import importlib, json, os, sys, tempfile
+from pathlib import Path
+from lasr.__main__ import SECTIONS, main
 
-status = main(sys.argv[1:])
-print(json.dumps([status, [name for name in {HEAVY!r} if name in sys.modules]]))
+def heavy():
+    return [name for name in {HEAVY!r} if name in sys.modules]
+
+def call(argv):
+    folder = Path(tempfile.mkdtemp(dir="."))
+    if os.fork() == 0:
+        os.chdir(folder)
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"../{{folder.name}}.{{name}}", os.O_WRONLY | os.O_CREAT), number)
+        status = main(argv)
+        sys.stdout.flush(), sys.stderr.flush()
+        report = [status, heavy(), sorted(os.listdir())]
+        Path(f"../{{folder.name}}.report").write_text(json.dumps(report))
+        os._exit(0)
+    assert os.wait()[1] == 0, argv
+    report = json.loads(Path(f"{{folder.name}}.report").read_text())
+    return [*report, Path(f"{{folder.name}}.err").read_text()]
+
+commands = [command for section in SECTIONS.values() for command in section]
+loaded = {{}}
+for command in commands:
+    importlib.import_module(command.module)
+    loaded[command.name] = heavy()
+print(json.dumps([loaded, [call(argv) for argv in json.load(sys.stdin)]]))
 """
 TAKE_WEIGHTS = {"build", "finetune-set", "train", "upscale", "evaluate", "features", "export"}
 
@@ -49,40 +76,69 @@ def all_commands() -> list[Command[Any]]:
     return found
 
 
-def probe(*argv: str, folder: Path = ROOT) -> tuple[int, list[str], str]:
-    """The exit status of `lasr ARGV`, the heavy modules it loaded, and its standard error."""
+@dataclass
+class Answer:
+    """What a call of `lasr` did."""
+
+    status: int
+    loaded: list[str]  # heavy modules
+    files: list[str]  # in its folder, which was empty
+    error: str  # standard error
+
+
+Probed = tuple[dict[str, list[str]], dict[tuple[str, ...], Answer]]
+
+
+def calls(name: str) -> dict[str, tuple[str, ...]]:
+    """A command's help, an unknown flag, and an input that is not there if it has inputs."""
+    missing = {"missing": (name, *MISSING[name].split())} if MISSING[name] else {}
+    return {"help": (name, "--help"), "flag": (name, "--no-such-flag")} | missing
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> Probed:
+    """Heavy modules that each command's module imports, and the answers to `calls`."""
+    folder = tmp_path_factory.mktemp("probe")
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(folder)}
+    argvs = [argv for name in COMMANDS for argv in calls(name).values()]
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, *argv],
-        cwd=folder, env=environment, capture_output=True, text=True,
+        [sys.executable, "-c", PROBE],
+        cwd=folder, env=environment, capture_output=True, text=True, input=json.dumps(argvs),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    status, loaded = json.loads(done.stdout.splitlines()[-1])
-    return status, loaded, done.stderr
+    loaded, answers = json.loads(done.stdout)
+    return loaded, {argv: Answer(*each) for argv, each in zip(argvs, answers, strict=True)}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_and_a_missing_input_load_nothing_heavy(name: str, tmp_path: Path) -> None:
-    status, loaded, _ = probe(name, "--help", folder=tmp_path)
-    assert (status, loaded) == (0, [])
-    status, loaded, error = probe(name, "--no-such-flag", folder=tmp_path)
-    assert (status, loaded) == (2, []) and error.count("\n") == 1
-    if MISSING[name]:
-        status, loaded, error = probe(name, *MISSING[name].split(), folder=tmp_path)
-        assert status in (1, 2) and loaded == [], error
-        last = error.splitlines()[-1]
-        assert last.startswith("error: ") and "nowhere" in last, error
-        assert list(tmp_path.iterdir()) == []
+def test_help_and_a_missing_input_load_nothing_heavy(name: str, probed: Probed) -> None:
+    loaded, answers = probed
+    assert loaded[name] == []
+    found = {kind: answers[argv] for kind, argv in calls(name).items()}
+    assert (found["help"].status, found["help"].loaded) == (0, [])
+    assert (found["flag"].status, found["flag"].loaded) == (2, [])
+    assert found["flag"].error.count("\n") == 1
+    if "missing" in found:
+        missing = found["missing"]
+        assert missing.status in (1, 2) and missing.loaded == [], missing.error
+        last = missing.error.splitlines()[-1]
+        assert last.startswith("error: ") and "nowhere" in last, missing.error
+        assert missing.files == []
 
 
-def test_every_command_is_a_module_too() -> None:
-    for name, command in COMMANDS.items():
-        module = command.module.removesuffix(".__main__")
-        if name != "completion":
-            done = subprocess.run(
-                [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
-            )
-            assert done.stdout.startswith(f"Usage: lasr {name} "), done.stderr
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "completion"])
+def test_every_command_is_a_module_too(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`python -m` finds the module's or package's `__main__`, which runs the command."""
+    monkeypatch.setattr(sys, "argv", ["-m", "--help"])
+    with (
+        warnings.catch_warnings(action="ignore", category=RuntimeWarning),  # it is imported already
+        pytest.raises(SystemExit) as ended,
+    ):
+        run_module(COMMANDS[name].module.removesuffix(".__main__"), run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"Usage: lasr {name} ")
 
 
 @pytest.mark.parametrize("command", all_commands(), ids=lambda command: command.name)

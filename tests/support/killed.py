@@ -1,19 +1,16 @@
 """Builds in processes of their own, killed with SIGKILL at random moments or at a chosen step.
 
-    python tests/support/killed.py --kills 500 --seed 3     # the long run; the test does 25
+    python -m tests.support.killed --kills 500 --seed 3     # the long run; the test does 8
 
-A server process imports everything once, also what a build imports on use, and forks from there:
-a build starts within milliseconds and most of its life is work.
+`tests/support/processes.py` starts them within milliseconds, so that most of their life is work.
 """
 
 import argparse
 import hashlib
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -23,12 +20,9 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-import clip_interrogator  # noqa: F401
-import imagehash  # noqa: F401
 import pyarrow.dataset as ds
 from PIL import Image
 
-import lasr.weights.clip  # noqa: F401
 from lasr.errors import UserError
 from pipeline.build.lock import sole_build
 from pipeline.build.plan import plan_build, prepare
@@ -37,18 +31,9 @@ from pipeline.build.shard import build_shard
 from pipeline.config import BuildConfig
 from pipeline.demo import copy_photographs
 from schemas.manifest import ManifestError, open_manifest
+from tests.support import processes
 
-ROOT = Path(__file__).parents[2]
 REFUSED = 3  # exit status of a build that ended with a UserError
-
-
-def processes() -> ForkServerContext:
-    """The server that builds are forked from."""
-    # It does not inherit sys.path before Python 3.13, and ignores a module that it does not find.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *(path for path in sys.path if path)])
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.killed"])
-    return context
 
 
 def build(config: BuildConfig) -> None:
@@ -105,16 +90,16 @@ class Trap:
             setattr(os, name, trapped(getattr(os, name)))
 
 
-def small_album(folder: Path) -> Path:
+def small_album(folder: Path, photographs: int = 7) -> Path:
     """Crops of real photographs, small enough to build in about a second; one is broken."""
     source = folder.with_name(f"{folder.name}-source")
     copy_photographs(source)
     folder.mkdir(parents=True)
-    for path in sorted(source.iterdir()):
+    for path in sorted(source.iterdir())[-photographs:]:
         with Image.open(path) as image:
             image.convert("RGB").crop((0, 0, 300, 280)).save(folder / f"{path.stem}.png")
     (folder / "broken.jpg").write_bytes(b"no picture")
-    shutil.copy(folder / "china.png", folder / "twin.png")
+    shutil.copy(next(folder.glob("*.png")), folder / "twin.png")
     words(folder).write_text("\n".join(f"word{i}" for i in range(30)))
     return folder
 
@@ -174,7 +159,7 @@ def torture(folder: Path, kills: int, seed: int) -> Counter[str]:
     Raises AssertionError. Returns how builds ended: killed or complete.
     """
     rng = random.Random(seed)
-    album, context = small_album(folder / "album"), processes()
+    album, context = small_album(folder / "album", 3), processes.context()
     out = folder / "patches.parquet"
     plain: dict[str, Any] = {"images": [str(album)], "profile": "offline", "shard_size": 2}
     plain["dictionary"] = words(album)

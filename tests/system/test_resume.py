@@ -1,12 +1,10 @@
 """Killed at any moment and started again, a run is the run that was never stopped, bit for bit."""
 
 import json
-import multiprocessing
 import os
 import pickle
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,12 +16,13 @@ import torch
 
 import trainer.run
 from lasr.errors import UserError
+from tests.support import processes
 from tests.support.upstream import save_clip
 from trainer import checkpoint
 from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network
+from trainer.step import TrainStep
 
-ROOT = Path(__file__).parents[2]
 STEPS = 20
 
 
@@ -41,19 +40,33 @@ def arguments(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     return text.split()
 
 
-def train(arguments: list[str], dies_writing: int = 0) -> None:
-    """`python -m trainer.run` in this process. dies_writing: the checkpoint it does not survive."""
+def train(arguments: list[str], dies_writing: int = 0, holds: Path | None = None) -> None:
+    """`python -m trainer.run` in this process.
+
+    dies_writing: the checkpoint it does not survive. holds: a folder; before its fourth step the
+    process leaves a file `held` there and waits for a file `go`, so that no signal comes too late.
+    """
     torch.set_num_threads(1)
-    real, written = torch.save, []
+    real_save, written = torch.save, []
+    real_step, steps = TrainStep.__call__, []
 
     def save(state: Any, path: Path) -> None:
-        real(state, path)
+        real_save(state, path)
         written.append(path)
         if len(written) == dies_writing:
             os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def step(self: TrainStep, *batch: Any) -> Any:
+        steps.append(batch)
+        if holds and len(steps) == 4:
+            (holds / "held").touch()
+            while not (holds / "go").exists():
+                time.sleep(0.01)
+        return real_step(self, *batch)
+
     torch.save = save  # type: ignore[assignment]
+    TrainStep.__call__ = step  # type: ignore[method-assign]
     sys.exit(trainer.run.main(arguments))
 
 
@@ -68,41 +81,42 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def test_a_run_killed_again_and_again_equals_one_left_alone(
     arguments: list[str], tmp_path: Path
 ) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    processes = multiprocessing.get_context("forkserver")  # PyTorch is imported once, not each time
-    processes.set_forkserver_preload(["trainer.run", "trainer.loop"])
     alone, killed = (([*arguments, "--out", str(tmp_path / x)]) for x in ("alone", "killed"))
     folder, chance = tmp_path / "killed", random.Random()
+    start = processes.context().Process
 
-    undisturbed = processes.Process(target=train, args=(alone,))
+    undisturbed = start(target=train, args=(alone,))
     undisturbed.start()
     survived = []
     for number in (signal.SIGKILL, None, signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
-        process = processes.Process(target=train, args=(killed, 2 if number is None else 0))
+        holds = tmp_path / f"holds{len(survived)}"
+        holds.mkdir()
+        process = start(target=train, args=(killed, 2 if number is None else 0, holds))
         before = len(lines(folder)) if folder.exists() else 0
         process.start()
-        if number is not None:
-            deadline = time.monotonic() + 60
-            while process.is_alive() and time.monotonic() < deadline:
-                if (folder / "stats.jsonl").exists() and len(lines_safely(folder)) > before + 1:
+        if number is None:
+            (holds / "go").touch()
+        else:
+            while process.is_alive() and not (holds / "held").exists():
+                if number == signal.SIGKILL and len(lines_safely(folder)) > before + 1:
+                    time.sleep(chance.random() * 0.06)  # at any moment
                     break
                 time.sleep(0.002)
-            time.sleep(chance.random() * 0.06)
-            assert process.pid is not None
-            if process.is_alive():
-                os.kill(process.pid, number)
-        process.join(60)
-        assert process.exitcode in ({-9} if number in (None, signal.SIGKILL) else {130, 0}), number
+            assert process.pid is not None and process.is_alive()
+            os.kill(process.pid, number)
+            (holds / "go").touch()  # it was told to stop, and may now finish its step
+        process.join()
+        assert process.exitcode == (-9 if number in (None, signal.SIGKILL) else 130), number
         state = checkpoint.load(folder)
         survived.append(state["step"] if state else 0)
     assert survived == sorted(survived) and survived[-1] < STEPS, "killed too late to show anything"
     assert len(set(survived)) >= 3, survived
 
-    command = [sys.executable, "-m", "trainer.run", *killed]
-    last = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert last.returncode == 0, last.stderr
-    undisturbed.join(120)
-    assert undisturbed.exitcode == 0
+    last = start(target=train, args=(killed,))
+    last.start()
+    for process in (last, undisturbed):
+        process.join()
+        assert process.exitcode == 0
     assert [line["step"] for line in lines(folder)] == list(range(1, STEPS + 1))
     assert lines(folder) == lines(tmp_path / "alone")
     for name in ("model", "model_ema"):

@@ -1,5 +1,6 @@
 """Several processes: the loss and gradients of one, and a run under the real torchrun."""
 
+import importlib
 import json
 import os
 import re
@@ -18,8 +19,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import trainer.run
 from lasr.errors import UserError
 from schemas.manifest import ManifestError, open_manifest
+from tests.support import processes
 from tests.support.weights import load_encoders, load_rrdb
 from trainer import distributed, loop
 from trainer.config import TrainConfig
@@ -68,6 +71,16 @@ def numbers_and_gradients(settings: TrainConfig, world: World) -> dict[str, Tens
     return found
 
 
+def on_two_ranks(function: Callable[..., None], *arguments: Any) -> None:
+    """Call `function(rank, *arguments)` in two processes and wait for both."""
+    both = [processes.context().Process(target=function, args=(r, *arguments)) for r in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+
+
 def one_of_two(rank: int, all_settings: list[TrainConfig], port: int, folder: Path) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(port)}
     os.environ["MASTER_ADDR"] = "127.0.0.1"
@@ -86,7 +99,7 @@ def test_two_processes_give_the_loss_and_gradients_of_one(
         config(manifest, models, tmp_path, batch_size=16, **words),
         config(manifest, models, tmp_path, batch_size=4, freeze_encoders=True),
     ]
-    torch.multiprocessing.spawn(one_of_two, (all_settings, free_port(), tmp_path), nprocs=2)
+    on_two_ranks(one_of_two, all_settings, free_port(), tmp_path)
     both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for number, least in enumerate((100, 40)):
         alone = numbers_and_gradients(all_settings[number], World())
@@ -129,11 +142,10 @@ def test_torchrun_is_stopped_and_resumed_by_one_process(
 ) -> None:
     settings = config(manifest, models, tmp_path / "two", steps=1000)
     process = torchrun(flags(settings))
-    deadline = time.monotonic() + 120
-    while len(stats(settings.folder)) < 2 and time.monotonic() < deadline:
+    while len(stats(settings.folder)) < 2 and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate()
     assert process.returncode != 0 and "trainer/" not in said  # torchrun's traceback, none of ours
     assert said.count("4 patches a step, 2 on each of 2 processes") == 1, said
     assert said.count("stopped; run the same command again to resume") == 1, said
@@ -150,11 +162,30 @@ def test_torchrun_is_stopped_and_resumed_by_one_process(
             assert b[name] == pytest.approx(a[name], rel=2e-3, abs=2e-4), (a["step"], name)
 
 
+def one_rank(rank: int, arguments: list[str], port: int, folder: Path) -> None:
+    """`trainer.run` as torchrun starts it, but for importing everything again."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.dup2(os.open(folder / f"{rank}.log", os.O_WRONLY | os.O_CREAT), 2)
+    sys.exit(importlib.reload(trainer.run).main(arguments))  # it reads RANK when it is imported
+
+
+def said_by_both(settings: TrainConfig, folder: Path) -> list[str]:
+    """What two ranks that fail say on stderr."""
+    start = processes.context().Process
+    arguments = (flags(settings), free_port(), folder)
+    both = [start(target=one_rank, args=(rank, *arguments)) for rank in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+        assert process.exitcode == 1
+    return [(folder / f"{rank}.log").read_text() for rank in range(2)]
+
+
 def test_a_mistake_is_said_once(manifest: Path, models: Path, tmp_path: Path) -> None:
-    process = torchrun(flags(config(manifest, models, tmp_path / "run", batch_size=5)))
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode != 0
-    assert re.findall("^error: .*", said, re.MULTILINE) == [
+    said = said_by_both(config(manifest, models, tmp_path / "run", batch_size=5), tmp_path)
+    assert re.findall("^error: .*", "".join(said), re.MULTILINE) == [
         "error: --batch-size 5: this is the batch of all processes together, and 2 processes cannot"
         " share it evenly; pass a multiple of 2"
     ]
@@ -174,9 +205,7 @@ def test_a_patch_that_only_rank_1_reads_is_named(
     table = table.set_column(table.column_names.index("image"), "image", column)
     pq.write_table(table, damaged, row_group_size=16)
 
-    process = torchrun(flags(config(damaged, models, tmp_path / "run")))
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode != 0
+    said = "".join(said_by_both(config(damaged, models, tmp_path / "run"), tmp_path))
     errors = re.findall("^error: .*", said, re.MULTILINE)
     named = f"error: rank 1: manifest row {row}: no picture, expected a 56x56 PNG; leave this row"
     assert [line.startswith(named) for line in errors].count(True) == 1, said
@@ -210,7 +239,7 @@ FAILING = ((), (0,), (1,), (0, 1))
 
 
 def test_an_error_on_any_rank_ends_all_and_rank_0_says_it(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(outcomes, (free_port(), tmp_path), nprocs=2)
+    on_two_ranks(outcomes, free_port(), tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == [
         "fine on 0", "ManifestError: broken on 0; repair it",

@@ -1,0 +1,84 @@
+"""Disturb builds, queries, reports and training at random and check what must hold all the same.
+
+    python -m tests.chaos --minutes 10 --seed 3
+    python -m tests.chaos --episodes 4 --first 17 --seed 3     # episodes 17 to 20 of that seed
+
+Every episode prints a line. A violation ends the run with status 1 and the folder is kept. The
+choices depend on the seed and the number of the episode; which moment a signal hits does not.
+"""
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.chaos.episodes import Report, Violation, episode, prepare
+from tests.chaos.programs import adopt_orphans
+from tests.chaos.world import World, unmount
+
+
+def torment(
+    folder: Path, seed: int, minutes: float, episodes: int, first: int = 1, flow_every: int = 8
+) -> Report:
+    """Run episodes until the time is over; raises Violation.
+
+    flow_every: of so many episodes, one builds through Prefect; 0 = none.
+    """
+    adopt_orphans()
+    end, report = time.monotonic() + 60 * minutes, Report()
+    world = World.create(folder, random.Random(seed))
+    report.typical = prepare(world)
+    for number in range(1, first + episodes):
+        rng = random.Random(f"{seed}:{number}")
+        if number < first:
+            continue
+        if time.monotonic() > end:
+            break
+        flow = flow_every > 0 and number % flow_every == 0
+        begun = time.monotonic()
+        try:
+            said = episode(world, rng, report, flow)
+        except Violation as error:
+            raise Violation(f"seed {seed}, episode {number}: {error}") from error
+        report.episodes += 1
+        print(f"{number:4} {time.monotonic() - begun:5.1f} s  {said}", flush=True)
+    return report
+
+
+def main() -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=60, help="start no episode after them")
+    parser.add_argument("--episodes", type=int, default=10**6)
+    parser.add_argument("--first", type=int, default=1, help="number of the first episode")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--flow-every", type=int, default=8, help="builds through Prefect; 0: none")
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    given = parser.parse_args()
+    folder = given.folder or Path(tempfile.mkdtemp(prefix="lasr-chaos-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        report = torment(
+            folder, given.seed, given.minutes, given.episodes, given.first, given.flow_every
+        )
+    except Violation as error:
+        print(f"VIOLATION: {error}\nlook at {folder}: data/, photos/, runs/, logs/", flush=True)
+        return 1
+    except BaseException:
+        print(f"the folder is kept: {folder}", file=sys.stderr)
+        raise
+    unmount(folder / "data")
+    shutil.rmtree(folder)
+    print(f"{report.episodes} episodes, seed {given.seed}, no violation")
+    for title, counts in (("disturbances", report.disturbances), ("outcomes", report.outcomes)):
+        print(f"{title}: " + ", ".join(f"{name} {n}" for name, n in sorted(counts.items())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
