@@ -8,7 +8,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from lasr.errors import UserError
-from lasr.files import atomic_path
+from lasr.ownership import own_path
 from lasr.pictures.png import write_png
 from lasr.pictures.read import Picture
 
@@ -36,7 +36,9 @@ def save_picture(
     profile: bytes | None,
     software: str,
 ) -> None:
-    """Write a picture atomically from strips of rows, h' x w x c each, in uint8 or uint16.
+    """Write a picture from strips of rows, h' x w x c each, in uint8 or uint16.
+
+    Atomic; replaces nothing but a file of ours.
 
     The suffix of `path` is the format. PNG is written strip by strip. TIFF (deflate), JPEG (without
     chroma subsampling) and WebP collect the strips in memory first. PNG and TIFF keep 16 bits; JPEG
@@ -48,7 +50,7 @@ def save_picture(
         software: text of the tag Software, which `software_tag` reads.
     """
     format = path.suffix[1:]
-    with atomic_path(path) as temporary:
+    with own_path(path) as temporary:
         if format == "png":
             write_png(temporary, strips, shape, dtype.itemsize * 8, profile, _exif(software))
         elif format == "tiff":

@@ -8,7 +8,7 @@ import pytest
 
 from lasr.errors import UserError
 from pipeline.build.lock import check_free, sole_build
-from pipeline.ownership import check_outputs
+from pipeline.outputs import check_outputs
 from pipeline.storage import StoragePath
 
 
