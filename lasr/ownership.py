@@ -30,6 +30,14 @@ def is_ours(path: Path) -> bool:
         return False
 
 
+def is_lock(content: bytes) -> bool:
+    """Whether this is the content of a lock: none, or its holder, which a power failure cut short.
+
+    Locking a file removes what is in it.
+    """
+    return not content.strip(b"\0") or content.startswith(b'{"host": ')
+
+
 def check_file(path: Path, inputs: Iterable[object] = (), flag: str = "--out") -> None:
     """Refuse a file to write whose name is taken by something else, or that touches an input.
 

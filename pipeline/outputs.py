@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lasr.marks import has_mark
-from lasr.ownership import check_file, check_folder, check_name, contains, refused
+from lasr.ownership import check_file, check_folder, check_name, contains, is_lock, refused
 from pipeline.storage import StoragePath, reported
 from schemas.catalogue import BESIDE, beside
 
@@ -148,11 +148,7 @@ def _is_own_part(path: StoragePath) -> bool | None:
 
 
 def _is_lock(path: StoragePath) -> bool:
-    """Whether a lock is empty or names its holder; a power failure may have cut that short."""
-    if path.is_local and not path.path.is_file():
-        return False
-    content = path.read_bytes()
-    return not content.strip(b"\0") or content.startswith(b'{"host": ')
+    return (not path.is_local or path.path.is_file()) and is_lock(path.read_bytes())
 
 
 def _check_address(path: StoragePath, inputs: Iterable[str], flag: str) -> None:

@@ -38,7 +38,7 @@ def check_parameters(config: BuildConfig) -> None:
     paths += [("--dictionary", str(config.dictionary))] if config.dictionary else []
     paths += [("--cache", config.cache)] if config.cache is not None else []
     # Its work folder and the files beside it are in the folder around a manifest.
-    paths += [("--out", config.out), ("--out", str(StoragePath(config.out).parent))]
+    paths += [("--out", config.out), ("--out", posixpath.dirname(_resolved(config.out)))]
     for flag, path in paths:
         _check(path, allowed, flag)
     if config.ray_address not in (None, "auto", os.environ.get("RAY_ADDRESS")):

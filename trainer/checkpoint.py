@@ -119,15 +119,22 @@ def check_folder(folder: Path, inputs: Iterable[object]) -> dict[str, Any]:
                 raise ownership.refused(folder / name, "was not written by LA-SR")
         return config
     if folder.exists():
-        # Of a run that was killed at its very start.
-        started = {".config.json.tmp", "lock", "lock.json"}
-        names = [p.name for p in folder.iterdir()]
-        if others := [name for name in names if name not in started]:
+        others = [path.name for path in folder.iterdir() if not _is_started(path)]
+        if others:
             raise UserError(
                 f"{folder}: holds {min(others)} and no run; nothing was changed",
                 "choose another --out",
             )
     return {}
+
+
+def _is_started(path: Path) -> bool:
+    """Whether a file is of a run that was killed at its very start."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    if path.name in ("lock", "lock.json"):
+        return ownership.is_lock(path.read_bytes())
+    return path.name == ".config.json.tmp"
 
 
 def may_replace(folder: Path) -> IsOurs | None:

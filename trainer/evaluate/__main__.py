@@ -125,7 +125,7 @@ def run(config: EvaluateConfig) -> None:
     Raises UserError at the end if something that was asked for could not be scored.
     """
     named = parse_methods(config.weights, config.outputs)
-    inputs = [*config.images, *config.reference, *(method.source for method in named)]
+    inputs = [*config.images, *config.reference, *(m.source for m in named if m.is_folder)]
     check_folder(config.out, inputs)
     names = [file.stem for file in testset.find(config.images or config.reference)]
     check_folder(

@@ -20,7 +20,7 @@ from trainer.upscale.results import check_targets, result_paths
 
 def run(config: UpscaleConfig) -> None:
     """Upscale every input. Raises UserError; see `trainer.upscale.run.upscale_files`."""
-    inputs = [*expand_lists(config.inputs), config.weights]
+    inputs = list(expand_lists(config.inputs))
     check_folder(config.out, inputs)
     found = find_pictures(config.inputs)
     results = result_paths(found, config.out, config.format)
