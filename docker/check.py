@@ -31,7 +31,12 @@ import yaml
 PROJECT = Path(__file__).parents[1]
 PATH = "/usr/local/bin:/usr/bin:/bin"
 USER = "12345:12345"  # exists on no machine: a container must work under any user id
-SETTINGS = {"POSTGRES_PASSWORD": "p@ss/w:rd", "LASR_USER": USER, "LASR_PHOTOS": "/photos"}
+SETTINGS = {
+    "POSTGRES_PASSWORD": "p@ss/w:rd",
+    "PREFECT_AUTH": "me:s@cr/t",
+    "LASR_USER": USER,
+    "LASR_PHOTOS": "/photos",
+}
 
 
 @dataclass

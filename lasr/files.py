@@ -2,18 +2,25 @@
 
 import contextlib
 import ctypes
+import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from lasr.errors import UserError
 
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100
 
+IsOurs = Callable[[Path], bool]
+
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, is_ours: IsOurs | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success rename it to `path`, otherwise delete it.
+
+    is_ours: whether a file at `path` may be replaced; it is asked at that moment (`replace_file`).
 
     Order: write, fsync the file, rename, fsync the folder. The temporary name ends in `.tmp`,
     because Parquet readers read every `*.parquet` in a folder, even a hidden one. It is always the
@@ -25,7 +32,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if is_ours is None:
+            os.replace(temporary, path)
+        else:
+            replace_file(temporary, path, is_ours)
         fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -46,24 +56,68 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def replace_folder(new: Path, old: Path) -> None:
-    """Replace `old` (a folder, a file or nothing) by the folder `new`.
+def replace_file(new: Path, old: Path, is_ours: IsOurs) -> None:
+    """Rename the file `new` to `old`, which is nothing or a file of ours, then and not only before.
+
+    Whatever took the name meanwhile is put back. Raises UserError: it is not ours.
+    """
+    try:
+        os.link(new, old)  # unlike a rename, it replaces nothing
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links: the name is looked at instead
+        if not os.path.lexists(old):
+            os.replace(new, old)
+            return
+    else:
+        new.unlink()
+        return
+    if not is_ours(old):
+        raise foreign(old)
+    if not _exchange(new, old):
+        os.replace(new, old)
+        return
+    if not is_ours(new):  # it came between the two calls before
+        _exchange(new, old)
+        raise foreign(old)
+    new.unlink()
+
+
+def replace_folder(new: Path, old: Path, is_ours: IsOurs) -> None:
+    """Replace `old` (nothing, an empty folder or one of ours) by the folder `new`.
 
     On Linux the two names are exchanged in one step (renameat2), so that a reader always sees one
-    of them. Without that call there is a gap of microseconds between two renames.
+    of them. Without that call there is a gap of microseconds between two renames. is_ours: whether
+    a folder may be deleted; it is asked about the one that was swapped out, which otherwise gets
+    its name back. Raises UserError: it is not ours.
     """
     fsync_folder(new)
-    if not old.exists():
+    if not os.path.lexists(old):
         os.rename(new, old)
-    elif _exchange(new, old):
-        remove(new)
     else:
-        aside = old.with_name(f".{old.name}.old")
-        remove(aside)
-        os.rename(old, aside)
-        os.rename(new, old)
+        aside = new
+        if not _exchange(new, old):
+            aside = old.with_name(f".{old.name}.old")
+            if os.path.lexists(aside) and is_ours(aside):  # of a process that was killed here
+                remove(aside)
+            os.rename(old, aside)  # fails if something else has this name
+            os.rename(new, old)
+        if not is_ours(aside):
+            if not _exchange(aside, old):
+                os.rename(old, new)
+                os.rename(aside, old)
+            raise foreign(old)
         remove(aside)
     fsync_folder(old.parent)
+
+
+def foreign(path: object) -> UserError:
+    """The error where a foreign file took a name between check and replacement."""
+    return UserError(
+        f"{path}: appeared or was changed while this ran, is not ours to replace, and was left as"
+        " it is",
+        "move it away, or choose another --out",
+    )
 
 
 def remove(path: Path) -> None:
@@ -75,8 +129,13 @@ def remove(path: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names in one step; False where that is not possible. Raises OSError."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False
     names = os.fsencode(first), os.fsencode(second)
-    return bool(renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
+    if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return True
+    if (code := ctypes.get_errno()) in (errno.EINVAL, errno.ENOSYS):  # not on this file system
+        return False
+    raise OSError(code, os.strerror(code), str(second))

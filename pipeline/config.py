@@ -104,4 +104,4 @@ class BuildConfig(SelectConfig, CaptionConfig, DepthConfig, OutputConfig, Images
     @property
     def cache_folder(self) -> StoragePath:
         """The cache of distance maps and features."""
-        return StoragePath(self.cache) if self.cache else self.work / CACHE_FOLDER
+        return self.work / CACHE_FOLDER if self.cache is None else StoragePath(self.cache)

@@ -20,11 +20,12 @@ from pydantic import BaseModel, Field
 from lasr.cli import Command, progress
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
-from lasr.files import atomic_path
+from lasr.ownership import check_file, own_path
+from lasr.pictures.find import expand_lists
 from lasr.pictures.read import LARGEST
 from lasr.weights.locate import PROFILES, Profile, locate, untrained
 from pipeline.build.workers import cut_out
-from pipeline.ownership import check_file
+from pipeline.outputs import check_beside
 from pipeline.sidecars import write_sidecars
 from pipeline.stages import images
 from pipeline.stages.captions import DICTIONARY, Captioner, dictionary_sha256, read_dictionary
@@ -74,9 +75,7 @@ def write_manifest(config: FinetuneConfig) -> dict[Role, int]:
     A picture that cannot be used is recorded in the catalogue and does not stop the others. Raises
     UserError: no picture, no picture large enough for a role, missing weights.
     """
-    if config.out.is_dir():
-        raise UserError(f"--out {config.out}: is a folder of parts", "choose another name")
-    check_file(config.out)
+    check_output(config)
     found = images.find([*config.lr_images, *(config.hr_images or [])])
     far = {picture.path for picture in images.find(config.lr_images)}
     near = {picture.path for picture in images.find(config.hr_images or config.lr_images)}
@@ -90,7 +89,7 @@ def write_manifest(config: FinetuneConfig) -> dict[Role, int]:
     metadata = file_metadata(parameters, dictionary_sha256(words))
     counts: dict[Role, int] = dict.fromkeys(PATCH_SIZE, 0)
     catalogue: dict[str, Row] = {}  # by image_id, or by name if there is none
-    with atomic_path(config.out) as temporary, rows_to(temporary, PATCHES, metadata) as write:
+    with own_path(config.out) as temporary, rows_to(temporary, PATCHES, metadata) as write:
         with progress(len(found), "pictures", "img") as bar:
             for picture in found:
                 roles: dict[Role, bool] = {"lr": picture.path in far, "hr": picture.path in near}
@@ -106,13 +105,20 @@ def write_manifest(config: FinetuneConfig) -> dict[Role, int]:
                 bar.update()
         _check_counts(counts, catalogue)
     with (
-        atomic_path(images_path(config.out)) as temporary,
+        own_path(images_path(config.out)) as temporary,
         rows_to(temporary, IMAGES, metadata) as write,
     ):
         write(sorted(catalogue.values(), key=lambda entry: entry["path"]))
     out = StoragePath(str(config.out))
     write_sidecars(out, metadata, work=out.parent)
     return counts
+
+
+def check_output(config: FinetuneConfig) -> None:
+    """Refuse an output that is not ours to replace, or that touches an input. Raises UserError."""
+    inputs = expand_lists([*config.lr_images, *(config.hr_images or [])])
+    check_file(config.out, [*inputs, config.clip])
+    check_beside(StoragePath(str(config.out)))
 
 
 def _check_counts(counts: dict[Role, int], catalogue: dict[str, Row]) -> None:
@@ -174,6 +180,7 @@ def random_patches(photograph: Photograph, role: Role, k: int, seed: int) -> lis
 
 def run(config: FinetuneConfig) -> None:
     """Write the manifest and print a summary."""
+    check_output(config)
     if untrained(config.clip_name):
         print("UNTRAINED: tiny-clip; captions are noise, they show the path only", file=sys.stderr)
     counts = write_manifest(config)

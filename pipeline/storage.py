@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lasr.errors import UserError, one_line
-from lasr.files import fsync_folder, remove
+from lasr.files import foreign, fsync_folder, remove, replace_file
 
 _BLOCK = 1 << 22  # bytes per write of an upload
 # Seconds. The library makes three attempts. A copy inside the storage sends nothing until it ends.
@@ -161,13 +161,22 @@ class StoragePath:
                 Path(temporary).unlink(missing_ok=True)
                 raise
 
-    def take(self, temporary: Path) -> None:
-        """Move a finished local file (see `scratch`) here, atomically and durably (fsync)."""
+    def take(self, temporary: Path, is_ours: "Callable[[StoragePath], bool] | None" = None) -> None:
+        """Move a finished local file (see `scratch`) here, atomically and durably (fsync).
+
+        is_ours: whether a file that is there already may be replaced (default: yes). Raises
+        UserError: it may not; StorageError.
+        """
         with reported(self, "written"):
+            if is_ours and not self.is_local and self.exists() and not is_ours(self):
+                raise foreign(self.uri)
             if self.is_local:
                 with open(temporary, "rb") as file:
                     os.fsync(file.fileno())
-                os.replace(temporary, self.path)
+                if is_ours:
+                    replace_file(temporary, self.path, lambda path: is_ours(StoragePath(str(path))))
+                else:
+                    os.replace(temporary, self.path)
                 fsync_folder(self.path.parent)
                 return
             with open(temporary, "rb") as source, self.fs.open_output_stream(self.key) as stream:

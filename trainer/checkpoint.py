@@ -7,19 +7,31 @@ code.
 import json
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+import lasr
+from lasr import ownership
 from lasr.errors import UserError, one_line
-from lasr.files import atomic_path, write_bytes
+from lasr.files import IsOurs, atomic_path, write_bytes
+from lasr.marks import KEY
 from trainer.config import MAY_CHANGE, TrainConfig
 
 log = logging.getLogger(__name__)
 
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+# What others may have put into a run's folder, and a run would replace.
+OUTPUTS = (
+    "model.safetensors",
+    "model.pth",
+    "model_ema.safetensors",
+    "model_ema.pth",
+    "nonfinite.json",
+)
 
 
 def save(folder: Path, step: int, **states: dict[str, Any]) -> None:
@@ -82,15 +94,13 @@ def load_trained_encoders(run: Path, encoders: nn.Module, clip_name: str) -> Non
         ) from error
 
 
-def check_folder(folder: Path, manifest: Path) -> dict[str, Any]:
+def check_folder(folder: Path, inputs: Iterable[object]) -> dict[str, Any]:
     """The config.json of the run in `folder`, {} if the folder is free. Writes nothing.
 
-    Raises UserError: the folder holds something else than a run, or cannot be a run's.
+    inputs: what the run reads: the manifest, and files and folders of weights. Raises UserError:
+    the folder holds something else than a run, or cannot be a run's.
     """
-    if folder.resolve() in (Path.cwd(), Path("/")):
-        raise UserError(f"--out '{folder}': not the name of a run", "pass one: data/runs/mine")
-    if manifest.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise UserError(f"{folder}: is inside the manifest {manifest}", "choose another --out")
+    ownership.check_folder(folder, inputs)
     path = folder / "config.json"
     if path.exists():
         try:
@@ -104,16 +114,41 @@ def check_folder(folder: Path, manifest: Path) -> dict[str, Any]:
                 f"{path}: is not the config.json of a run; nothing was changed",
                 "choose another --out",
             )
+        for name in OUTPUTS if KEY in config else ():
+            if os.path.lexists(folder / name) and not ownership.is_ours(folder / name):
+                raise ownership.refused(folder / name, "was not written by LA-SR")
         return config
     if folder.exists():
-        temporary = ".config.json.tmp"  # of a run that was killed at its very start
-        names = [p.name for p in folder.iterdir()] if folder.is_dir() else [folder.name]
-        if others := [name for name in names if name != temporary]:
+        others = [path.name for path in folder.iterdir() if not _is_started(path)]
+        if others:
             raise UserError(
                 f"{folder}: holds {min(others)} and no run; nothing was changed",
                 "choose another --out",
             )
     return {}
+
+
+def _is_started(path: Path) -> bool:
+    """Whether a file is of a run that was killed at its very start."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    if path.name in ("lock", "lock.json"):
+        return ownership.is_lock(path.read_bytes())
+    return path.name == ".config.json.tmp"
+
+
+def may_replace(folder: Path) -> IsOurs | None:
+    """Which weights in a run's folder may be replaced; None: all.
+
+    Version 0.1.0 wrote no mark into weights: in its folders, config.json speaks for them.
+    """
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return ownership.is_ours if KEY in settings else None
+
+
+def inputs_of(config: TrainConfig) -> list[object]:
+    """What a run reads. Names of weights in the table are no paths, and do no harm here."""
+    return [config.manifest, config.encoders, config.sr_init, config.clip, config.vgg]
 
 
 def claim_folder(config: TrainConfig, manifest: str, weights: dict[str, str]) -> None:
@@ -126,7 +161,8 @@ def claim_folder(config: TrainConfig, manifest: str, weights: dict[str, str]) ->
         "manifest_identity": manifest,
         "weights": weights,
     }
-    if before := check_folder(config.folder, config.manifest):
+    before = check_folder(config.folder, inputs_of(config))
+    if before:
         # A run of an older version did what is the default of a setting it did not have.
         defaults = {name: field.default for name, field in TrainConfig.model_fields.items()}
         for name, value in settings.items():
@@ -136,6 +172,8 @@ def claim_folder(config: TrainConfig, manifest: str, weights: dict[str, str]) ->
                     f"{config.folder}: holds a run with {name} = {was}, now it is {value}",
                     "choose another --out",
                 )
+    if not before or KEY in before:
+        settings[KEY] = lasr.__version__
     content = json.dumps(settings, indent=2) + "\n"
     write_bytes(config.folder / "config.json", content.encode())
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field
 
 from lasr.cli import Command
 from lasr.errors import UserError
+from lasr.ownership import check_binary, check_file
 from lasr.weights.locate import TABLE, Located, locate
 from schemas.manifest import SCALE
 
@@ -47,6 +48,9 @@ class ExportConfig(BaseModel):
 def export(config: ExportConfig) -> list[Path]:
     """Write the file (for NCNN two files), checked; returns the paths. Raises UserError."""
     check_out(config.out, config.half)
+    check_file(config.out, [config.weights])
+    if config.out.suffix == ".param":
+        check_binary(config.out)
     located, metadata = describe(config.weights, config.licence)
     from trainer.models.export import export_network  # loads PyTorch, after the flags are checked
     from trainer.models.load import load_sr

@@ -74,9 +74,10 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
         # --- Write the final weights --------------------------------------------------------------
         if not world.is_main:
             return []
-        paths = save_network(train_step.sr_network, config.folder, "model")
+        is_ours = checkpoint.may_replace(config.folder)
+        paths = save_network(train_step.sr_network, config.folder, "model", is_ours)
         if train_step.average is not None:
-            paths += save_network(train_step.average, config.folder, "model_ema")
+            paths += save_network(train_step.average, config.folder, "model_ema", is_ours)
         return paths
 
 
@@ -198,9 +199,13 @@ def train_steps(
 
 
 def save_snapshot(train_step: TrainStep, path: Path) -> None:
-    """Write the weights of the SR network now, or their moving average if there is one."""
+    """Write the weights of the SR network now, or their moving average if there is one.
+
+    path: in the run's subfolder `weights`.
+    """
     network = train_step.sr_network if train_step.average is None else train_step.average
-    write_tensors(path, {name: tensor.float() for name, tensor in network.state_dict().items()})
+    state = {name: tensor.float() for name, tensor in network.state_dict().items()}
+    write_tensors(path, state, is_ours=checkpoint.may_replace(path.parent.parent))
 
 
 class GracefulShutdown:

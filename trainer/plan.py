@@ -9,7 +9,7 @@ from lasr.device import pick_device
 from lasr.errors import UserError
 from lasr.weights.locate import Located, locate_all
 from schemas.manifest import SCALE, open_manifest
-from trainer.checkpoint import check_folder
+from trainer.checkpoint import check_folder, inputs_of
 from trainer.config import CompileMode, TrainConfig
 from trainer.data.dataset import COLUMNS, Patches
 
@@ -47,7 +47,7 @@ def open_patches(config: TrainConfig, processes: int = 1) -> Patches:
             f" {processes} processes cannot share it evenly",
             f"pass a multiple of {processes}",
         )
-    check_folder(config.folder, config.manifest)
+    check_folder(config.folder, inputs_of(config))
     manifest = open_manifest(config.manifest, COLUMNS)
     patches = Patches(manifest, config.seed, config.degrade, config.pairing)
     if len(patches) < config.batch_size:

@@ -19,6 +19,7 @@ from typing import Any
 
 from lasr.cli import Command
 from lasr.errors import UserError
+from lasr.ownership import check_folder
 from lasr.weights.locate import untrained
 from schemas.manifest import open_manifest
 from trainer.config import TrainConfig
@@ -32,6 +33,7 @@ def run(config: TrainConfig) -> None:
         run_on_other_rank(config)
         return
     if "RANK" not in os.environ:  # other ranks learn of errors once all are connected
+        check_folder(config.folder, [config.manifest])
         open_manifest(config.manifest)
     from trainer import loop, plan  # loads PyTorch, after the manifest is checked
     from trainer.distributed import world_from_environment

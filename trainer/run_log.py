@@ -19,6 +19,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lasr.errors import UserError
 from lasr.files import write_bytes
+from lasr.marks import signed
+from lasr.ownership import is_ours
 from trainer.config import TrainConfig
 from trainer.data.dataset import Patches
 from trainer.data.prefetch import AsyncNumbers
@@ -49,8 +51,10 @@ class RunLog:
 
     def __init__(self, folder: Path, done: int, command: str):
         trim_stats(folder / "stats.jsonl", done)
-        text = README.format(name=folder.name, folder=folder, command=command)
-        write_bytes(folder / "README.md", text.encode())
+        readme = folder / "README.md"
+        if not os.path.lexists(readme) or is_ours(readme):  # else somebody wrote into it
+            text = signed(README.format(name=folder.name, folder=folder, command=command))
+            write_bytes(readme, text.encode())
         self.folder = folder
         self._stats = open(folder / "stats.jsonl", "a")  # noqa: SIM115  (closed by close)
         # It writes in its own thread. The queue is long, so a slow disk does not block training.

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from lasr.files import atomic_path
+from lasr.files import IsOurs, atomic_path
+from lasr.marks import in_picture
+from lasr.ownership import is_ours
 
 _GAP, _TITLE = 6, 20  # pixels
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
@@ -39,7 +41,7 @@ def write_comparison(path: Path, lr: Tensor, sr: Tensor) -> None:
         "bicubic": bicubic(lr, scale),
         f"SR {sr.shape[-1]}x{sr.shape[-2]}": sr,
     }
-    write_sheet(path, columns)
+    write_sheet(path, columns, is_ours=None)  # in a run's folder, which is the run's
 
 
 def nearest(pictures: Tensor, scale: int) -> Tensor:
@@ -47,8 +49,11 @@ def nearest(pictures: Tensor, scale: int) -> Tensor:
     return pictures.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
 
 
-def write_sheet(path: Path, columns: dict[str, Tensor]) -> None:
-    """Write columns of pictures side by side, by title, each (n, 3, h, w) in [0, 1]. Atomic."""
+def write_sheet(path: Path, columns: dict[str, Tensor], is_ours: IsOurs | None = is_ours) -> None:
+    """Write columns of pictures side by side, by title, each (n, 3, h, w) in [0, 1]. Atomic.
+
+    is_ours: whether a file at `path` may be replaced; None: any.
+    """
     rows, _, height, width = next(iter(columns.values())).shape
     sheet = Image.new(
         "RGB",
@@ -62,8 +67,8 @@ def write_sheet(path: Path, columns: dict[str, Tensor]) -> None:
         for row, picture in enumerate(pictures):
             tile = Image.fromarray(to_uint8(picture))
             sheet.paste(tile, (x, _TITLE + _GAP + row * (height + _GAP)))
-    with atomic_path(path) as temporary:
-        sheet.save(temporary, format="PNG")
+    with atomic_path(path, is_ours) as temporary:
+        sheet.save(temporary, format="PNG", **in_picture())
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from lasr.errors import UserError
-from lasr.files import atomic_path
+from lasr.ownership import own_path
 from lasr.pictures.exif import append_exif, byte_order, enlarged_exif
 from lasr.pictures.png import write_png
 from lasr.pictures.profiles import grey_profile, srgb_profile
@@ -41,7 +41,9 @@ def save_picture(
     software: str,
     metadata: Metadata | None = None,
 ) -> None:
-    """Write an sRGB picture atomically from strips of rows, h' x w x c each, uint8 or uint16.
+    """Write an sRGB picture from strips of rows, h' x w x c each, uint8 or uint16.
+
+    Atomic; replaces nothing but a file of ours.
 
     The suffix of `path` is the format. PNG is written strip by strip. TIFF (deflate), JPEG (without
     chroma subsampling) and WebP collect the strips in memory first. PNG and TIFF keep 16 bits; JPEG
@@ -59,7 +61,7 @@ def save_picture(
     grey = shape[2] < 3
     size = shape[1], shape[0]
     xmp = _enlarged_xmp(metadata.xmp, size)
-    with atomic_path(path) as temporary:
+    with own_path(path) as temporary:
         if format == "tiff":
             pixels = _collect(strips, shape, dtype)
             _write_tiff(temporary, pixels, software, metadata, xmp)

@@ -1,13 +1,14 @@
 """Verify the weights on this machine, and export them into one folder to copy elsewhere."""
 
+import os
 import shutil
 from pathlib import Path
 
 from lasr.cli import progress
-from lasr.errors import UserError
 from lasr.files import atomic_path
+from lasr.ownership import check_folder, refused
 from lasr.weights.digests import SUMS, add_sums, format_problem, read_sums, sha256
-from lasr.weights.fetch import check_free, write_lock
+from lasr.weights.fetch import check_free, check_lock, owners, write_lock
 from lasr.weights.locate import (
     WeightsError,
     check_here,
@@ -16,9 +17,7 @@ from lasr.weights.locate import (
     found,
     weights_folder,
 )
-from lasr.weights.registry import TABLE, File, Weights
-
-METRICS = "metrics"  # the subfolder in which trainer.evaluate.metrics stores its weights
+from lasr.weights.registry import METRICS, TABLE, File, Weights
 
 
 def verify(entries: list[Weights] | None) -> None:
@@ -89,8 +88,13 @@ def export(destination: Path, entries: list[Weights] | None) -> None:
         raise WeightsError(
             f"{destination}: is the folder that weights are taken from", "choose another folder"
         )
+    check_folder(destination, [folder], flag="folder")
     _check_ours(destination)
     files = _files_to_export(folder, entries)
+    recorded = read_sums(destination)
+    for name in files:
+        if os.path.lexists(destination / name) and name not in recorded:
+            raise refused(destination / name, f"is not in {SUMS}, so no export wrote it", "folder")
     with write_lock(destination):
         # Before the copies: it marks the folder as ours, so that a rerun after a kill continues.
         add_sums(destination, {name: sha256(path) for name, path in files.items()})
@@ -109,16 +113,11 @@ def export(destination: Path, entries: list[Weights] | None) -> None:
 
 def _check_ours(destination: Path) -> None:
     """Raise WeightsError unless a folder is new, empty, or an earlier export or fetch."""
-    if destination.is_file():
-        raise WeightsError(f"{destination}: is a file, not a folder", "choose a new folder")
+    check_lock(destination)
     ignored = {".lock", f".{SUMS}.tmp"}  # of an export that was killed at its start
     if not destination.is_dir() or {path.name for path in destination.iterdir()} <= ignored:
         return
-    try:
-        owners = {name.split("/")[0] for name in read_sums(destination) if "/" in name}
-    except UserError:
-        owners = set()  # another program's SHA256SUMS
-    if not owners & {*TABLE, METRICS}:
+    if not owners(destination):
         raise WeightsError(
             f"{destination}: is not empty and holds no exported weights ({SUMS})",
             "choose a new folder",

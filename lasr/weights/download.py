@@ -11,7 +11,7 @@ import httpx
 
 from lasr.cli import progress
 from lasr.errors import UserError
-from lasr.files import fsync_folder, write_bytes
+from lasr.files import fsync_folder, replace_file, write_bytes
 from lasr.weights.digests import format_problem, sha256
 
 logger = logging.getLogger(__name__)
@@ -185,6 +185,6 @@ def discard(target: Path) -> None:
 
 def finish(target: Path) -> None:
     """Rename a complete, verified download to `target`."""
-    os.replace(partial_path(target), target)
+    replace_file(partial_path(target), target, lambda path: False)  # nothing may be there
     discard(target)
     fsync_folder(target.parent)

@@ -18,7 +18,8 @@ from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_u
 from huggingface_hub.errors import HfHubHTTPError
 
 from lasr.errors import UserError
-from lasr.weights.digests import add_sums
+from lasr.ownership import check_folder, refused
+from lasr.weights.digests import SUMS, add_sums, read_sums
 from lasr.weights.download import (
     TransientError,
     download,
@@ -28,7 +29,7 @@ from lasr.weights.download import (
     with_retries,
 )
 from lasr.weights.locate import WeightsError, weights_folder
-from lasr.weights.registry import File, Weights
+from lasr.weights.registry import METRICS, TABLE, File, Weights
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def fetch(entries: list[Weights]) -> None:
             "unset it, or use a folder that `lasr weights export` wrote on another machine",
         )
     failures = []
+    _check_folder(weights_folder(), entries)
     with write_lock(weights_folder()) as folder:
         missing = _missing(entries)  # another fetch may have downloaded some meanwhile
         received = sum(_bytes_received(folder, weights) for weights in missing)
@@ -70,6 +72,34 @@ def fetch(entries: list[Weights]) -> None:
                 print(f"{weights.name}: in {folder / weights.name}", flush=True)
     if failures:
         raise WeightsError(f"could not be fetched: {'; '.join(failures)}")
+
+
+def _check_folder(folder: Path, entries: list[Weights]) -> None:
+    """Refuse a folder in which something of others has a name that is to be written."""
+    flag = "--weights-dir"
+    check_folder(folder, flag=flag)
+    check_lock(folder)
+    if (folder / SUMS).exists() and not owners(folder):
+        raise refused(folder / SUMS, "is the record of other files than these weights", flag)
+    for path in (folder / each.name / file.name for each in entries for file in each.files):
+        if os.path.lexists(path) and not path.is_file():
+            raise refused(path, "is not a file", flag)
+
+
+def owners(folder: Path) -> set[str]:
+    """The entries of the table of which the record of a folder has files."""
+    try:
+        named = {name.split("/")[0] for name in read_sums(folder) if "/" in name}
+    except UserError:
+        return set()  # another program's SHA256SUMS
+    return named & {*TABLE, METRICS}
+
+
+def check_lock(folder: Path) -> None:
+    """Refuse a folder whose `.lock` has content: locking would remove it. Raises UserError."""
+    path = folder / ".lock"
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or path.stat().st_size):
+        raise refused(path, "is not a lock of LA-SR", "folder")
 
 
 def _missing(entries: list[Weights]) -> list[Weights]:

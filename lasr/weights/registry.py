@@ -10,6 +10,7 @@ from typing import Literal
 
 Kind = Literal["depth", "clip", "vgg", "sr"]
 Profile = Literal["offline", "default", "paper"]
+METRICS = "metrics"  # the subfolder in which trainer.evaluate.metrics stores its weights
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ computed again: one that a power failure cut short does not decode and counts as
 builds may share a cache (`--cache`).
 """
 
+import contextlib
 import io
+import re
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +24,10 @@ from safetensors import SafetensorError
 from pipeline.build.fingerprint import Identities
 from pipeline.stages.depth import pack, unpack
 from pipeline.storage import StoragePath
+
+# What may be removed: an entry, and the temporary file of one, which a killed build left.
+_MODEL, _SHELF = re.compile("[0-9a-f]{16}"), re.compile("[0-9a-f]{2}")
+_ENTRY = re.compile(r"[0-9a-f]{64}\.(png|safetensors)|\.[a-z0-9_]{8}\.tmp")
 
 
 @dataclass(frozen=True)
@@ -80,16 +86,26 @@ def _read(path: StoragePath) -> bytes | None:
 def prune(folder: StoragePath, identities: Identities, image_ids: Collection[str]) -> None:
     """Remove the entries of other models and of other photographs from a build's own cache."""
     for kind, current in (("distance", identities.depth), ("features", identities.features)):
-        for name in (folder / kind).names():
-            if name != current:
-                (folder / kind / name).remove()
-        subfolders = [folder / kind / current / name for name in (folder / kind / current).names()]
-        with ThreadPoolExecutor(8) as executor:
-            list(executor.map(lambda subfolder: _prune(subfolder, image_ids), subfolders))
+        for model in filter(_MODEL.fullmatch, (folder / kind).names()):
+            wanted = image_ids if model == current else ()
+            names = (folder / kind / model).names()
+            subfolders = [folder / kind / model / name for name in filter(_SHELF.fullmatch, names)]
+            with ThreadPoolExecutor(8) as executor:
+                list(executor.map(lambda shelf, ids=wanted: _prune(shelf, ids), subfolders))
+            if model != current:
+                _remove_empty(folder / kind / model)
 
 
 def _prune(subfolder: StoragePath, image_ids: Collection[str]) -> None:
-    for name in subfolder.names():
-        # A leading dot marks a temporary file of a build that was killed.
-        if name.startswith(".") or name.split(".")[0] not in image_ids:
+    for name in filter(_ENTRY.fullmatch, subfolder.names()):
+        if name.split(".")[0] not in image_ids:
             (subfolder / name).remove()
+    if not image_ids:
+        _remove_empty(subfolder)
+
+
+def _remove_empty(folder: StoragePath) -> None:
+    """Remove a folder of a local disk unless somebody put something into it."""
+    if folder.is_local:
+        with contextlib.suppress(OSError):
+            folder.path.rmdir()

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lasr.device import pick_device
+from lasr.pictures.find import expand_lists
 from lasr.weights.locate import locate_all, untrained
 from pipeline.build.fingerprint import Identities, fingerprint, identify
 from pipeline.build.models import Job
 from pipeline.build.parts import Part, Shard, read_parts, state_of
 from pipeline.config import BuildConfig
-from pipeline.ownership import check_outputs
+from pipeline.outputs import check_found, check_outputs
 from pipeline.stages import images
 from pipeline.stages.captions import DICTIONARY, dictionary_sha256, read_dictionary
 from pipeline.stages.depth import with_family
@@ -92,8 +93,15 @@ def prepare(config: BuildConfig) -> Prepared:
     Raises UserError: an output that is not a build's own, no GPU, an unreadable dictionary,
     missing or damaged weights, no photographs.
     """
-    check_outputs(StoragePath(config.out), config.work, config.images)
-    photographs = images.find(config.images)[: config.limit]
+    out, cache = (
+        StoragePath(config.out),
+        None if config.cache is None else StoragePath(config.cache),
+    )
+    inputs = [*expand_lists(config.images), config.depth, config.clip, config.dictionary]
+    check_outputs(out, config.work, [str(each) for each in inputs if each], cache)
+    found = images.find(config.images)
+    check_found((out, config.work, config.cache_folder), (photograph.path for photograph in found))
+    photographs = found[: config.limit]
     words = read_dictionary(config.dictionary or DICTIONARY)
     depth, clip = locate_all((config.depth_name, "depth"), (config.clip_name, "clip"))
     depth = with_family(depth)

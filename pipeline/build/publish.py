@@ -20,6 +20,7 @@ from pipeline.build.lock import HOLDER, LOCK
 from pipeline.build.parts import RETRIED, part_files
 from pipeline.build.plan import Build
 from pipeline.config import CACHE_FOLDER
+from pipeline.outputs import is_marked, is_own_manifest, remove_own
 from pipeline.sidecars import write_sidecars
 from pipeline.storage import StoragePath, read_table, reported, scratch
 from schemas.catalogue import IMAGES, beside
@@ -83,7 +84,7 @@ def publish(
     encoded = encoded_metadata(IMAGES, metadata)
     with scratch(work, images.name) as temporary:  # the folder that `sweep` cleans
         pq.write_table(catalogue.replace_schema_metadata(encoded), temporary)
-        images.take(temporary)
+        images.take(temporary, is_marked)
     patches = {role: pc.sum(catalogue[f"n_{role}"]).as_py() for role in ("lr", "hr")}
     return Summary(str(out), str(images), len(parts), status, patches)
 
@@ -132,7 +133,8 @@ def _publish_locally(
 ) -> None:
     """Link the parts into a new folder, then replace the manifest by it in one step."""
     new = work / "publishing"
-    new.remove()  # of a build that was killed here
+    if new.exists():  # of a build that was killed here
+        remove_own(new)
     new.path.mkdir(parents=True)
     for name in parts:
         source, _ = part_files(work, name)
@@ -142,7 +144,7 @@ def _publish_locally(
         elif rows == "all":
             _link(source.path, new.path / source.name)
     out.path.parent.mkdir(parents=True, exist_ok=True)
-    replace_folder(new.path, out.path)
+    replace_folder(new.path, out.path, is_own_manifest)
 
 
 def _publish_objects(
@@ -168,7 +170,7 @@ def _publish_objects(
         elif target.name not in existing:
             source.fs.copy_file(source.key, target.key)
     for name in existing - wanted:
-        (out / name).remove()
+        remove_own(out / name)
 
 
 def _wanted(part: StoragePath, unwanted: pa.Array) -> str:
@@ -199,13 +201,13 @@ def sweep(work: StoragePath) -> None:
     """Remove the temporary files of a killed build; finished parts stay."""
     for name in work.names():
         if name.endswith(".tmp"):
-            (work / name).remove()
+            remove_own(work / name)
 
 
 def prune(work: StoragePath, parts: Collection[str]) -> None:
-    """Remove parts that no longer belong to the manifest, and anything else but cache and lock."""
+    """Remove parts that no longer belong to the manifest, and other leftovers of builds."""
     keep = {file.name for name in parts for file in part_files(work, name)}
     keep |= {CACHE_FOLDER, LOCK, HOLDER}
     for name in work.names():
         if name not in keep:
-            (work / name).remove()
+            remove_own(work / name)

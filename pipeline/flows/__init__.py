@@ -6,6 +6,10 @@ from typing import Any
 # Prefect reads these when it is imported, which happens in the modules of this package only.
 os.environ.setdefault("DO_NOT_TRACK", "1")  # no usage statistics
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+# No page of another origin may call the embedded server. prefect.toml has the same for others.
+os.environ.setdefault(
+    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "http://127.0.0.1:4200,http://localhost:4200"
+)
 # The default of 20 s is too short for the embedded server with a new database on a busy machine.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 

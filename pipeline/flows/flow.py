@@ -25,6 +25,7 @@ from lasr.errors import UserError, one_line
 from pipeline.config import BuildConfig
 from pipeline.flows import artifacts
 from pipeline.flows.plugin import setup_environment
+from pipeline.roots import VARIABLE, check_parameters, check_photographs, roots
 
 if TYPE_CHECKING:
     from pipeline.build.parts import Shard
@@ -38,6 +39,8 @@ RETRIES = 2
 RETRY_SECONDS = 5
 # What `build` prepared for the run that it starts. A served deployment prepares by itself.
 _prepared: "ContextVar[Prepared | None]" = ContextVar("prepared", default=None)
+# Whether this process was asked for the run by whoever started it, and not through the server.
+_own_run: ContextVar[bool] = ContextVar("own_run", default=False)
 
 
 def _build_patches(**parameters: Any) -> Any:
@@ -48,7 +51,11 @@ def _build_patches(**parameters: Any) -> Any:
 
     try:
         config = BuildConfig(**parameters)
+        if not _own_run.get():
+            check_parameters(config)
         prepared = _prepared.get() or prepare(config)
+        if not _own_run.get():
+            check_photographs(photograph.path for photograph in prepared.photographs)
         with sole_build(config.work):
             sweep(config.work)
             build = plan_build(prepared)
@@ -214,13 +221,14 @@ def build(config: BuildConfig, prepared: "Prepared | None" = None) -> dict[str, 
     prepared: the result of `pipeline.build.plan.prepare(config)`, if the caller has it already.
     Raises UserError.
     """
-    token = _prepared.set(prepared)
+    token, own = _prepared.set(prepared), _own_run.set(True)
     try:
         with _reachable_server():
             state = build_patches(**config.model_dump(exclude={"dry_run"}), return_state=True)
         result: dict[str, Any] = state.result()  # raises the UserError of a Failed state
     finally:
         _prepared.reset(token)
+        _own_run.reset(own)
     return result
 
 
@@ -231,5 +239,6 @@ def serve() -> None:
             "PREFECT_API_URL is not set, so there is no server to register the deployment with",
             "start `prefect server start` and set PREFECT_API_URL=http://127.0.0.1:4200/api",
         )
+    print(f"runs may read and write below {', '.join(roots())} ({VARIABLE})", flush=True)
     with _reachable_server():
         build_patches.serve(name=NAME)

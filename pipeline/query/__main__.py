@@ -19,7 +19,9 @@ from pydantic import BaseModel, Field, model_validator
 
 from lasr.cli import Command
 from lasr.errors import UserError
+from lasr.ownership import check_apart, check_file
 from pipeline.query.questions import QUESTIONS, listing
+from schemas.catalogue import BESIDE, beside
 from schemas.manifest import open_manifest
 
 
@@ -39,6 +41,11 @@ class QueryConfig(BaseModel):
         description="write a manifest of the patches in the answer, for `lasr train --manifest`;"
         " the answer needs the column patch_id",
     )
+    overwrite: bool = Field(
+        False,
+        description="let --out replace any file (default: only Parquet that --out wrote before;"
+        " other formats have no place for a mark)",
+    )
     allow_files: bool = Field(
         False,
         description="let the SQL read and write any file and run any statement (default: it reads"
@@ -56,6 +63,24 @@ class QueryConfig(BaseModel):
         return self
 
 
+def check_outputs(config: QueryConfig) -> None:
+    """Refuse an output that is not ours to replace, or that belongs to the manifest queried."""
+    path = config.manifest
+    read = [path, *(path.with_name(beside(path.name, name)) for name in BESIDE)]
+    if config.out and config.overwrite and config.out.is_file() and not config.out.is_symlink():
+        check_apart(config.out, read)
+    elif config.out:
+        check_file(config.out, read)
+    if config.save:
+        if config.save.suffix != ".parquet":
+            raise UserError(
+                f"--save {config.save}: not a Parquet file", "use a name that ends in .parquet"
+            )
+        check_file(config.save, read, "--save")
+        for name in BESIDE:
+            check_file(config.save.with_name(beside(config.save.name, name)), read, "--save")
+
+
 def run(config: QueryConfig) -> None:
     """Answer the question of `config`. Raises UserError."""
     if config.list:
@@ -67,10 +92,11 @@ def run(config: QueryConfig) -> None:
             f"there are: {', '.join(QUESTIONS)}",
         )
     sql = QUESTIONS[config.ask].sql if config.ask is not None else config.sql or ""
+    check_outputs(config)
     manifest = open_manifest(config.manifest, columns=())
     from pipeline.query.answer import ask  # imports DuckDB
 
-    ask(sql, manifest, config.format, config.out, config.save, config.allow_files)
+    ask(sql, manifest, config.format, config.out, config.save, config.allow_files, config.overwrite)
 
 
 main = Command(QueryConfig, run, name="lasr query", about=__doc__, positional="sql")

@@ -12,7 +12,9 @@ import duckdb
 
 from lasr.errors import UserError
 from lasr.files import atomic_path
-from pipeline.query.sandbox import check_target, confine, read_only, readable_files, refusal
+from lasr.marks import KEY
+from lasr.ownership import is_ours
+from pipeline.query.sandbox import confine, read_only, readable_files, refusal
 from pipeline.query.save import save
 from pipeline.query.views import with_views
 from schemas.manifest import Manifest
@@ -28,18 +30,20 @@ def ask(
     out: Path | None = None,
     save_to: Path | None = None,
     allow_files: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Answer one question. Raises UserError.
 
     form: how the answer is printed, or written to `out`. save_to: write a manifest of the patches
-    in the answer instead. allow_files: run any statement and open any file.
+    in the answer instead. allow_files: run any statement and open any file. overwrite: `out` may
+    replace what is not ours.
     """
-    if output := out or save_to:
-        check_target(manifest, output)
     with ExitStack() as stack:
         connection = stack.enter_context(with_views(manifest))
         spill = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        target = stack.enter_context(atomic_path(out)) if out else spill / "answer"
+        target = spill / "answer"
+        if out:
+            target = stack.enter_context(atomic_path(out, None if overwrite else is_ours))
         try:
             statement = sql
             if not allow_files:
@@ -71,7 +75,8 @@ def _show(answer: duckdb.DuckDBPyRelation, form: Form, out: Path | None, target:
     if form == "table" and out is None:
         _without_pixels(answer).show(max_width=shutil.get_terminal_size((WIDTH, 24)).columns)
         return
-    options = {"table": "csv", "json": "json, ARRAY true"}.get(form, form)
+    marked = f"parquet, KV_METADATA {{'{KEY}': '{{}}'}}"
+    options = {"table": "csv", "json": "json, ARRAY true", "parquet": marked}.get(form, form)
     path = str(target).replace("'", "''")
     answer.query("answer", f"COPY (FROM answer) TO '{path}' (FORMAT {options}, USE_TMP_FILE false)")
     if out is None:

@@ -28,13 +28,6 @@ def readable_files(manifest: Manifest) -> list[Path]:
     return [manifest.path, *others]
 
 
-def check_target(manifest: Manifest, target: Path) -> None:
-    """Raises UserError if writing `target` would overwrite what is queried."""
-    for path in readable_files(manifest):
-        if path.resolve() in (target.resolve(), *target.resolve().parents):
-            raise UserError(f"{target}: belongs to the manifest queried", "choose another name")
-
-
 def confine(
     connection: duckdb.DuckDBPyConnection, readable: Iterable[Path], target: Path, spill: Path
 ) -> None:

@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lasr.errors import UserError
-from lasr.files import atomic_path
-from pipeline.ownership import check_file
+from lasr.ownership import own_path
 from pipeline.sidecars import write_sidecars
 from pipeline.storage import StoragePath
 from schemas.catalogue import IMAGES, images_path
@@ -29,14 +28,8 @@ def save(
 
     An answer with the columns NEEDED is written as it is, with any other columns it has. An answer
     with `patch_id` alone selects whole rows of the manifest, which keep the manifest's order.
-    Raises UserError if the answer has neither, no rows, or only one role, or if the target is not
-    the name of a new or own Parquet file.
+    Raises UserError if the answer has neither, no rows, or only one role. Call `check_save` first.
     """
-    if target.suffix != ".parquet":
-        raise UserError(f"--save {target}: not a Parquet file", "use a name that ends in .parquet")
-    if target.is_dir():
-        raise UserError(f"--save {target}: this is a folder", "choose another name")
-    check_file(target)
     missing = [name for name in NEEDED if name not in answer.columns]
     if missing and "patch_id" not in answer.columns:
         raise UserError(
@@ -50,7 +43,7 @@ def save(
         reader = answer.to_arrow_reader(ROW_GROUP)
         schema, batches = reader.schema, iter(reader)
         check_columns(schema, NEEDED, target)
-    with atomic_path(target) as temporary:
+    with own_path(target) as temporary:
         counts = _write(temporary, schema, metadata, batches)
         roles = Counter[str]()
         for (_, role), number in counts.items():
@@ -123,7 +116,7 @@ def _write_catalogue(
         if row["status"] in ("ok", "left_out"):
             row |= {f"n_{role}": number for role, number in left.items()}
     with (
-        atomic_path(images_path(target)) as temporary,
+        own_path(images_path(target)) as temporary,
         rows_to(temporary, IMAGES, metadata) as write,
     ):
         write(rows)

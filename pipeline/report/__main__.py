@@ -10,7 +10,7 @@ import sys
 import time
 
 from lasr.cli import Command
-from lasr.files import write_bytes
+from lasr.ownership import check_file, write_own
 from pipeline.report.config import ReportConfig
 from schemas.manifest import open_manifest
 
@@ -18,13 +18,14 @@ from schemas.manifest import open_manifest
 def run(config: ReportConfig) -> None:
     """Write the page and print its size. Raises UserError."""
     start = time.monotonic()
+    check_file(config.out, [config.manifest, *(config.images or [])])
     open_manifest(config.manifest, columns=())  # a wrong path is reported before DuckDB loads
     from pipeline.report.page import build_page
     from pipeline.report.pictures import DETAILS
 
     page, detail = build_page(config)
     content = page.encode()
-    write_bytes(config.out, content)
+    write_own(config.out, content)
     smaller = " (with smaller pictures to fit)" if detail is not DETAILS[0] else ""
     print(f"report: {config.out}, {len(content) / 1e6:.1f} MB{smaller}")
     print(f"time:   {time.monotonic() - start:.0f} s")

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from lasr.cli import progress
 from lasr.errors import UserError, one_line
+from lasr.marks import signed
 from lasr.weights.locate import TABLE, untrained
 from pipeline.query.views import connect
 from pipeline.report import charts
@@ -160,7 +161,7 @@ def _render(facts: dict[str, Any], samples: Samples, detail: Detail) -> str:
     # The page's content security policy allows this script, by its digest, and no other.
     script = Markup(environment.get_template("report.js").render())
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html").render(
+    page = environment.get_template("report.html").render(
         facts,
         colours=COLOURS,
         script=script,
@@ -173,6 +174,7 @@ def _render(facts: dict[str, Any], samples: Samples, detail: Detail) -> str:
         photograph_uri=photograph_uri,
         patch_picture=patch_picture,
     )
+    return signed(page)
 
 
 def figures(value: float | None) -> str:

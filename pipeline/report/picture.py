@@ -15,7 +15,9 @@ from pydantic import BaseModel, Field
 from lasr.cli import Command
 from lasr.device import Device
 from lasr.errors import UserError
-from lasr.files import atomic_path
+from lasr.marks import in_picture
+from lasr.ownership import check_file, own_path
+from lasr.pictures.find import expand_lists
 from pipeline.report.config import COLOURS
 from schemas.manifest import open_manifest
 
@@ -46,6 +48,7 @@ def draw(config: PictureConfig) -> str:
             f"--out {config.out}: not a name of a picture",
             f"use one that ends in {', '.join(FORMATS)}",
         )
+    check_file(config.out, [config.manifest, *expand_lists(config.images)])
     manifest = open_manifest(config.manifest)
     # After the manifest is checked: the first loads pandas, the last PyTorch.
     import pyarrow.compute as pc
@@ -117,8 +120,9 @@ def _draw(
                 spine.set_visible(bool(axes.images))
     with io.BytesIO() as buffer:
         figure.savefig(buffer, format="png")
-        with Image.open(buffer) as drawn, atomic_path(out) as temporary:
-            drawn.convert("RGB").save(temporary, format=FORMATS[out.suffix.lower()], quality=85)
+        with Image.open(buffer) as drawn, own_path(out) as temporary:
+            form = FORMATS[out.suffix.lower()]
+            drawn.convert("RGB").save(temporary, format=form, quality=85, **in_picture())
 
 
 def _outline(axes: Any, row: dict[str, Any]) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lasr.marks import signed
+from pipeline.outputs import is_marked
 from pipeline.sidecars.card import data_card
 from pipeline.sidecars.duplicates import find_duplicates
 from pipeline.storage import StoragePath, read_table, reported, scratch
@@ -29,11 +31,11 @@ def write_sidecars(manifest: StoragePath, metadata: dict[str, Any], work: Storag
     encoded = encoded_metadata(DUPLICATES, metadata)
     with scratch(work, duplicates_path.name) as temporary:
         pq.write_table(duplicates.replace_schema_metadata(encoded), temporary)
-        duplicates_path.take(temporary)
-    card = data_card(manifest, metadata, catalogue, patches, duplicates)
+        duplicates_path.take(temporary, is_marked)
+    card = signed(data_card(manifest, metadata, catalogue, patches, duplicates))
     with scratch(work, card_path.name) as temporary:
         temporary.write_text(card, encoding="utf-8")
-        card_path.take(temporary)
+        card_path.take(temporary, is_marked)
 
 
 def _read_patches(manifest: StoragePath) -> pa.Table:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from lasr.__main__ import main
+from pipeline.roots import VARIABLE
 from tests.support.servers import BIN, ROOT
 
 DOCKERFILE = ROOT / "docker/Dockerfile"
@@ -90,6 +91,12 @@ def test_no_file_holds_a_secret() -> None:
     assert len(passwords) == 2
     for value in passwords:  # compose stops where the variable is missing
         assert re.fullmatch(r"\$\{POSTGRES_PASSWORD:\?[^}]+\}", value)
+    server, worker = services()["server"], services()["worker"]
+    assert "PREFECT_SERVER_API_AUTH_STRING" in server["environment"]
+    assert "PREFECT_API_AUTH_STRING" in worker["environment"]
+    for value in re.findall(r"AUTH_STRING: (.*)", text):
+        assert re.fullmatch(r"\$\{PREFECT_AUTH:\?[^}]+\}", value)
+    assert server["ports"] == ["127.0.0.1:4200:4200"]
     ignored = (ROOT / ".gitignore").read_text().splitlines()
     assert "docker/.env" in ignored
     assert not re.search(r"(?i)(password|secret|token)\s*=", DOCKERFILE.read_text())
@@ -101,7 +108,7 @@ def test_commands_and_settings_are_real() -> None:
     names = {c[1] for c in commands if c[0] == "lasr"}
     assert names == {"build", "train"} and names < set(main.commands)
     used = {name for s in services().values() for name in s.get("environment", {})}
-    for name in used - {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD"}:
+    for name in used - {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD", VARIABLE}:
         assert getattr(prefect.settings, name).name == name  # raises where Prefect knows none
 
 

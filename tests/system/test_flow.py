@@ -1,5 +1,6 @@
 """The Prefect flow, for real: with its embedded server, served, and through a work pool."""
 
+import base64
 import json
 import logging
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from typing import Any
 import duckdb
 import pytest
 from PIL import Image
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from lasr.errors import UserError
 from pipeline.build import plan
@@ -36,6 +38,8 @@ from tests.support.servers import (
     wait_for,
 )
 
+PASSWORD = "me:a b&c"  # as docs/prefect.md and the compose file set it
+AUTHORIZED = {"Authorization": f"Basic {base64.b64encode(PASSWORD.encode()).decode()}"}
 pytestmark = pytest.mark.xdist_group("prefect")  # one server for all of them
 
 
@@ -60,7 +64,7 @@ class Project:
         request = urllib.request.Request(
             f"{self.environment['PREFECT_API_URL']}/{what}/filter",
             json.dumps(question).encode(),
-            {"Content-Type": "application/json"},
+            {"Content-Type": "application/json"} | AUTHORIZED,
         )
         return json.load(urllib.request.urlopen(request, timeout=10))
 
@@ -84,8 +88,13 @@ def project(tmp_path: Path) -> Project:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """With `prefect server start`, on PostgreSQL where that is installed, else on SQLite."""
+    """With `prefect server start`, on PostgreSQL where that is installed, else on SQLite.
+
+    It has a password, which all commands of the project know.
+    """
     project = new_project(tmp_path_factory.mktemp("server"))
+    project.environment["PREFECT_SERVER_API_AUTH_STRING"] = PASSWORD
+    project.environment["PREFECT_API_AUTH_STRING"] = PASSWORD
     programs = postgresql_bin()
     if programs is None:
         with prefect_server(project.folder, project.environment) as api:
@@ -107,7 +116,8 @@ def here(
     """This process as a client of that server, with no pause before a retry."""
     monkeypatch.setattr(flows, "RETRY_SECONDS", 0)
     logging.getLogger("prefect").addHandler(caplog.handler)  # they do not reach the root logger
-    with temporary_settings({PREFECT_API_URL: server.environment["PREFECT_API_URL"]}):
+    known = {PREFECT_API_URL: server.environment["PREFECT_API_URL"]}
+    with temporary_settings(known | {PREFECT_API_AUTH_STRING: PASSWORD}):
         yield server
     logging.getLogger("prefect").removeHandler(caplog.handler)
 
@@ -181,6 +191,7 @@ def check_form(deployment: dict[str, Any]) -> None:
 def test_the_served_deployment(photographs: Path, server: Project) -> None:
     """As the README types it: serve, then `prefect deployment run build-patches -p … --watch`."""
     run = [PREFECT, "deployment", "run"]
+    server.environment["LASR_ROOTS"] = f"{photographs}:{server.folder}:s3://bucket/photos"
     with server.background(sys.executable, "-m", "pipeline.flows") as log:
         wait_for("the deployment", lambda: server.ask("deployments"), log)
         (deployment,) = server.ask("deployments")
@@ -205,10 +216,60 @@ def test_the_served_deployment(photographs: Path, server: Project) -> None:
         assert "Traceback" not in failed.stdout + log.read_text()
         assert last_run(server)["state"]["message"].startswith("nowhere: no such folder")
 
+        outside = server.folder.parent / "somewhere-else" / "patches.parquet"
+        elsewhere = json.dumps(parameters | {"out": str(outside)})
+        failed = server.run(*run, "build-patches", "--params", elsewhere, "--watch")
+        assert failed.returncode == 1, failed.stdout + failed.stderr
+        message = last_run(server)["state"]["message"]
+        assert message.startswith(f"--out {outside}: outside of what this deployment may use")
+        assert not outside.parent.exists()
+
         refused = server.run(*run, "build-patches", "-p", 'images=["a"]', "-p", "k=0")
         text = " ".join((refused.stdout + refused.stderr).split())
         assert refused.returncode == 1 and "'k'. Failure reason: 0 is less than" in text
         assert server.run(*run, "no-such-name").returncode == 1
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "http://127.0.0.1:8000", "null"])
+def test_pages_of_other_origins_reach_nothing(server: Project, origin: str) -> None:
+    """With the project's prefect.toml: neither a simple request nor a preflight is let through."""
+    preflight = {"Access-Control-Request-Method": "POST"}
+    preflight |= {"Access-Control-Request-Headers": "content-type"}
+    question = b'{"limit": 1}'
+    statuses = []
+    for method, path, body, headers in (
+        ("GET", "health", None, {}),
+        ("OPTIONS", "deployments/filter", None, preflight),
+        ("POST", "deployments/filter", question, {"Content-Type": "application/json"}),
+        ("POST", "deployments/filter", question, {"Content-Type": "text/plain"}),
+    ):
+        api = f"{server.environment['PREFECT_API_URL']}/{path}"
+        answer = send(api, body, headers | AUTHORIZED | {"Origin": origin}, method)
+        statuses.append(answer.status)
+        assert "access-control-allow-origin" not in answer.headers, (method, path)
+    # What a page may send without asking is not taken for JSON, so it starts nothing either.
+    assert statuses == [200, 400, 200, 422]
+
+
+def send(url: str, body: bytes | None, headers: dict[str, str], method: str) -> Any:
+    request = urllib.request.Request(url, body, headers, method=method)
+    try:
+        return urllib.request.urlopen(request, timeout=10)
+    except urllib.error.HTTPError as error:
+        return error
+
+
+def test_pages_of_the_server_itself_reach_it(server: Project) -> None:
+    own = {"Origin": "http://127.0.0.1:4200"}
+    answer = send(f"{server.environment['PREFECT_API_URL']}/health", None, own, "GET")
+    assert answer.headers["access-control-allow-origin"] == own["Origin"]
+
+
+def test_the_server_asks_for_its_password(server: Project) -> None:
+    api = server.environment["PREFECT_API_URL"]
+    form = {"Content-Type": "application/json"}
+    assert send(f"{api}/deployments/filter", b"{}", form, "POST").status == 401
+    assert send(f"{api}/deployments/filter", b"{}", form | AUTHORIZED, "POST").status == 200
 
 
 def check_artifacts(server: Project, run: str) -> None:

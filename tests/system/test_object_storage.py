@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
@@ -25,6 +27,9 @@ from lasr.errors import UserError
 from pipeline import storage
 from pipeline.build.cache import Cache
 from pipeline.build.lock import check_free, sole_build
+from pipeline.build.plan import plan_build, prepare
+from pipeline.build.publish import finish
+from pipeline.build.shard import build_shard
 from pipeline.config import BuildConfig
 from pipeline.stages.images import find, load
 from pipeline.storage import StorageError, StoragePath
@@ -337,3 +342,79 @@ def test_small_objects_go_by_many_threads(
     build(f"{bucket}/photos", f"{bucket}/data/patches.parquet", shard_size=4)
     for names in threads.values():
         assert names == {"photographs_0", "photographs_1"}
+
+
+def objects(bucket: str) -> dict[str, bytes]:
+    """Every object of a bucket with its content."""
+    place = StoragePath(bucket)
+    found = place.fs.get_file_info(pafs.FileSelector(place.key, recursive=True))
+    return {
+        info.path: StoragePath(f"s3://{info.path}").read_bytes()
+        for info in found
+        if info.type == pafs.FileType.File
+    }
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        "data/images.parquet",
+        "data/duplicates.parquet",
+        "data/card.md",
+        "data/patches.parquet/notes.txt",
+        "data/patches.parquet/part-0123456789abcdef.parquet",
+        "data/patches.parquet/folder/notes.txt",
+        "data/patches.work/notes.txt",
+        "data/patches.work/lock",
+        "data/patches.work/part-0123456789abcdef.images.parquet",
+    ],
+)
+def test_foreign_objects_stay(foreign: str, album: Path, bucket: str) -> None:
+    StoragePath(f"{bucket}/photos/a.png").write_bytes((album / "coffee.png").read_bytes())
+    content = b"precious"
+    if foreign.endswith(".parquet"):
+        with pa.BufferOutputStream() as stream:
+            pq.write_table(pa.table({"a": [1]}), stream)
+            content = stream.getvalue().to_pybytes()
+    StoragePath(f"{bucket}/{foreign}").write_bytes(content)
+    before = objects(bucket)
+    with pytest.raises(UserError, match=r"nothing was changed; choose another --out$"):
+        build(f"{bucket}/photos", f"{bucket}/data/patches.parquet")
+    assert objects(bucket) == before
+
+
+@pytest.mark.parametrize(
+    "out",
+    ["", "/", "/photos", "/photos/", "//photos", "/photos/new", "/x/../photos/new",
+     "/photos/deep/..",     "/.", "/.."],
+)  # fmt: skip
+def test_outputs_and_inputs_are_apart_there_too(out: str, album: Path, bucket: str) -> None:
+    StoragePath(f"{bucket}/photos/deep/a.png").write_bytes((album / "coffee.png").read_bytes())
+    before = objects(bucket)
+    images = f"{bucket}/photos/deep" if out.endswith("photos/") else f"{bucket}/photos"
+    with pytest.raises(UserError, match="--out"):
+        build(images, bucket + out)
+    assert objects(bucket) == before
+
+
+def test_what_came_during_a_build_stays(
+    album: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(album, f"{bucket}/photos")
+    out = f"{bucket}/data/patches.parquet"
+    build(f"{bucket}/photos", out)
+    late = [StoragePath(f"{bucket}/data/{name}") for name in
+            ("patches.parquet/notes.txt", "patches.work/notes.txt", "patches.work/kept/notes.txt",
+             "patches.work/kept/features/notes.txt")]  # fmt: skip
+    config = BuildConfig(images=[f"{bucket}/photos"], out=out, profile="offline", k=1, shard_size=2)
+    planned = plan_build(prepare(config))
+    made = [build_shard(planned.job, shard) for shard in planned.plan.to_do]
+    for place in late:
+        place.write_bytes(b"precious")
+    finish(planned, made)
+    assert [place.read_bytes() for place in late] == [b"precious"] * len(late)
+    card = StoragePath(f"{bucket}/data/card.md")
+    card.write_bytes(b"precious")
+    with pytest.raises(UserError, match="not ours to replace"):
+        finish(planned, made)
+    assert card.read_bytes() == b"precious"

@@ -14,7 +14,9 @@ import spandrel
 import torch
 from torch import Tensor, nn
 
+import lasr
 from lasr.errors import UserError
+from lasr.ownership import is_ours
 from tests.support.weights import load_sr
 from trainer.export import ExportConfig, describe, export, main
 from trainer.models import export as exporting
@@ -71,6 +73,7 @@ def test_onnx_runtime_answers_as_spandrel_at_any_size(
     about = {entry.key: entry.value for entry in model.metadata_props}
     identity = about.pop("source")
     assert identity.startswith("model@")
+    assert about.pop("la-sr") == lasr.__version__ and is_ours(out)
     assert about == {"scale": "4", "colour": "RGB", "range": "0..1", "licence": "CC0-1.0"}
     content = out.read_bytes()
     assert b"site-packages" not in content and str(Path.cwd()).encode() not in content

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from lasr.cli import Command
+from lasr.ownership import check_file
 from schemas.manifest import open_manifest
 
 SCALE = 3  # side of an LR pixel on the sheet
@@ -29,6 +30,7 @@ class SheetConfig(BaseModel):
 
 def draw_sheet(config: SheetConfig) -> None:
     """Write LR patches and degraded copies of each, all enlarged. Raises UserError."""
+    check_file(config.out, [config.manifest])
     open_manifest(config.manifest, columns=())  # a wrong path is reported before PyTorch loads
     import torch
 

@@ -8,6 +8,7 @@ weights. After an interruption the same command continues. See docs/evaluate.md.
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +17,8 @@ from pydantic import BaseModel, Field, model_validator
 from lasr.cli import Command
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
+from lasr.ownership import check_folder
+from lasr.weights.digests import sha256
 from schemas.manifest import SCALE
 from trainer.evaluate import scores, testset
 from trainer.evaluate.methods import locate_weights, parse_methods
@@ -101,12 +104,34 @@ class EvaluateConfig(BaseModel):
         return list(dict.fromkeys(self.metrics)) or possible
 
 
+def _targets(config: EvaluateConfig, methods: list[str], pictures: list[str]) -> Iterator[Path]:
+    """Every file that an evaluation writes, but the pictures that it is known to have made."""
+    yield from scores.files(config.out)
+    for method in methods:
+        made = config.out / "sr" / method / scores.MADE
+        yield made
+        known = scores.digests(made)
+        for path in (made.with_name(f"{name}.png") for name in pictures):
+            if not (path.is_file() and known and sha256(path) in known):
+                yield path
+    if not config.images and not scores.is_old(config.out):
+        for folder in ("reference",) if config.protocol == "luma" else ("reference", "lr"):
+            yield from (config.out / folder / f"{name}.png" for name in pictures)
+
+
 def run(config: EvaluateConfig) -> None:
     """Score every method on every picture, print the table of means, and write all to --out.
 
     Raises UserError at the end if something that was asked for could not be scored.
     """
-    methods = locate_weights(parse_methods(config.weights, config.outputs))
+    named = parse_methods(config.weights, config.outputs)
+    inputs = [*config.images, *config.reference, *(m.source for m in named if m.is_folder)]
+    check_folder(config.out, inputs)
+    names = [file.stem for file in testset.find(config.images or config.reference)]
+    check_folder(
+        config.out, inputs, _targets(config, [m.name for m in named if not m.is_folder], names)
+    )
+    methods = locate_weights(named)
     if config.images:
         pictures = testset.from_images(config.images, config.reference, config.scale)
     else:

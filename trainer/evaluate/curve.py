@@ -17,7 +17,8 @@ from pydantic import BaseModel, Field
 
 from lasr.cli import Command
 from lasr.errors import UserError, require
-from lasr.files import atomic_path
+from lasr.marks import SOFTWARE
+from lasr.ownership import check_file, own_path
 from trainer.evaluate import scores
 
 
@@ -35,6 +36,11 @@ class CurveConfig(BaseModel):
 
 def run(config: CurveConfig) -> None:
     """Write the PNG and the CSV. Raises UserError: the evaluation has no checkpoints."""
+    out = config.out or config.evaluation / "curve.png"
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: not the name of a PNG", "use one that ends in .png")
+    for path in (out, out.with_suffix(".csv")):
+        check_file(path, [config.evaluation] if config.out else [])
     found = scores.read(config.evaluation)
     titles = {
         s.metric: f"{s.title} {'↑' if s.higher_is_better else '↓'}"
@@ -48,8 +54,7 @@ def run(config: CurveConfig) -> None:
             "give `lasr evaluate` a folder of step*.safetensors, or NAME@STEP=FILE for each",
         )
     points.sort(key=lambda point: (point["metric"], point["method"], point["step"] or 0))
-    out = config.out or config.evaluation / "curve.png"
-    with atomic_path(out.with_suffix(".csv")) as temporary:
+    with own_path(out.with_suffix(".csv")) as temporary:
         pyarrow.csv.write_csv(pa.Table.from_pylist(points), temporary)
     _draw(out, titles, points)
     print(f"{out} and {out.with_suffix('.csv').name}")
@@ -96,8 +101,8 @@ def _draw(out: Path, titles: dict[str, str], points: list[dict[str, Any]]) -> No
     if len(methods) > 1:
         handles, labels = grid.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
-    with atomic_path(out) as temporary:
-        figure.savefig(temporary, format="png")
+    with own_path(out) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": SOFTWARE})
     plt.close(figure)
 
 

@@ -14,6 +14,8 @@ from lasr.cli import progress
 from lasr.device import device_name
 from lasr.errors import UserError, one_line
 from lasr.files import atomic_path
+from lasr.marks import in_picture
+from lasr.ownership import is_ours
 from lasr.pictures.find import find_pictures
 from lasr.pictures.read import read_rgb
 from lasr.weights.digests import sha256
@@ -21,7 +23,7 @@ from schemas.manifest import SCALE
 from trainer.evaluate.methods import BICUBIC, Method
 from trainer.evaluate.metrics import Metric
 from trainer.evaluate.resize import enlarge
-from trainer.evaluate.scores import Cache, Score
+from trainer.evaluate.scores import MADE, Cache, Score
 from trainer.evaluate.testset import Picture, match
 from trainer.models.load import load_model
 from trainer.sheets import to_uint8
@@ -160,7 +162,7 @@ class MethodRunner:
         self._method, self._folder, self._device = method, folder, device
         self._passes, self._tile = passes, tile
         self._identity = method.weights.identity if method.weights else BICUBIC
-        self._outputs = Cache(folder / "made.jsonl")
+        self._outputs = Cache(folder / MADE)
         self._run: Callable[[Tensor], Tensor] | None = None
         self._parameters: int | None = None
 
@@ -178,8 +180,8 @@ class MethodRunner:
             begin = time.perf_counter()
             enlarged = run(pixels)
             seconds = time.perf_counter() - begin
-            with atomic_path(path) as temporary:
-                Image.fromarray(to_uint8(enlarged)).save(temporary, format="PNG")
+            with atomic_path(path, self._is_ours) as temporary:
+                Image.fromarray(to_uint8(enlarged)).save(temporary, format="PNG", **in_picture())
             known = {
                 "output": sha256(path),
                 "seconds": seconds,
@@ -188,6 +190,9 @@ class MethodRunner:
             }
             self._outputs.add(key, known)
         return Output(path, known["seconds"], known["parameters"], known["device"])
+
+    def _is_ours(self, path: Path) -> bool:
+        return is_ours(path) or sha256(path) in self._outputs.all("output")
 
     def _start(self, picture: Tensor) -> Callable[[Tensor], Tensor]:
         """Load the network, and enlarge a corner of the picture as a warm-up."""

@@ -14,9 +14,10 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from lasr.errors import UserError
-from lasr.files import atomic_path, write_bytes
+from lasr.marks import KEY, signed
+from lasr.ownership import is_ours, own_path, write_own
 
-SCORES, MEANS = "scores", "means"
+SCORES, MEANS, MADE = "scores", "means", "made.jsonl"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,25 @@ _ARROW: dict[object, pa.DataType] = {
 SCHEMA = pa.schema([(column.name, _ARROW[column.type]) for column in fields(Score)])
 
 
+def files(folder: Path) -> list[Path]:
+    """The files of an evaluation, apart from pictures and what is known of them."""
+    tables = [
+        folder / f"{stem}{suffix}" for stem in (SCORES, MEANS) for suffix in (".parquet", ".csv")
+    ]
+    return [*tables, folder / f"{MEANS}.md", folder / f"{SCORES}.jsonl"]
+
+
+def is_old(folder: Path) -> bool:
+    """Whether version 0.1.0 wrote an evaluation: its pictures have no mark."""
+    path = folder / f"{SCORES}.parquet"
+    return is_ours(path) and KEY.encode() not in (pyarrow.parquet.read_schema(path).metadata or {})
+
+
+def digests(made: Path) -> set[str]:
+    """The sha256 of every picture that `made.jsonl` says was made; empty if it is not ours."""
+    return set(Cache(made).all("output")) if is_ours(made) else set()
+
+
 def write(folder: Path, scores: list[Score]) -> None:
     """Write the files of an evaluation, each atomically.
 
@@ -60,7 +80,7 @@ def write(folder: Path, scores: list[Score]) -> None:
     """
     _write_both(folder / SCORES, [asdict(score) for score in scores], SCHEMA)
     _write_both(folder / MEANS, means(scores))
-    write_bytes(folder / f"{MEANS}.md", (markdown(scores) + "\n").encode())
+    write_own(folder / f"{MEANS}.md", signed(markdown(scores)).encode())
 
 
 def read(folder: Path) -> list[Score]:
@@ -175,10 +195,10 @@ def _common(values: Iterable[str]) -> str:
 
 
 def _write_both(stem: Path, rows: list[dict[str, Any]], schema: pa.Schema | None = None) -> None:
-    table = pa.Table.from_pylist(rows, schema=schema)
-    with atomic_path(stem.with_suffix(".parquet")) as temporary:
+    table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata({KEY: "{}"})
+    with own_path(stem.with_suffix(".parquet")) as temporary:
         pyarrow.parquet.write_table(table, temporary)
-    with atomic_path(stem.with_suffix(".csv")) as temporary:
+    with own_path(stem.with_suffix(".csv")) as temporary:
         pyarrow.csv.write_csv(table, temporary)
 
 
@@ -210,6 +230,10 @@ class Cache:
     def get(self, key: str) -> dict[str, Any] | None:
         """Return the value added last under `key`, or None."""
         return self._values.get(key)
+
+    def all(self, name: str) -> list[Any]:
+        """One value of each key."""
+        return [value[name] for value in self._values.values() if name in value]
 
     def add(self, key: str, value: dict[str, Any]) -> None:
         """Append one line and flush it to disk."""

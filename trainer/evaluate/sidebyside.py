@@ -21,7 +21,8 @@ from pydantic import BaseModel, Field
 
 from lasr.cli import Command, progress
 from lasr.errors import UserError, require
-from lasr.files import atomic_path
+from lasr.marks import in_picture
+from lasr.ownership import check_file, check_folder, own_path
 from lasr.pictures.read import read_rgb
 from trainer.evaluate import scores
 from trainer.evaluate.scores import Score
@@ -82,6 +83,9 @@ class Panel:
 
 def run(config: SideBySideConfig) -> None:
     """Write the sheets. Raises UserError: no such evaluation, picture, method, metric or crop."""
+    out = config.out or config.evaluation / "sheets"
+    is_file, inputs = out.suffix.lower() == ".png", [config.evaluation] if config.out else []
+    (check_file if is_file else check_folder)(out, inputs)
     found = scores.read(config.evaluation)
     pictures = _choose([score.image for score in found], config.pictures, "--pictures")
     methods = _choose([score.method for score in found], config.methods, "--methods")
@@ -89,6 +93,8 @@ def run(config: SideBySideConfig) -> None:
     metrics = _choose([score.metric for score in found], wanted, "--metrics")
     if config.metrics is not None and not wanted:
         metrics = []
+    if not is_file:
+        check_folder(out, inputs, [out / f"{name}.png" for name in pictures])
     rows = {}
     with progress(len(pictures), "drawn", "img") as bar:
         for name in pictures:
@@ -97,13 +103,12 @@ def run(config: SideBySideConfig) -> None:
             if own:
                 rows[name] = _row(name, own, metrics, config)
             bar.update()
-    out = config.out or config.evaluation / "sheets"
     sheets = {out / f"{name}.png": stack([row]) for name, row in rows.items()}
-    if out.suffix.lower() == ".png":
+    if is_file:
         sheets = {out: stack(list(rows.values()))}
     for path, sheet in sheets.items():
-        with atomic_path(path) as temporary:
-            sheet.save(temporary, format="PNG")
+        with own_path(path) as temporary:
+            sheet.save(temporary, format="PNG", **in_picture())
     print(f"{len(rows)} pictures, {len(methods)} methods: {out}")
 
 

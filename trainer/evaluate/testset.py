@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
+from lasr import ownership
 from lasr.cli import progress
 from lasr.errors import UserError
-from lasr.files import atomic_path
+from lasr.files import IsOurs, atomic_path
+from lasr.marks import in_picture
 from lasr.pictures.find import find_pictures
 from lasr.pictures.read import read_rgb
 from lasr.weights.digests import sha256
+from trainer.evaluate import scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +64,7 @@ def from_images(images: list[Path], references: list[Path], scale: int) -> list[
 
     Raises UserError: no picture, two pictures of one name, or ambiguous references.
     """
-    files = _find(images)
+    files = find(images)
     names = [file.stem for file in files]
     matched = match(names, list(find_pictures(references))) if references else {}
     return [Picture(file.stem, file, matched.get(file.stem), scale) for file in files]
@@ -77,7 +80,8 @@ def from_references(
     This is the protocol of SRCNN (Dong et al. 2014), whose bicubic row later papers copied.
     Raises UserError: no picture, two pictures of one name, or an unreadable one.
     """
-    files = _find(references)
+    files = find(references)
+    is_ours = None if scores.is_old(folder) else ownership.is_ours
     from trainer.evaluate.resize import cut_to_multiple, luma, reduce
 
     pictures = []
@@ -87,10 +91,10 @@ def from_references(
             if protocol == "luma":
                 reference = luma(reference)
             target, image = folder / "reference" / f"{file.stem}.png", None
-            _write(target, reference)
+            _write(target, reference, is_ours)
             if protocol == "rgb":
                 image = folder / "lr" / f"{file.stem}.png"
-                _write(image, reduce(reference, scale))
+                _write(image, reduce(reference, scale), is_ours)
             pictures.append(Picture(file.stem, image, target, scale))
             bar.update()
     return pictures
@@ -131,7 +135,8 @@ def _bare(stem: str, label: str) -> str:
     return bare
 
 
-def _find(paths: list[Path]) -> list[Path]:
+def find(paths: list[Path]) -> list[Path]:
+    """The picture files in `paths`. Raises UserError: none, or two of one name."""
     by_name: dict[str, Path] = {}
     for file in find_pictures(paths):
         if file.stem in by_name:
@@ -142,8 +147,8 @@ def _find(paths: list[Path]) -> list[Path]:
     return list(by_name.values())
 
 
-def _write(path: Path, picture: "Tensor") -> None:
+def _write(path: Path, picture: "Tensor", is_ours: IsOurs | None) -> None:
     from trainer.sheets import to_uint8
 
-    with atomic_path(path) as temporary:
-        Image.fromarray(to_uint8(picture)).save(temporary, format="PNG")
+    with atomic_path(path, is_ours) as temporary:
+        Image.fromarray(to_uint8(picture)).save(temporary, format="PNG", **in_picture())

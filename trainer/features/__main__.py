@@ -22,7 +22,8 @@ from pydantic import BaseModel, Field
 from lasr.cli import Command
 from lasr.device import Device, pick_device
 from lasr.errors import UserError, require
-from lasr.files import atomic_path, write_bytes
+from lasr.marks import KEY
+from lasr.ownership import check_folder, own_path, write_own
 from lasr.weights.locate import Located, locate, untrained
 from schemas.manifest import open_manifest
 from trainer.features.maps import View, draw
@@ -30,6 +31,9 @@ from trainer.features.sample import COLUMNS, FEWEST, WORDS, choose, word_labels
 
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
+
+
+FIGURE, COORDINATES, SCORES = "features.png", "coordinates.parquet", "scores.json"
 
 
 class FeaturesConfig(BaseModel):
@@ -52,12 +56,23 @@ class FeaturesConfig(BaseModel):
     clip: str | None = Field(None, description="the CLIP before training (default: the run's)")
     device: Device = Field("auto", description="where the encoders run")
 
+    @property
+    def folder(self) -> Path:
+        """Where files are written."""
+        return self.out or self.weights / "features"
+
 
 def run(config: FeaturesConfig) -> None:
     """Write features.png, coordinates.parquet and scores.json; print the scores.
 
     Raises UserError: no such run or manifest, no checkpoint yet, or another CLIP than the run's.
     """
+    run_files = [config.weights / name for name in ("config.json", "checkpoint.pt")]
+    check_folder(
+        config.folder,
+        [config.manifest, config.clip, *run_files],
+        [config.folder / name for name in (FIGURE, COORDINATES, SCORES)],
+    )
     manifest = open_manifest(config.manifest, COLUMNS)
     from trainer import checkpoint
 
@@ -110,19 +125,19 @@ def _views(table: pa.Table, words: np.ndarray, stages: dict[str, np.ndarray]) ->
 
 
 def _write(config: FeaturesConfig, views: list[View], note: str) -> None:
-    out = config.out or config.weights / "features"
-    with atomic_path(out / "features.png") as temporary:
+    out = config.folder
+    with own_path(out / FIGURE) as temporary:
         scores, coordinates = draw(
             views, temporary, config.pca, config.perplexity, config.seed, note
         )
-    with atomic_path(out / "coordinates.parquet") as temporary:
-        pq.write_table(coordinates, temporary)
+    with own_path(out / COORDINATES) as temporary:
+        pq.write_table(coordinates.replace_schema_metadata({KEY: "{}"}), temporary)
     # JSON has no NaN.
     plain = [{k: None if v != v else v for k, v in score.items()} for score in scores]
-    write_bytes(out / "scores.json", (json.dumps(plain, indent=2) + "\n").encode())
+    write_own(out / SCORES, (json.dumps(plain, indent=2) + "\n").encode())
     for score in scores:
         print("{view}, {stage}: {sentence}".format(**score))
-    print(f"written: {out}/features.png, coordinates.parquet, scores.json")
+    print(f"written: {out}/{FIGURE}, {COORDINATES}, {SCORES}")
 
 
 main = Command(FeaturesConfig, run, name="lasr features", about=__doc__, weights=True)

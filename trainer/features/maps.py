@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from lasr.errors import require
+from lasr.marks import SOFTWARE
 
 NEIGHBOURS = 10
 ROLE_COLOURS = {"lr": "#d1495b", "hr": "#2f6fff"}  # figure 7a's red and blue
@@ -115,7 +116,7 @@ def draw(
         axes.legend(loc="best", scatterpoints=1, fontsize=9)
         tables.append(_coordinates(view, points))
     figure.suptitle(note, color="#b00020", fontsize=11)
-    figure.savefig(out, format="png", dpi=120)
+    figure.savefig(out, format="png", dpi=120, metadata={"Software": SOFTWARE})
     pyplot.close(figure)
     return scores, pa.concat_tables(tables)
 

@@ -8,8 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import lasr
 from lasr.errors import UserError, one_line, require
 from lasr.files import atomic_path
+from lasr.marks import KEY
+from lasr.ownership import check_binary, own_path
 from trainer.models.ncnn import load_runtime, write_ncnn
 from trainer.models.rrdb import RRDB
 from trainer.models.save import write_tensors
@@ -61,7 +64,7 @@ def export_onnx(
     assert program is not None
     if program.model.opset_imports[""] != opset:  # the exporter silently takes another one
         raise UserError(f"--opset {opset}: PyTorch cannot write it", f"use {OPSET}")
-    program.model.metadata_props.update(metadata or {})
+    program.model.metadata_props.update({**(metadata or {}), KEY: lasr.__version__})
     for node in program.model.graph:
         node.metadata_props.clear()  # the exporter stores local paths there
     program.save(path)
@@ -122,7 +125,7 @@ def export_network(
     """
     bound = BOUND_HALF if half else BOUND
     if out.suffix == ".onnx":
-        with atomic_path(out) as temporary:
+        with own_path(out) as temporary:
             export_onnx(network, temporary, opset, half, metadata)
             compare(network, load_onnx(temporary), bound)
     elif out.suffix == ".param":
@@ -133,9 +136,12 @@ def export_network(
                 "write a .pth and convert it with chaiNNer or pnnx",
             )
         binary_path = out.with_suffix(".bin")
-        with atomic_path(out) as param, atomic_path(binary_path) as binary:
+        # The `.param` gets its name first, while there is no `.bin`: a kill leaves no unlike pair.
+        with atomic_path(binary_path, lambda path: False) as binary, own_path(out) as param:
             write_ncnn(network, param, binary, half)
             compare(network, load_runtime(param, binary), bound)
+            check_binary(out)
+            binary_path.unlink(missing_ok=True)
         return [out, binary_path]
     else:
         write_tensors(out, network.state_dict(), dict(metadata))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lasr.errors import UserError, require
+from lasr.marks import param_layer
 from lasr.weights.locate import WeightsError
 from trainer.models.rrdb import RESIDUAL, RRDB
 
@@ -87,21 +88,20 @@ def write_ncnn(network: RRDB, param: Path, binary: Path, half: bool) -> None:
     """Write the two files (not atomically). half: weights in float16.
 
     Layers and the names of the blobs `data` and `output` are those of the published
-    realesrgan-x4plus: programs ask for these two by name.
+    realesrgan-x4plus: programs ask for these two by name. The name of the first layer is our mark.
     """
     layers = list(_with_splits(list(_layers(network))))
+    content = b"".join(_conv_bytes(layer.conv, half) for layer in layers if layer.conv is not None)
+    binary.write_bytes(content)
     blobs = sum(len(layer.outputs) for layer in layers)
     lines = [str(MAGIC), f"{len(layers)} {blobs}"]
     for number, layer in enumerate(layers):
         counts = f"{len(layer.inputs)} {len(layer.outputs)}"
         names = " ".join((*layer.inputs, *layer.outputs))
-        line = f"{layer.kind:16} {layer.kind.lower()}{number} {counts} {names} {layer.parameters}"
+        name = f"{layer.kind.lower()}{number}" if number else param_layer(content)
+        line = f"{layer.kind:16} {name} {counts} {names} {layer.parameters}"
         lines.append(line.rstrip())
     param.write_text("\n".join(lines) + "\n", encoding="ascii")
-    with open(binary, "wb") as file:
-        for layer in layers:
-            if layer.conv is not None:
-                file.write(_conv_bytes(layer.conv, half))
 
 
 def load_runtime(param: Path, binary: Path) -> Callable[[Tensor], Tensor]:

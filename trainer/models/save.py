@@ -8,29 +8,41 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from lasr.files import atomic_path
+import lasr
+from lasr.files import IsOurs, atomic_path
+from lasr.marks import KEY
+from lasr.ownership import is_ours
 
 
 def write_tensors(
-    path: str | Path, state: dict[str, Tensor], about: dict[str, str] | None = None
+    path: str | Path,
+    state: dict[str, Tensor],
+    about: dict[str, str] | None = None,
+    is_ours: IsOurs | None = is_ours,
 ) -> None:
     """Write a network's tensors atomically: safetensors, or a pickle if the suffix is `.pth`.
 
     A `.pth` is `{"params_ema": state}`, which Real-ESRGAN's scripts and chaiNNer load. about:
-    metadata for the header of safetensors; a `.pth` has none.
+    metadata for the header of safetensors; a `.pth` has none. is_ours: whether a file at `path` may
+    be replaced; None: any.
     """
     # Contiguous: safetensors cannot store weights in channels_last.
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-    with atomic_path(Path(path)) as temporary:
+    with atomic_path(Path(path), is_ours) as temporary:
         if Path(path).suffix == ".pth":
-            torch.save({"params_ema": state}, temporary)
+            torch.save({"params_ema": state, KEY: lasr.__version__}, temporary)
         else:
-            metadata = {"format": "pt"} | (about or {})
+            metadata = {"format": "pt", KEY: lasr.__version__} | (about or {})
             # Not save_file, which creates a file that only its owner can read.
             temporary.write_bytes(safetensors.torch.save(state, metadata))
 
 
-def save_network(network: nn.Module, folder: str | Path, name: str = "model") -> list[Path]:
+def save_network(
+    network: nn.Module,
+    folder: str | Path,
+    name: str = "model",
+    is_ours: IsOurs | None = is_ours,
+) -> list[Path]:
     """Write a network as `name.safetensors` and `name.pth`; returns their paths.
 
     Floating-point tensors are written in float32 under the network's own key names: BasicSR's for
@@ -42,5 +54,5 @@ def save_network(network: nn.Module, folder: str | Path, name: str = "model") ->
     }
     paths = [Path(folder) / f"{name}{suffix}" for suffix in (".safetensors", ".pth")]
     for path in paths:
-        write_tensors(path, state)
+        write_tensors(path, state, is_ours=is_ours)
     return paths

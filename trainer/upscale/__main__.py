@@ -11,16 +11,21 @@ of any scale.
 import sys
 
 from lasr.cli import Command
-from lasr.pictures.find import find_pictures
+from lasr.ownership import check_folder
+from lasr.pictures.find import expand_lists, find_pictures
 from lasr.weights.locate import locate
 from trainer.upscale.config import UpscaleConfig
-from trainer.upscale.results import result_paths
+from trainer.upscale.results import check_targets, result_paths
 
 
 def run(config: UpscaleConfig) -> None:
     """Upscale every input. Raises UserError; see `trainer.upscale.run.upscale_files`."""
-    found = find_pictures(config.inputs, exclude=config.out)
+    inputs = list(expand_lists(config.inputs))
+    check_folder(config.out, inputs)
+    found = find_pictures(config.inputs)
     results = result_paths(found, config.out, config.format)
+    check_targets(results)
+    check_folder(config.out, inputs, results.values())
     located = locate(config.weights, "sr")
     from trainer.upscale.run import upscale_files  # loads PyTorch, after the inputs are checked
 

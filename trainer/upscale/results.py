@@ -33,17 +33,26 @@ def file_ids(paths: Iterable[Path]) -> set[tuple[int, int]]:
     return {_id(path) for path in paths if path.exists()}
 
 
-def is_done(target: Path, software: str, inputs: set[tuple[int, int]], overwrite: bool) -> bool:
+def check_targets(results: dict[Path, Path]) -> None:
+    """Refuse results that are hard links to inputs. Raises UserError.
+
+    results: as `result_paths` returns it.
+    """
+    inputs = file_ids(results)
+    for target in results.values():
+        if target.exists() and _id(target) in inputs:
+            raise UserError(
+                f"{target}: the result would overwrite an input", "choose another --out"
+            )
+
+
+def is_done(target: Path, software: str, overwrite: bool) -> bool:
     """Whether `target` is a result with this Software tag.
 
-    False if it has to be made or, with `overwrite`, made again. inputs: `file_ids` of the inputs.
-    Raises UserError: `target` is an input, or something else and `overwrite` is not set.
+    False if it has to be made or, with `overwrite`, made again. Raises UserError: `target` is a
+    result of other weights, passes or picture, and `overwrite` is not set.
     """
-    if not target.exists():
-        return False
-    if _id(target) in inputs:
-        raise UserError(f"{target}: the result would overwrite an input", "choose another --out")
-    if overwrite:
+    if overwrite or not target.exists():
         return False
     if software_tag(target) == software:
         return True

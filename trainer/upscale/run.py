@@ -17,7 +17,7 @@ from lasr.weights.locate import Located
 from trainer.models.load import load_model
 from trainer.upscale.config import UpscaleConfig
 from trainer.upscale.engines import Engine, make_engine
-from trainer.upscale.results import file_ids, is_done
+from trainer.upscale.results import is_done
 from trainer.upscale.tiles import Tiling, upscale_array, upscale_strips
 
 
@@ -27,7 +27,6 @@ def upscale_files(results: dict[Path, Path], located: Located, config: UpscaleCo
     Results that exist already are skipped. Raises UserError at the end, naming what failed.
     """
     device = pick_device(config.device)
-    inputs = file_ids(results)
     model = load_model(located)
     engine = make_engine(model.fitted(), device, config.engine, config.precision, model.half)
     tiling = Tiling(config.tile, config.overlap)
@@ -48,7 +47,7 @@ def upscale_files(results: dict[Path, Path], located: Located, config: UpscaleCo
                 check_regular(path)
                 software = f"LA-SR {located.identity} x{total_scale} of {_digest(path)}"
                 software += ", stripped" if config.strip else ""
-                if is_done(target, software, inputs, config.overwrite):
+                if is_done(target, software, config.overwrite):
                     skipped += 1
                 else:
                     picture = read_picture(path, config.max_pixels)

@@ -186,11 +186,11 @@ def test_what_is_no_manifest_is_not_saved(project: Path, capfd: pytest.CaptureFi
         (
             "SELECT patch_id FROM patches",
             "patches",
-            "belongs to the manifest queried; choose",
+            "is or contains the input",
         ),
-        ("SELECT patch_id FROM patches", "patches.parquet/mine", "belongs to the manifest queried"),
-        ("SELECT patch_id FROM patches", "images", "belongs to the manifest queried"),
-        ("SELECT patch_id FROM patches", "folder", "this is a folder; choose another name"),
+        ("SELECT patch_id FROM patches", "patches.parquet/mine", "is inside the input"),
+        ("SELECT patch_id FROM patches", "images", "is or contains the input"),
+        ("SELECT patch_id FROM patches", "folder", "is a folder, and a file is to be written"),
     ]:
         assert main([sql, "--save", f"data/{target}.parquet"]) == 1
         error = capfd.readouterr().err
@@ -200,9 +200,9 @@ def test_what_is_no_manifest_is_not_saved(project: Path, capfd: pytest.CaptureFi
     assert sorted(project.rglob("*")) == before
     one = ["SELECT patch_id FROM patches", "--save", "data/mine.parquet"]
     assert main(one) == 0 and main([*one, "--manifest", "data/mine.parquet"]) == 1
-    assert "belongs to the manifest queried; choose another name" in capfd.readouterr().err
+    assert "is or contains the input" in capfd.readouterr().err
     assert main(["SELECT 1", "--format", "csv", "--out", "data/images.parquet"]) == 1
-    assert "belongs to the manifest queried; choose another name" in capfd.readouterr().err
+    assert "is or contains the input" in capfd.readouterr().err
 
 
 def test_a_manifest_from_before_the_newer_columns_can_be_asked_and_curated(

@@ -1,6 +1,7 @@
 """The command: inputs and results, formats, passes, existing files, mistakes, a kill."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def test_the_command_upscales_files_folders_and_globs(
     small.save(deep / "small one.png")
     small.save(tmp_path / "in" / "größe 2" / "日本.webp")
     small.convert("L").save(tmp_path / "grau.jpg")
-    out = tmp_path / "in" / "out"  # inside what is searched: results are no inputs
+    out = tmp_path / "out"
     argv = arguments(weights, out, tmp_path / "in", tmp_path / "gr*.jpg")
     assert main(argv) == 0
     assert "upscaled: 4 of 4, x4" in capsys.readouterr().out
@@ -101,15 +102,15 @@ def test_nothing_is_overwritten_unless_asked(
     weights: Path, small: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small.save(tmp_path / "a.png")
-    own = arguments(weights, tmp_path, tmp_path / "a.png")
-    before = (tmp_path / "a.png").read_bytes()
-    assert main(own) == 1 and main([*own, "--overwrite"]) == 1
-    assert "would overwrite an input" in capsys.readouterr().err
-    assert (tmp_path / "a.png").read_bytes() == before
-    assert main(arguments(weights, tmp_path, tmp_path)) == 1  # its results would be inputs
-    assert "holds the inputs" in capsys.readouterr().err
     argv = arguments(weights, tmp_path / "out", tmp_path / "a.png")
     assert main(argv) == 0
+    (tmp_path / "more").mkdir()
+    os.link(tmp_path / "out" / "a.png", tmp_path / "more" / "a.png")  # a result as input, itself
+    own = arguments(weights, tmp_path / "out", tmp_path / "more")
+    before = (tmp_path / "out" / "a.png").read_bytes()
+    assert main(own) == 1 and main([*own, "--overwrite"]) == 1
+    assert "would overwrite an input" in capsys.readouterr().err
+    assert (tmp_path / "out" / "a.png").read_bytes() == before
     other = save_network(untrained_rrdb(8, 1, 32, seed=1), tmp_path / "other")[0]
     changed = arguments(other, tmp_path / "out", tmp_path / "a.png")
     assert main(changed) == 1 and "from other weights, passes" in capsys.readouterr().err
@@ -121,10 +122,12 @@ def test_nothing_is_overwritten_unless_asked(
 def test_mistakes_get_one_line_and_stop_no_other_picture(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "in").mkdir()
     Image.new("RGB", (20, 20), "green").save(tmp_path / "fine.png")
-    Image.new("RGBA", (20, 20)).save(tmp_path / "alpha.png")
-    (tmp_path / "broken.png").write_bytes(b"no")
-    assert main(arguments(weights, tmp_path / "out", tmp_path, format="jpg")) == 1
+    shutil.copy(tmp_path / "fine.png", tmp_path / "in")
+    Image.new("RGBA", (20, 20)).save(tmp_path / "in" / "alpha.png")
+    (tmp_path / "in" / "broken.png").write_bytes(b"no")
+    assert main(arguments(weights, tmp_path / "out", tmp_path / "in", format="jpg")) == 1
     text = capsys.readouterr()
     assert "broken.png: not a readable picture" in text.err and "1 of 3" in text.out
     assert "alpha.png: the picture has transparency" in text.err and text.err.count("error:") == 1
@@ -161,9 +164,10 @@ def test_killed_halfway_nothing_half_written_is_left(
 def test_a_named_pipe_is_named_and_stops_no_other_picture(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Image.new("RGB", (20, 20), "green").save(tmp_path / "fine.png")
-    os.mkfifo(tmp_path / "pipe.png")
-    assert main(arguments(weights, tmp_path / "out", tmp_path)) == 1
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (20, 20), "green").save(tmp_path / "in" / "fine.png")
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    assert main(arguments(weights, tmp_path / "out", tmp_path / "in")) == 1
     assert "pipe.png: not a regular file" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["fine.png"]
 

@@ -1,0 +1,348 @@
+"""No command replaces, removes or adds to what it did not make: each command, each such thing.
+
+Refusals come before any work, so the inputs here are mere names: a command that got as far as to
+open one would say something else than it should.
+"""
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import pipeline.demo
+from lasr.__main__ import main
+from schemas.manifest import PATCHES
+from tests.support.parts import write_part
+from trainer.evaluate.scores import SCHEMA, Score, write
+
+LIKE_OURS = "part-0123456789abcdef.parquet"
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A command that writes. In `words`, OUT is its output.
+
+    kind: "file"; "folder" (adds files to it); "whole" (owns all that is in it). taken: files that
+    it would write, below or beside OUT, which here belong to somebody else.
+    """
+
+    words: str
+    kind: str
+    suffix: str = ""
+    taken: tuple[str, ...] = ()
+    reads: str = "in/photos"
+
+    def __call__(self, out: str) -> int:
+        argv = [out if word == "OUT" else word for word in self.words.split()]
+        if argv[0] == "demo":
+            return pipeline.demo.main(argv[1:])
+        return main(argv)
+
+
+BUILD = "build --images in/photos --profile offline --k 1 --out OUT"
+TRAIN = "train --manifest in/m.parquet --profile offline --batch-size 2 --out OUT"
+BUILT = (LIKE_OURS, "part-0.parquet", "../o.images.parquet", "../o.duplicates.parquet",
+         "../o.card.md", "../o.work/notes.txt", "../o.work/lock", "../o.work/lock.json",
+         f"../o.work/{LIKE_OURS}", "../o.work/publishing/notes.txt")  # fmt: skip
+RUN = ("README.md", "lock", "config.json", "model.safetensors", "checkpoint.pt", "stats.jsonl")
+SCORED = ("scores.parquet", "scores.csv", "scores.jsonl", "means.parquet", "means.csv", "means.md")
+MANIFEST = tuple(f"../o.{name}" for name in ("images.parquet", "duplicates.parquet", "card.md"))
+WRITERS = {
+    "build": Writer(BUILD, "whole", taken=BUILT),
+    "build --dry-run": Writer(f"{BUILD} --dry-run", "whole", taken=BUILT),
+    "train": Writer(TRAIN, "whole", taken=RUN, reads="in/m.parquet"),
+    "train --dry-run": Writer(f"{TRAIN} --dry-run", "whole", taken=RUN, reads="in/m.parquet"),
+    "finetune-set": Writer(
+        "finetune-set --lr-images in/photos --profile offline --out OUT",
+        "file", ".parquet", MANIFEST,
+    ),
+    "report": Writer(
+        "report --manifest in/m.parquet --out OUT", "file", ".html", (), "in/m.parquet"
+    ),
+    "picture": Writer(
+        "picture --images in/photos --manifest in/m.parquet --out OUT", "file", ".png"
+    ),
+    "query --out": Writer(
+        "query SUMMARIZE --manifest in/m.parquet --format csv --out OUT",
+        "file", ".csv", (), "in/m.parquet",
+    ),
+    "query --save": Writer(
+        "query SUMMARIZE --manifest in/m.parquet --save OUT",
+        "file", ".parquet", MANIFEST, "in/m.parquet",
+    ),
+    "degradations": Writer(
+        "degradations --manifest in/m.parquet --out OUT", "file", ".png", (), "in/m.parquet"
+    ),
+    **{
+        f"export {suffix}": Writer(
+            "export --weights in/run --out OUT", "file", suffix, taken, "in/run"
+        )
+        for suffix, taken in (
+            (".onnx", ()), (".pth", ()), (".safetensors", ()), (".param", ("../o.bin",)),
+        )
+    },
+    "upscale": Writer("upscale in/photos --weights tiny-rrdb --out OUT", "folder", "", ("a.png",)),
+    "evaluate": Writer(
+        "evaluate --images in/photos --weights bicubic --metrics niqe --out OUT",
+        "folder", "", (*SCORED, "sr/bicubic/a.png", "sr/bicubic/made.jsonl"),
+    ),
+    "evaluate --reference": Writer(
+        "evaluate --reference in/photos --weights bicubic --metrics psnr --out OUT",
+        "folder", "", ("reference/a.png", "lr/a.png"),
+    ),
+    "features": Writer(
+        "features --weights in/run --manifest in/m.parquet --out OUT",
+        "folder", "", ("features.png", "coordinates.parquet", "scores.json"), "in/m.parquet",
+    ),
+    "sidebyside": Writer("sidebyside in/scores --out OUT", "folder", "", ("a.png",), "in/scores"),
+    "sidebyside FILE": Writer("sidebyside in/scores --out OUT", "file", ".png", (), "in/scores"),
+    "curve": Writer("curve in/scores --out OUT", "file", ".png", ("../o.csv",), "in/scores"),
+    "weights export": Writer(
+        "weights export OUT --weights-dir in/weights", "whole", "",
+        ("vgg19/vgg19-dcbb9e9d.pth", "SHA256SUMS", ".lock"), "in/weights",
+    ),
+    "demo": Writer("demo OUT", "folder", "", ("china.jpg",), ""),
+}  # fmt: skip
+ALL = pytest.mark.parametrize("name", WRITERS)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder. Only `in` is read."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LASR_WEIGHTS", raising=False)
+    for folder in ("in/photos/more", "in/m.parquet", "in/run", "in/weights", "full"):
+        Path(folder).mkdir(parents=True)
+    Image.new("RGB", (20, 20), "green").save("in/photos/a.png")
+    with write_part(Path("in/m.parquet/part.parquet"), PATCHES, {}):
+        pass  # no rows
+    for name in ("in/photos/thesis.odt", "full/thesis.odt"):
+        Path(name).write_text("precious")
+    Path("in/weights/vgg19").mkdir()
+    Path("in/weights/vgg19/vgg19-dcbb9e9d.pth").write_bytes(b"\x80\x02")
+    Path("notes").write_text("precious")
+    evaluation(Path("in/scores"))
+    return tmp_path
+
+
+def evaluation(folder: Path) -> None:
+    numbers = {"higher_is_better": True, "score": 1.0, "parameters": 1, "seconds": 1.0}
+    texts = dict.fromkeys(SCHEMA.names, "a") | {"method": "m@1"}
+    write(folder, [Score(**(texts | numbers))])  # type: ignore[arg-type]
+
+
+def foreign(path: Path) -> None:
+    """A file as another program writes it, of the kind that its name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pd.DataFrame({"a": [1, 2]}).to_parquet(path)
+    elif path.suffix in (".png", ".jpg"):
+        Image.new("RGB", (8, 8), "red").save(path)
+    elif path.suffix == ".csv":
+        path.write_text("method,score\nmine,1\n")
+    elif path.suffix == ".json":
+        path.write_text('{"manifest": "mine", "weights": [1]}')
+    elif path.suffix == ".md":
+        path.write_text("# LA-SR patches: mine\nLA-SR, la-sr <!-- la-sr -->\n")
+    elif path.suffix == ".html":
+        path.write_text("<!doctype html><title>Far and near: la-sr</title>\n")
+    elif path.suffix in (".pth", ".pt"):
+        import torch
+
+        torch.save({"params_ema": {"a": torch.zeros(1)}}, path)
+    elif path.suffix == ".safetensors":
+        import safetensors.numpy
+
+        safetensors.numpy.save_file({"a": np.zeros(1)}, path, {"format": "pt", "by": "la sr"})
+    elif path.suffix == ".onnx":
+        path.write_bytes(b"\x08\x08\x12\x07pytorch" + b"x" * 100)
+    elif path.suffix == ".param":
+        path.write_text("7767517\n2 2\nInput input 0 1 data\n")
+    else:
+        path.write_text("precious, of la-sr\n")
+
+
+def tree(folder: Path) -> dict[str, object]:
+    """Everything below a folder: bytes of files, targets of links, and folders."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = str(path.readlink())
+        else:
+            found[name] = path.read_bytes() if path.is_file() else None
+    return found
+
+
+def refuses(
+    writer: Writer, out: str, capsys: pytest.CaptureFixture[str], why: str = "nothing was changed"
+) -> None:
+    before = tree(Path.cwd())
+    status = writer(out)
+    said = capsys.readouterr()
+    assert status != 0 and tree(Path.cwd()) == before, said
+    assert said.out == "" and said.err.count("\n") == 1, said
+    assert re.match(f"error: .*({why})", said.err), said.err
+
+
+@ALL
+@pytest.mark.parametrize(
+    "out", ["", ".", "./", "/", "//", "~", "~/x", "..", "in/..", "in/photos/../.."]
+)
+def test_names_that_are_no_names(
+    name: str, out: str, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A format is asked for where the name has none, which is as good an answer.
+    refuses(WRITERS[name], out, capsys, "")
+
+
+@ALL
+def test_something_else_has_the_name(
+    name: str, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = WRITERS[name]
+    end = writer.suffix
+    if writer.kind == "file":
+        Path(f"folder{end}").mkdir()
+        refuses(writer, f"folder{end}", capsys)
+        foreign(Path(f"mine{end}"))
+        refuses(writer, f"mine{end}", capsys)
+        Path(f"link{end}").symlink_to(f"mine{end}")
+        refuses(writer, f"link{end}", capsys)
+        Path(f"empty{end}").touch()
+        refuses(writer, f"empty{end}", capsys)
+        os.link("in/photos/a.png", f"hard{end}")
+        refuses(writer, f"hard{end}", capsys)
+    else:
+        refuses(writer, "notes", capsys)
+        Path("link").symlink_to("notes")
+        refuses(writer, "link", capsys)
+    if writer.kind == "whole":
+        refuses(writer, "full", capsys, "nothing was changed|holds no exported weights")
+        Path("linked").symlink_to("full")
+        refuses(writer, "linked", capsys, "nothing was changed|holds no exported weights")
+    Path(f"dangling{end}").symlink_to("nothing")
+    refuses(writer, f"dangling{end}", capsys)
+    refuses(writer, f"notes/below{end}", capsys)
+    os.mkfifo(f"pipe{end}")
+    with pytest.MonkeyPatch.context() as patch:  # the tree cannot read it
+        patch.setattr(Path, "read_bytes", lambda path: b"" if path.is_fifo() else _read(path))
+        refuses(writer, f"pipe{end}", capsys)
+
+
+def _read(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"), [(name, each) for name, writer in WRITERS.items() for each in writer.taken]
+)
+def test_a_name_like_ours_is_not_ours(
+    name: str, taken: str, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = WRITERS[name]
+    out = Path(f"data/o{writer.suffix}")
+    out.parent.mkdir()
+    foreign(Path(os.path.normpath(out / taken)))
+    why = "nothing was changed|holds no exported weights|no run"
+    refuses(writer, str(out), capsys, why)
+    if writer.kind != "file" and not taken.startswith("../"):  # a link in its place
+        path = out / taken
+        shutil.move(path, "elsewhere")
+        path.symlink_to(Path("elsewhere").resolve())
+        refuses(writer, str(out), capsys, why)
+
+
+@pytest.mark.parametrize("name", [name for name, writer in WRITERS.items() if writer.reads])
+def test_outputs_and_inputs_are_apart(
+    name: str, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = WRITERS[name]
+    end, reads = writer.suffix, writer.reads
+    Path("door").symlink_to(reads)
+    Path("deep/er").mkdir(parents=True)
+    Path("deep/er/in").symlink_to(Path("in").resolve())
+    inside = [
+        f"{reads}/new{end}",
+        f"{reads}/a/b{end}",
+        f"door/new{end}",
+        f"./in/../{reads}/new{end}",
+        f"{world}/{reads}/new{end}",
+        f"deep/er/in/{Path(reads).name}/new{end}",
+    ]
+    for out in inside:
+        refuses(writer, out, capsys, "is inside the input")
+    if writer.kind == "file":
+        return
+    around = "is or contains|holds the inputs|is the folder that"
+    for out in (reads, f"{reads}/", "in", "in/", str(world / "in"), f"deep/../{reads}"):
+        refuses(writer, out, capsys, around)
+    if os.name == "posix":
+        for out in ("door", "deep/er/in"):
+            refuses(writer, out, capsys, f"{around}|is a link")
+
+
+@pytest.mark.parametrize("out", ["in/photos/new", "in/photos"])
+@pytest.mark.parametrize("images", ["in/phot*", "in/*", "*/photos", "list.txt", "in/**"])
+def test_globs_and_lists_are_inputs(
+    out: str, images: str, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("list.txt").write_text("in/photos\n")
+    for command in ("build --profile offline --k 1 --images", "upscale --weights tiny-rrdb"):
+        refuses(Writer(f"{command} {images} --out OUT", "whole"), out, capsys)
+
+
+def test_an_output_that_a_glob_would_find_is_refused(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "build --profile offline --k 1 --images in/* --out OUT"
+    refuses(Writer(command, "whole"), "in/new", capsys, "would be one of the inputs")
+
+
+@ALL
+def test_a_folder_that_cannot_be_written(
+    name: str, world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = Path("closed").resolve()
+    closed.mkdir()
+    asked = os.access
+
+    def access(path: os.PathLike[str], mode: int, **options: bool) -> bool:  # root may do all
+        return asked(path, mode, **options) and not (mode & os.W_OK and Path(path) == closed)
+
+    monkeypatch.setattr(os, "access", access)
+    refuses(WRITERS[name], f"closed/new{WRITERS[name].suffix}", capsys, "cannot be written")
+
+
+def test_an_input_linked_into_the_output(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`photos/link` leads to the folder in which the build writes."""
+    build = Writer("build --images in/photos --profile offline --k 1 --out OUT", "whole")
+    kept = Path("data/o.work/kept/distance/0123456789abcdef/ab")
+    kept.mkdir(parents=True)
+    Image.new("L", (9, 9)).save(kept / f"{'ab' * 32}.png")
+    Path("in/photos/link").symlink_to(Path("data").resolve())
+    refuses(build, "data/o", capsys, "contains the photographs")
+
+
+@pytest.mark.parametrize("cache", ["notes", "data/o/cache", "in/photos/cache", "in/photos", ""])
+def test_caches_are_outputs(cache: str, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["build", "--images", "in/photos", "--profile", "offline", "--out", "data/o"]
+    before = tree(world)
+    assert main([*argv, "--cache", cache]) == 1
+    error = capsys.readouterr().err
+    assert "--cache" in error and error.count("\n") == 1 and tree(world) == before
+
+
+def test_local_commands_do_not_make_a_folder_called_s3(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, writer in WRITERS.items():
+        if not name.startswith(("build", "weights", "demo")):
+            refuses(writer, f"s3://bucket/new{writer.suffix}", capsys, "local disks only")
