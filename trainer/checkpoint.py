@@ -102,6 +102,8 @@ def check_folder(folder: Path, inputs: Iterable[object]) -> dict[str, Any]:
     """
     ownership.check_folder(folder, inputs)
     path = folder / "config.json"
+    if path.is_symlink():
+        raise ownership.refused(path, "is a link, and a run's is a file")
     if path.exists():
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
