@@ -416,14 +416,15 @@ def test_a_run_keeps_what_others_put_into_its_folder(
     world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     writer = WRITERS["train --dry-run"]
-    settings = {"manifest_identity": "0", "weights": {}}
+    settings = {"manifest_identity": "0", "weights": {"la-sr": "marked"}}
     for name in ("model.safetensors", "model.pth", "model_ema.safetensors", "nonfinite.json"):
         folder = Path(f"run-{name}")
         foreign(folder / name)
-        (folder / "config.json").write_text(json.dumps(settings | {"la-sr": "0.2.0"}))
+        (folder / "config.json").write_text(json.dumps(settings))
         refuses(writer, str(folder), capsys)
     assert check_folder(Path("run-model.pth").rename("new") / "nothing", []) == {}
     # Version 0.1.0 put no mark into weights: there the folder's config.json speaks for them.
+    settings["weights"] = {}
     Path("new/config.json").write_text(json.dumps(settings))
     assert check_folder(Path("new"), []) == settings
 
@@ -437,3 +438,17 @@ def test_what_is_written_into_the_readme_of_a_run_stays(tmp_path: Path) -> None:
     before = readme.read_text()
     RunLog(tmp_path, 0, "lasr train --steps 10").close()
     assert readme.read_text() == before
+
+
+@pytest.mark.parametrize("taken", ["SHA256SUMS", ".lock", "vgg19/vgg19-dcbb9e9d.pth", "vgg19"])
+def test_weights_are_not_fetched_over_something_else(
+    taken: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LASR_WEIGHTS", "mine")
+    if taken.endswith(".pth"):
+        Path("mine", taken).mkdir(parents=True)
+    else:
+        foreign(Path("mine") / taken)
+    refuses(Writer("weights fetch vgg19 OUT", "whole"), "vgg19", capsys)
+    monkeypatch.setenv("LASR_WEIGHTS", "notes")
+    refuses(Writer("weights fetch vgg19 OUT", "whole"), "vgg19", capsys)
