@@ -145,7 +145,8 @@ def check_name(text: str, flag: str = "--out") -> None:
         raise UserError(f"{flag} {text}: the shell did not replace ~", "write the whole path")
     if "\0" in text:
         raise UserError(f"{flag} {text!r}: no such name is possible", "choose another")
-    if _real(text) in (Path.cwd(), *Path.cwd().parents, Path.home()):
+    home = os.path.expanduser("~")  # noqa: PTH111 - a user of a container may have none
+    if _real(text) in (Path.cwd(), *Path.cwd().parents, _real(home)):
         raise UserError(
             f"{flag} '{text}': is the current folder, one around it, or your home folder",
             "give a name such as data/mine",
