@@ -60,11 +60,11 @@ _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"II*\0", b"MM\0*")
 def has_mark(file: BinaryIO) -> bool:
     """Whether this project wrote an open file, by its content. Its position may change.
 
-    False for a file that cannot be read as what it seems to be.
+    False for a file that cannot be read as what it seems to be. Raises OSError.
     """
+    head = file.read(4096)
+    file.seek(0)
     try:
-        head = file.read(4096)
-        file.seek(0)
         if head.startswith(b"PAR1"):
             return _parquet(file)
         if head.startswith(_PICTURES):
@@ -78,8 +78,6 @@ def has_mark(file: BinaryIO) -> bool:
         if head[:1] == b"\x08":
             return _onnx(file)
         return _json(file, head) if head[:1] in (b"{", b"[") else _text(file)
-    except OSError:
-        raise
     except Exception:  # readers raise nearly anything on damaged and hostile files
         return False
 

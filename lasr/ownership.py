@@ -90,25 +90,29 @@ def check_binary(param: Path) -> None:
 
 def check_apart(path: Path, inputs: Iterable[object], flag: str = "--out") -> None:
     """Refuse an output that is, contains or lies inside an input, whatever links lead there."""
-    around = _around(path)
+    here, around = _id(path), _around(path)
+    above = dict[str, set[_Id]]()  # a list may name 88,000 files of one folder
     for given in inputs:
         if given is None:
             continue
         text = str(given)
         matches = glob.glob(text, recursive=True) if glob.has_magic(text) else []
         for name in [text, *matches]:
-            if (there := _id(Path(name))) is None:
+            if (there := _id(name)) is None:
                 continue
-            if contains(path, Path(name)):
-                raise refused(path, f"is or contains the input {name}", flag)
             if there in around:
                 raise refused(path, f"is inside the input {name}", flag)
+            folder = name if os.path.islink(name) else os.path.dirname(name)  # noqa: PTH114, PTH120
+            if folder not in above:
+                above[folder] = {*_around(Path(folder)), _id(folder or ".") or there}
+            if here and (here == there or here in above[folder]):
+                raise refused(path, f"is or contains the input {name}", flag)
         if glob.has_magic(text) and _matches(path, text):
             raise refused(path, f"would be one of the inputs {text}", flag)
 
 
 def contains(folder: Path, path: Path) -> bool:
-    """Whether a path is, or is inside, a folder, or is a hard link to the same file."""
+    """Whether a path is, or is inside, a folder."""
     here = _id(folder)
     return here is not None and here in {_id(path), *_around(path)}
 
@@ -141,7 +145,8 @@ def check_name(text: str, flag: str = "--out") -> None:
         raise UserError(f"{flag} {text}: the shell did not replace ~", "write the whole path")
     if "\0" in text:
         raise UserError(f"{flag} {text!r}: no such name is possible", "choose another")
-    if Path(text).resolve() in (Path.cwd(), *Path.cwd().parents, Path.home()):
+    home = os.path.expanduser("~")  # noqa: PTH111 - a user of a container may have none
+    if _real(text) in (Path.cwd(), *Path.cwd().parents, _real(home)):
         raise UserError(
             f"{flag} '{text}': is the current folder, one around it, or your home folder",
             "give a name such as data/mine",
@@ -166,10 +171,10 @@ def _check_parent(path: Path, flag: str) -> None:
         raise refused(path, f"cannot be written ({error.strerror})", flag) from error
 
 
-def _id(path: Path) -> _Id | None:
+def _id(path: str | Path) -> _Id | None:
     """What a path leads to; None if that does not exist."""
     try:
-        state = path.stat()
+        state = os.stat(path)  # noqa: PTH116
     except (OSError, ValueError):
         return None
     return state.st_dev, state.st_ino
@@ -177,7 +182,7 @@ def _id(path: Path) -> _Id | None:
 
 def _around(path: Path) -> set[_Id]:
     """The folders around a path, which need not exist, and around what links lead to."""
-    folders = {*path.absolute().parents, *path.resolve().parents}
+    folders = {*path.absolute().parents, *_real(path).parents}
     return {each for folder in folders if (each := _id(folder))}
 
 
@@ -190,5 +195,9 @@ def _matches(path: Path, pattern: str) -> bool:
         fnmatch.fnmatchcase(str(place), absolute)
         # `*` of fnmatch matches slashes, that of a glob does not.
         and ("**" in pattern or str(place).count("/") == absolute.count("/"))
-        for place in (path.resolve(), *path.resolve().parents)
+        for place in (_real(path), *_real(path).parents)
     )
+
+
+def _real(path: str | Path) -> Path:
+    return Path(os.path.realpath(path))  # `Path.resolve` raises where links lead in a circle

@@ -19,7 +19,7 @@ from lasr.ownership import check_file, check_folder, check_name, contains, is_lo
 from pipeline.storage import StoragePath, reported
 from schemas.catalogue import BESIDE, beside
 
-_DIGEST = "[0-9a-f]{16}"
+_DIGEST = "[0-9a-f]{16}([0-9a-f]{16})?"  # of a shard or an earlier part, and of a part
 _PART = re.compile(rf"(part|shard)-{_DIGEST}(-without|\.images)?\.parquet")
 # Temporary files of a build that was killed; see `scratch` and `StoragePath.write_bytes`.
 _TEMPORARY = re.compile(

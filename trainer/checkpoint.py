@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-import lasr
 from lasr import ownership
 from lasr.errors import UserError, one_line
 from lasr.files import IsOurs, atomic_path, write_bytes
@@ -102,6 +101,8 @@ def check_folder(folder: Path, inputs: Iterable[object]) -> dict[str, Any]:
     """
     ownership.check_folder(folder, inputs)
     path = folder / "config.json"
+    if path.is_symlink():
+        raise ownership.refused(path, "is a link, and a run's is a file")
     if path.exists():
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
@@ -109,12 +110,14 @@ def check_folder(folder: Path, inputs: Iterable[object]) -> dict[str, Any]:
             raise UserError(
                 f"{path}: cannot be read ({one_line(error)})", "choose another --out"
             ) from error
-        if not isinstance(config, dict) or not {"manifest_identity", "weights"} <= config.keys():
+        if not isinstance(config, dict) or not (
+            "manifest_identity" in config and isinstance(config.get("weights"), dict)
+        ):
             raise UserError(
                 f"{path}: is not the config.json of a run; nothing was changed",
                 "choose another --out",
             )
-        for name in OUTPUTS if KEY in config else ():
+        for name in OUTPUTS if KEY in config["weights"] else ():
             if os.path.lexists(folder / name) and not ownership.is_ours(folder / name):
                 raise ownership.refused(folder / name, "was not written by LA-SR")
         return config
@@ -143,7 +146,7 @@ def may_replace(folder: Path) -> IsOurs | None:
     Version 0.1.0 wrote no mark into weights: in its folders, config.json speaks for them.
     """
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return ownership.is_ours if KEY in settings else None
+    return ownership.is_ours if KEY in settings["weights"] else None
 
 
 def inputs_of(config: TrainConfig) -> list[object]:
@@ -157,11 +160,13 @@ def claim_folder(config: TrainConfig, manifest: str, weights: dict[str, str]) ->
     manifest, weights: identities, so that config.json is enough to repeat the run. Raises
     UserError: the folder holds a run with other settings; it names the first that differs.
     """
+    before = check_folder(config.folder, inputs_of(config))
+    # Weights that this version writes bear a mark, those of version 0.1.0 did not.
+    marked = {KEY: "marked"} if not before or KEY in before["weights"] else {}
     settings = json.loads(config.model_dump_json()) | {
         "manifest_identity": manifest,
-        "weights": weights,
+        "weights": weights | marked,
     }
-    before = check_folder(config.folder, inputs_of(config))
     if before:
         # A run of an older version did what is the default of a setting it did not have.
         defaults = {name: field.default for name, field in TrainConfig.model_fields.items()}
@@ -172,8 +177,6 @@ def claim_folder(config: TrainConfig, manifest: str, weights: dict[str, str]) ->
                     f"{config.folder}: holds a run with {name} = {was}, now it is {value}",
                     "choose another --out",
                 )
-    if not before or KEY in before:
-        settings[KEY] = lasr.__version__
     content = json.dumps(settings, indent=2) + "\n"
     write_bytes(config.folder / "config.json", content.encode())
 

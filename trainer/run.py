@@ -35,10 +35,12 @@ def run(config: TrainConfig) -> None:
     if "RANK" not in os.environ:  # other ranks learn of errors once all are connected
         check_folder(config.folder, [config.manifest])
         open_manifest(config.manifest)
-    from trainer import loop, plan  # loads PyTorch, after the manifest is checked
+    from trainer import checkpoint, loop, plan  # loads PyTorch, after the manifest is checked
     from trainer.distributed import world_from_environment
 
     started = time.monotonic()
+    if "RANK" not in os.environ:
+        checkpoint.check_folder(config.folder, checkpoint.inputs_of(config))
     if names := untrained(config.sr_name, config.clip_name, config.vgg_name):
         print(
             f"UNTRAINED: {', '.join(names)}; this shows that it runs, not what it can do",

@@ -84,7 +84,7 @@ def export(destination: Path, entries: list[Weights] | None) -> None:
             empty and not an earlier export.
     """
     folder = weights_folder()
-    if destination.resolve() == folder.resolve():
+    if os.path.realpath(destination) == os.path.realpath(folder):
         raise WeightsError(
             f"{destination}: is the folder that weights are taken from", "choose another folder"
         )

@@ -51,13 +51,13 @@ def fetch(entries: list[Weights]) -> None:
     if not _missing(entries):
         print(f"already here: {', '.join(each.name for each in entries) or 'no file is needed'}")
         return
+    _check_folder(weights_folder(), entries)
     if constants.HF_HUB_OFFLINE:
         raise WeightsError(
             "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: nothing is downloaded",
             "unset it, or use a folder that `lasr weights export` wrote on another machine",
         )
     failures = []
-    _check_folder(weights_folder(), entries)
     with write_lock(weights_folder()) as folder:
         missing = _missing(entries)  # another fetch may have downloaded some meanwhile
         received = sum(_bytes_received(folder, weights) for weights in missing)
@@ -82,6 +82,8 @@ def _check_folder(folder: Path, entries: list[Weights]) -> None:
     if (folder / SUMS).exists() and not owners(folder):
         raise refused(folder / SUMS, "is the record of other files than these weights", flag)
     for path in (folder / each.name / file.name for each in entries for file in each.files):
+        if os.path.lexists(path.parent) and not path.parent.is_dir():
+            raise refused(path.parent, "is not a folder", flag)
         if os.path.lexists(path) and not path.is_file():
             raise refused(path, "is not a file", flag)
 

@@ -4,6 +4,8 @@
     lasr serve               # in another one, with PREFECT_API_URL set; keep it running
     prefect deployment run build-patches -p 'images=["/home/me/photos"]' --watch
 
+Runs use only the folders that LASR_ROOTS names, as in LASR_ROOTS=/home/me/photos:$PWD, or else the
+one in which this is started.
 docs/prefect.md describes work pools, PostgreSQL and killed runs.
 """
 

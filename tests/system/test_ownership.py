@@ -4,6 +4,7 @@ Refusals come before any work, so the inputs here are mere names: a command that
 open one would say something else than it should.
 """
 
+import json
 import os
 import re
 import shutil
@@ -17,9 +18,18 @@ from PIL import Image
 
 import pipeline.demo
 from lasr.__main__ import main
+from lasr.errors import UserError
+from lasr.ownership import is_ours
+from pipeline.build.plan import plan_build, prepare
+from pipeline.build.publish import finish
+from pipeline.build.shard import build_shard
+from pipeline.config import BuildConfig
 from schemas.manifest import PATCHES
+from tests.conftest import run_stages
 from tests.support.parts import write_part
+from trainer.checkpoint import check_folder
 from trainer.evaluate.scores import SCHEMA, Score, write
+from trainer.run_log import RunLog
 
 LIKE_OURS = "part-0123456789abcdef.parquet"
 
@@ -104,7 +114,7 @@ WRITERS = {
     "sidebyside FILE": Writer("sidebyside in/scores --out OUT", "file", ".png", (), "in/scores"),
     "curve": Writer("curve in/scores --out OUT", "file", ".png", ("../o.csv",), "in/scores"),
     "weights export": Writer(
-        "weights export OUT --weights-dir in/weights", "whole", "",
+        "weights export OUT", "whole", "",
         ("vgg19/vgg19-dcbb9e9d.pth", "SHA256SUMS", ".lock"), "in/weights",
     ),
     "demo": Writer("demo OUT", "folder", "", ("china.jpg",), ""),
@@ -116,7 +126,7 @@ ALL = pytest.mark.parametrize("name", WRITERS)
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder. Only `in` is read."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LASR_WEIGHTS", raising=False)
+    monkeypatch.setenv("LASR_WEIGHTS", "in/weights")
     for folder in ("in/photos/more", "in/m.parquet", "in/run", "in/weights", "full"):
         Path(folder).mkdir(parents=True)
     Image.new("RGB", (20, 20), "green").save("in/photos/a.png")
@@ -229,6 +239,8 @@ def test_something_else_has_the_name(
         refuses(writer, "linked", capsys, "nothing was changed|holds no exported weights")
     Path(f"dangling{end}").symlink_to("nothing")
     refuses(writer, f"dangling{end}", capsys)
+    Path(f"circle{end}").symlink_to(f"circle{end}")
+    refuses(writer, f"circle{end}", capsys)
     refuses(writer, f"notes/below{end}", capsys)
     os.mkfifo(f"pipe{end}")
     with pytest.MonkeyPatch.context() as patch:  # the tree cannot read it
@@ -346,3 +358,97 @@ def test_local_commands_do_not_make_a_folder_called_s3(
     for name, writer in WRITERS.items():
         if not name.startswith(("build", "weights", "demo")):
             refuses(writer, f"s3://bucket/new{writer.suffix}", capsys, "local disks only")
+
+
+def test_what_comes_while_a_build_runs_stays(photographs: Path, tmp_path: Path) -> None:
+    out, work = tmp_path / "o.parquet", tmp_path / "o.work"
+
+    def config(k: int) -> BuildConfig:
+        return BuildConfig(images=[f"{photographs}/coffee.png"], out=out, profile="offline", k=k)
+
+    run_stages(config(2))
+    planned = plan_build(prepare(config(1)))
+    made = [build_shard(planned.job, shard) for shard in planned.plan.to_do]
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    late = [out / "notes.txt", *(work / name for name in
+            ("notes.txt", "kept/notes.txt", "kept/features/notes.txt", ".notes.tmp"))]  # fmt: skip
+    model = next((work / "kept" / "features").iterdir())
+    late += [model / "notes.txt", next(model.iterdir()) / "notes.txt"]
+    for path in late:
+        path.write_text("precious")
+    with pytest.raises(UserError, match="not ours to replace"):
+        finish(planned, made)
+    assert all(path.read_text() == "precious" for path in late)
+    assert before.items() < {path.name: path.read_bytes() for path in out.iterdir()}.items()
+    late.pop(0).unlink()
+    card = tmp_path / "o.card.md"
+    card.write_text(card.read_text() + "mine")
+    with pytest.raises(UserError, match="not ours to replace"):
+        finish(planned, made)
+    card.unlink()
+    finish(planned, made)
+    assert all(path.read_text() == "precious" for path in late)
+    assert {path.name for path in out.iterdir()} == {f"{made[0]}.parquet"}
+
+
+def test_a_damaged_part_of_ours_is_replaced(photographs: Path, tmp_path: Path) -> None:
+    config = BuildConfig(
+        images=[f"{photographs}/coffee.png"], out=tmp_path / "o.parquet", profile="offline", k=1
+    )
+    run_stages(config)
+    (part,) = (tmp_path / "o.parquet").iterdir()
+    content = part.read_bytes()
+    for damaged in (b"", content[:100], b"x" * 100):
+        part.unlink()  # it shares its bytes with the work folder
+        part.write_bytes(damaged)
+        run_stages(config)
+        assert part.read_bytes() == content
+    # Beside nothing of ours, such a name alone proves nothing.
+    shutil.rmtree(tmp_path / "o.work")
+    part.unlink()
+    part.write_bytes(b"precious")
+    with pytest.raises(UserError, match="which no build wrote"):
+        run_stages(config)
+    assert part.read_bytes() == b"precious"
+
+
+def test_a_run_keeps_what_others_put_into_its_folder(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = WRITERS["train --dry-run"]
+    settings = {"manifest_identity": "0", "weights": {"la-sr": "marked"}}
+    for name in ("model.safetensors", "model.pth", "model_ema.safetensors", "nonfinite.json"):
+        folder = Path(f"run-{name}")
+        foreign(folder / name)
+        (folder / "config.json").write_text(json.dumps(settings))
+        refuses(writer, str(folder), capsys)
+    assert check_folder(Path("run-model.pth").rename("new") / "nothing", []) == {}
+    # Version 0.1.0 put no mark into weights: there the folder's config.json speaks for them.
+    settings["weights"] = {}
+    Path("new/config.json").write_text(json.dumps(settings))
+    assert check_folder(Path("new"), []) == settings
+
+
+def test_what_is_written_into_the_readme_of_a_run_stays(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    RunLog(tmp_path, 0, "lasr train").close()
+    RunLog(tmp_path, 0, "lasr train --steps 9").close()
+    assert "--steps 9" in readme.read_text() and is_ours(readme)
+    readme.write_text(readme.read_text() + "\nseed 3 was better\n")
+    before = readme.read_text()
+    RunLog(tmp_path, 0, "lasr train --steps 10").close()
+    assert readme.read_text() == before
+
+
+@pytest.mark.parametrize("taken", ["SHA256SUMS", ".lock", "vgg19/vgg19-dcbb9e9d.pth", "vgg19"])
+def test_weights_are_not_fetched_over_something_else(
+    taken: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LASR_WEIGHTS", "mine")
+    if taken.endswith(".pth"):
+        Path("mine", taken).mkdir(parents=True)
+    else:
+        foreign(Path("mine") / taken)
+    refuses(Writer("weights fetch vgg19 OUT", "whole"), "vgg19", capsys)
+    monkeypatch.setenv("LASR_WEIGHTS", "notes")
+    refuses(Writer("weights fetch vgg19 OUT", "whole"), "vgg19", capsys)

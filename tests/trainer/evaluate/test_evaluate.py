@@ -17,6 +17,7 @@ from PIL import Image
 
 from lasr.errors import UserError
 from lasr.pictures.read import read_rgb
+from lasr.weights.digests import sha256
 from tests.support import matlab
 from tests.support.weights import load_sr
 from trainer.evaluate import metrics, scores
@@ -176,9 +177,37 @@ def test_a_rerun_computes_nothing_and_stale_scores_are_not_used(
     save_network(untrained_rrdb(8, 1, 8, seed=1), tmp_path, "net")  # other weights, same name
     assert run(out, *argv) == 0 and len(computed) == 2
     computed.clear()
-    made = out / "sr" / "net" / "chelsea.png"
-    made.write_bytes(made.read_bytes()[:-99])  # cut short: made anew, and the same
+    cut = out / "sr" / "net" / "chelsea.png"
+    cut.write_bytes(cut.read_bytes()[:-99])  # made anew, and the same
     assert run(out, *argv) == 0 and len(computed) == 0
+
+
+def test_an_evaluation_of_version_0_1_0_goes_on(references: Path, tmp_path: Path) -> None:
+    """It put no mark into pictures and tables."""
+    out = tmp_path / "out"
+    argv = ["--reference", references, "--weights", "bicubic", "--metrics", "psnr"]
+    assert run(out, *argv) == 0
+    for path in out.rglob("*.png"):
+        with Image.open(path) as image:
+            image.convert("RGB").save(path)
+    log = out / "sr" / "bicubic" / "made.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    for line, name in zip(lines, ("chelsea", "coffee"), strict=True):
+        line["output"] = sha256(log.with_name(f"{name}.png"))
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for path in out.glob("*.parquet"):
+        table = pyarrow.parquet.read_table(path)
+        pyarrow.parquet.write_table(table.replace_schema_metadata(None), path)
+    text = (out / "means.md").read_text()
+    (out / "means.md").write_text("".join(text.splitlines(keepends=True)[:-1]))
+    before = {path: path.read_bytes() for path in (out / "sr").rglob("*.png")}
+    for _ in range(2):  # the first run puts marks in
+        assert run(out, *argv) == 0
+    assert before == {path: path.read_bytes() for path in (out / "sr").rglob("*.png")}
+    foreign = out / "lr" / "chelsea.png"
+    Image.new("RGB", (24, 20), "red").save(foreign)
+    precious = foreign.read_bytes()
+    assert run(out, *argv) == 1 and foreign.read_bytes() == precious
 
 
 def test_another_reference_alone_makes_scores_stale(references: Path, tmp_path: Path) -> None:
