@@ -25,17 +25,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RAISE_LIMIT = "raise the limit with --max-pixels"
-_UPRIGHT = {  # EXIF orientation → turns the stored rows upright
-    2: np.fliplr,
-    3: lambda a: np.rot90(a, 2),
-    4: np.flipud,
-    5: lambda a: np.swapaxes(a, 0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: np.rot90(np.swapaxes(a, 0, 1), 2),
-    8: lambda a: np.rot90(a, 1),
-}
-
-
 class TooLarge(ValueError):
     """A picture whose header states more pixels than the limit; none was decoded."""
 
@@ -87,13 +76,30 @@ def decode_picture(content: bytes, check: Check) -> Picture:
         warnings.simplefilter("ignore")  # Pillow warns of odd EXIF
         samples = decode(content, check)
     values, notes = to_srgb(samples)
-    turn = _UPRIGHT.get(samples.orientation, lambda array: array)
-    values = np.ascontiguousarray(turn(values))
-    alpha = None if samples.alpha is None else np.ascontiguousarray(turn(samples.alpha))
+    values = _upright(values, samples.orientation)
+    alpha = None if samples.alpha is None else _upright(samples.alpha, samples.orientation)
     is_grey = values.shape[2] == 1
     if is_grey:
         values = np.broadcast_to(values, (*values.shape[:2], 3))
     return Picture(values, alpha, is_grey, samples.metadata, samples.notes + notes)
+
+
+def _upright(stored: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn stored rows by their EXIF orientation; the result is contiguous."""
+    if orientation == 1:
+        return np.ascontiguousarray(stored)
+    import cv2  # four times as fast as a copy of a view by numpy
+
+    array = np.ascontiguousarray(stored)
+    if orientation in (5, 7):
+        array = cv2.transpose(array)
+    flips = {2: 1, 3: -1, 4: 0, 7: -1}
+    turns = {6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
+    if orientation in flips:
+        array = cv2.flip(array, flips[orientation])
+    elif orientation in turns:
+        array = cv2.rotate(array, turns[orientation])
+    return array.reshape(*array.shape[:2], *stored.shape[2:])
 
 
 def limited(max_pixels: int) -> Check:
