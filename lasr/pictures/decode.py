@@ -56,8 +56,8 @@ def _guarded(decoder: Decoder, content: bytes, check: Check) -> Samples:
 
     def checked(width: int, height: int) -> None:
         try:
-            if width < 1 or height < 1:
-                raise Damaged(f"damaged: {width}x{height} pixels")
+            if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
+                raise Damaged(f"damaged: a size of {width} x {height} pixels")
             check(width, height)
         except Exception as error:
             refusals.append(error)

@@ -1,4 +1,4 @@
-"""PNG: chunks are read here, rows by Pillow, or by OpenCV at 16 bit.
+"""PNG: chunks are read here, rows by Pillow, or at 16 bit by libpng.
 
 PNG specification, third edition (W3C 2025). A decoder is handed the chunks with pixels only, so that
 long texts, large profiles and animations neither disturb nor change what it returns.
@@ -90,23 +90,20 @@ def _walk(content: bytes) -> Iterator[tuple[bytes, int, int]]:
     at = len(SIGNATURE)
     while at + 8 <= len(content):
         length, name = struct.unpack_from(">I4s", content, at)
-        if at + 12 + length > len(content) and name != b"IDAT":
-            return  # the decoder says that the file is cut, if pixels are missing
+        if at + 12 + length > len(content):
+            if name == b"IDAT":
+                raise ValueError("it ends before its pixels do")
+            return
         yield name, at + 8, at + 8 + length
         at += 12 + length
 
 
 def _pixels(chunks: dict[bytes, bytes], bits: int, kind: int) -> np.ndarray:
     """H x w x c as stored: uint16 where bits = 16, palette indices, otherwise scaled to uint8."""
-    if bits == 16 and kind != _GREY:
-        import cv2  # Pillow would drop the lower 8 bits
-
-        decoded = cv2.imdecode(np.frombuffer(chunks[b"IDAT"], np.uint8), cv2.IMREAD_UNCHANGED)
-        if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3:
-            raise ValueError("its pixels are damaged or end early")
-        # OpenCV's order is BGR, and BGRA also for grey with alpha.
-        order = {_RGB: [2, 1, 0], _GREY_ALPHA: [0, -1], _RGBA: [2, 1, 0, 3]}[kind]
-        deep: np.ndarray = decoded[..., order]
+    if bits == 16 and kind != _GREY:  # Pillow would drop the lower 8 bits
+        deep = _deep_pixels(chunks, kind)
+        if deep.dtype != np.uint16 or deep.ndim != 3:
+            raise ValueError("its pixels do not fit its header")
         return deep
     with open_with("PNG", chunks[b"IDAT"]) as image:
         values = np.asarray(image)
@@ -115,6 +112,23 @@ def _pixels(chunks: dict[bytes, bytes], bits: int, kind: int) -> np.ndarray:
     return (values.astype(np.uint16) if bits == 16 else values)[
         (...,) if values.ndim == 3 else (..., None)
     ]
+
+
+def _deep_pixels(chunks: dict[bytes, bytes], kind: int) -> np.ndarray:
+    interlaced = chunks[b"IHDR"][12]
+    if not interlaced:
+        import imagecodecs
+
+        pixels: np.ndarray = imagecodecs.png_decode(chunks[b"IDAT"])
+        return pixels
+    import cv2  # imagecodecs prints a warning for interlaced files
+
+    decoded = cv2.imdecode(np.frombuffer(chunks[b"IDAT"], np.uint8), cv2.IMREAD_UNCHANGED)
+    if decoded is None:
+        raise ValueError("its pixels are damaged or end early")
+    # OpenCV's order is BGR, and BGRA also for grey with alpha.
+    order = {_RGB: [2, 1, 0], _GREY_ALPHA: [0, -1], _RGBA: [2, 1, 0, 3]}[kind]
+    return decoded[..., order] if decoded.ndim == 3 else decoded
 
 
 def _with_alpha(

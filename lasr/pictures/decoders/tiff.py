@@ -38,6 +38,7 @@ _OTHERS = {
 _OLD_JPEG, _JPEG = 6, 7  # compression
 _UNSPECIFIED, _ASSOCIATED, _UNASSOCIATED = 0, 1, 2  # extra samples
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4  # sample format
+_MOST_EXTRAS = 16  # more are not a picture's, and would take memory
 _NEAR = 0.005  # of a chromaticity
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters is raised or checked here
@@ -119,6 +120,8 @@ def _layout(page: Any) -> _Layout:
     colours = 1 if photometric == _PALETTE else CHANNELS[space]
     if samples < colours:
         raise NotSupported(f"a TIFF with {samples} samples per pixel for {space}")
+    if samples > colours + _MOST_EXTRAS:
+        raise NotSupported(f"a TIFF with {samples} samples per pixel")
     if page.imagedepth > 1:
         raise NotSupported("a TIFF of volumes")
     if space == "cmyk" and tags.valueof(332, 1) != 1:  # InkSet
