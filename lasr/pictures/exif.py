@@ -16,8 +16,8 @@ _ASCII, _SHORT, _LONG = 2, 3, 4
 _ORIENTATION, _SOFTWARE, _EXIF, _GPS = 274, 305, 34665, 34853
 _COLOUR_SPACE, _WIDTH, _HEIGHT, _INTEROPERABILITY = 40961, 40962, 40963, 40965
 _MAKER_NOTE = 37500
-# DocumentName, ImageDescription, Make, Model, DateTime, Artist, HostComputer, Rating (2), Copyright,
-# and title, comment, author, keywords and subject as Windows writes them.
+# DocumentName, ImageDescription, Make, Model, DateTime, Artist, HostComputer, Rating (twice),
+# Copyright, and title, comment, author, keywords and subject as Windows writes them.
 _KEPT = {269, 270, 271, 272, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096)}
 
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from lasr.errors import UserError
 from lasr.pictures.colour import to_8_bit, to_srgb
-from lasr.pictures.decode import Damaged, decode
+from lasr.pictures.decoders.decode import Damaged, decode
 from lasr.pictures.find import check_regular
-from lasr.pictures.samples import LARGEST, MAX_PIXELS, Check, Metadata, NotSupported
+from lasr.pictures.samples import MAX_PIXELS, Check, Metadata, NotSupported
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RAISE_LIMIT = "raise the limit with --max-pixels"
+
+
 class TooLarge(ValueError):
     """A picture whose header states more pixels than the limit; none was decoded."""
 
@@ -123,12 +125,18 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
     except TooLarge as error:
         raise UserError(f"{path}: {error}", RAISE_LIMIT) from error
     except NotSupported as error:
-        raise UserError(f"{path}: {error}", "convert it to PNG, TIFF or JPEG, or leave it out") from error
+        raise UserError(
+            f"{path}: {error}", "convert it to PNG, TIFF or JPEG, or leave it out"
+        ) from error
     except (Damaged, OSError) as error:
         reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-        raise UserError(f"{path}: not a readable picture ({reason})", "replace the file, or leave it out") from error
+        raise UserError(
+            f"{path}: not a readable picture ({reason})", "replace the file, or leave it out"
+        ) from error
     except MemoryError as error:
-        raise UserError(f"{path}: not enough memory to decode it", "leave it out, or make it smaller") from error
+        raise UserError(
+            f"{path}: not enough memory to decode it", "leave it out, or make it smaller"
+        ) from error
     for note in picture.notes:
         log.warning("%s: %s", path, note)
     return picture

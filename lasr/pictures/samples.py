@@ -44,7 +44,7 @@ class Samples:
 
     values: h x w x c, uint8 or uint16, c as in CHANNELS. cmyk: 0 is no ink. lab: encoded as ICC v4
     does, L* 0 to 100 and a*, b* -128 to 127 (8 bit) or -128 to 127.996 (16 bit).
-    alpha: h x w of the same dtype, or None if the picture is opaque; `values` are not premultiplied.
+    alpha: h x w of the same dtype, None if the picture is opaque; `values` are not premultiplied.
     profile: the ICC profile that gives the numbers their meaning, embedded or built from the file's
     tags. None: sRGB, grey with sRGB's curve, CMYK of no known press, CIELAB of D50.
     orientation: as in EXIF, 1 to 8.
@@ -85,7 +85,8 @@ def scaled(values: np.ndarray, bits: int) -> np.ndarray:
     if bits == 16:
         return values.astype(np.uint16, copy=False)
     if bits > 16:  # 65535 / (2^bits - 1) is 2^(16 - bits) to within a part in 65536
-        return (values >> np.asarray(bits - 16, values.dtype)).astype(np.uint16)
+        shifted: np.ndarray = values >> np.asarray(bits - 16, values.dtype)
+        return shifted.astype(np.uint16)
     largest = 2**bits - 1
     full, dtype = (255, np.uint8) if bits < 8 else (65_535, np.uint16)
     table = (np.arange(largest + 1) * full + largest // 2) // largest
@@ -117,9 +118,10 @@ def straight(values: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Divide premultiplied h x w x c values by alpha; where that is 0, they become 0."""
     full = int(np.iinfo(values.dtype).max)
     divisor = np.maximum(alpha, 1).astype(np.uint32)[..., None]
-    result = (values.astype(np.uint32) * full + divisor // 2) // divisor
+    result: np.ndarray = (values.astype(np.uint32) * full + divisor // 2) // divisor
     result[alpha == 0] = 0
-    return np.minimum(result, full).astype(values.dtype)
+    np.minimum(result, full, out=result)
+    return result.astype(values.dtype)
 
 
 def orientation_of(exif: Image.Exif) -> int:

@@ -1,4 +1,4 @@
-"""Write upscaled pictures: PNG, JPEG, WebP or TIFF, atomically, with metadata and a Software tag."""
+"""Write upscaled pictures: PNG, JPEG, WebP or TIFF, atomically, with inherited metadata."""
 
 import re
 from collections.abc import Iterable

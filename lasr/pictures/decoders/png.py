@@ -1,7 +1,7 @@
 """PNG: chunks are read here, rows by Pillow, or at 16 bit by libpng.
 
-PNG specification, third edition (W3C 2025). A decoder is handed the chunks with pixels only, so that
-long texts, large profiles and animations neither disturb nor change what it returns.
+PNG specification, third edition (W3C 2025). A decoder is handed the chunks with pixels only, so
+that long texts, large profiles and animations neither disturb nor change what it returns.
 """
 
 import re
@@ -12,17 +12,18 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from lasr.pictures.profiles import coded_profile, gamma_profile
 from lasr.pictures.samples import (
     MAX_PROFILE,
     Check,
     Metadata,
     NotSupported,
     Samples,
+    Space,
     open_with,
     orientation_of,
     scaled,
 )
-from lasr.pictures.profiles import coded_profile, gamma_profile
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGBA = 0, 2, 3, 4, 6  # colour types
@@ -44,7 +45,7 @@ def decode(content: bytes, check: Check) -> Samples:
     embedded, notes = _embedded(chunks)
     profile = _meaning(chunks, embedded)
     metadata, orientation = _metadata(chunks, embedded)
-    space = "grey" if values.shape[2] == 1 else "rgb"
+    space: Space = "grey" if values.shape[2] == 1 else "rgb"
     return Samples(values, space, alpha, profile, orientation, metadata, notes)
 
 
@@ -134,7 +135,7 @@ def _deep_pixels(chunks: dict[bytes, bytes], kind: int) -> np.ndarray:
 def _with_alpha(
     stored: np.ndarray, bits: int, kind: int, chunks: dict[bytes, bytes]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Grey or RGB values and alpha: palette looked up, transparent colour (tRNS) turned to alpha."""
+    """Grey or RGB values and alpha: palettes are looked up, tRNS becomes alpha."""
     transparent = chunks.get(b"tRNS")
     if kind in (_GREY_ALPHA, _RGBA):
         return stored[..., :-1], stored[..., -1]
