@@ -6,6 +6,7 @@ Both programs read pictures here and nowhere else. docs/formats.md lists what is
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from lasr.errors import UserError
 from lasr.pictures.colour import to_8_bit, to_srgb
 from lasr.pictures.decoders.decode import Damaged, decode
 from lasr.pictures.find import check_regular
-from lasr.pictures.samples import MAX_PIXELS, Check, Metadata, NotSupported
+from lasr.pictures.samples import LARGEST, MAX_PIXELS, Check, Metadata, NotSupported
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RAISE_LIMIT = "raise the limit with --max-pixels"
+VARIABLE = "LASR_MAX_PIXELS"  # the limit of commands that have no such flag
 
 
 class TooLarge(ValueError):
@@ -114,16 +116,19 @@ def limited(max_pixels: int) -> Check:
     return check
 
 
-def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
+def read_picture(path: Path, max_pixels: int | None = None) -> Picture:
     """Read a picture file; log its notes.
 
+    max_pixels: of the flag --max-pixels; None: of the environment variable LASR_MAX_PIXELS, or the
+    default.
     Raises UserError: not readable, not supported, too large, or not a regular file.
     """
     check_regular(path)
     try:
-        picture = decode_picture(path.read_bytes(), limited(max_pixels))
+        picture = decode_picture(path.read_bytes(), limited(max_pixels or _default_limit()))
     except TooLarge as error:
-        raise UserError(f"{path}: {error}", RAISE_LIMIT) from error
+        fix = RAISE_LIMIT if max_pixels else f"raise the limit in {VARIABLE}, or make it smaller"
+        raise UserError(f"{path}: {error}", fix) from error
     except NotSupported as error:
         raise UserError(
             f"{path}: {error}", "convert it to PNG, TIFF or JPEG, or leave it out"
@@ -142,14 +147,23 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
     return picture
 
 
-def read_rgb(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor:
+def _default_limit() -> int:
+    text = os.environ.get(VARIABLE, "")
+    if not text:
+        return MAX_PIXELS
+    if not text.isdecimal() or not 0 < int(text) <= LARGEST:
+        raise UserError(f"{VARIABLE}={text}: not a number of pixels", f"use 1 to {LARGEST}")
+    return int(text)
+
+
+def read_rgb(path: Path) -> Tensor:
     """Read a picture for networks and metrics: (3, h, w) float32 in [0, 1], without alpha.
 
     Raises UserError: as `read_picture`.
     """
     import torch  # here, so that commands answer a wrong path without loading it
 
-    pixels = read_picture(path, max_pixels).pixels
+    pixels = read_picture(path).pixels
     tensor = torch.from_numpy(pixels.astype(np.float32)).div_(np.iinfo(pixels.dtype).max)
     return tensor.permute(2, 0, 1).contiguous()
 

@@ -141,13 +141,21 @@ def test_sound_files_that_libraries_refuse_are_read() -> None:
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "JPEG", "BMP", "WEBP", "GIF", "PPM", "JPEG2000"])
-def test_limits_are_checked_before_pixels_and_name_the_option(tmp_path: Path, form: str) -> None:
+def test_limits_are_checked_before_pixels_and_name_the_option(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x"
     path.write_bytes(saved(form, smooth(3)))
     assert picture_size(path) == (37, 23)
     with pytest.raises(UserError, match=r"x: 37x23: more than 850 pixels; raise .*--max-pixels"):
         read_picture(path, max_pixels=850)
     read_picture(path, max_pixels=851)
+    monkeypatch.setenv("LASR_MAX_PIXELS", "850")  # for commands without the flag
+    with pytest.raises(UserError, match="37x23: more than 850 pixels; .*LASR_MAX_PIXELS"):
+        read_picture(path)
+    monkeypatch.setenv("LASR_MAX_PIXELS", "many")
+    with pytest.raises(UserError, match="LASR_MAX_PIXELS=many: not a number of pixels"):
+        read_picture(path)
 
 
 def test_headers_that_claim_a_huge_size_cost_no_memory(tmp_path: Path) -> None:
