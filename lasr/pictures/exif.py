@@ -92,6 +92,18 @@ def enlarged_exif(
     return block
 
 
+def software_of(block: bytes | None) -> str | None:
+    """The tag Software of an EXIF block or a TIFF file."""
+    if not block or block[:4] not in (b"II*\0", b"MM\0*"):
+        return None
+    order = "<" if block[:2] == b"II" else ">"
+    try:
+        entry = _read(block, order, struct.unpack_from(order + "I", block, 4)[0]).get(_SOFTWARE)
+    except struct.error:
+        return None
+    return entry.data.rstrip(b"\0").decode("utf-8", "replace") if entry else None
+
+
 def append_exif(path: Path, original: bytes | None, size: tuple[int, int]) -> None:
     """Add the inherited EXIF to a TIFF file, which has the byte order of `original`.
 

@@ -66,9 +66,27 @@ def open_with(plugin: str, content: bytes) -> Image.Image:
     `Image.open` would add a limit of its own on pixels, and try further formats, one of which
     (EPS) starts another program.
     """
+    return _open(plugin, io.BytesIO(content))
+
+
+def open_file(file: BinaryIO) -> Image.Image | None:
+    """As `open_with`, for results of ours other than PNG; None: another format."""
+    start = file.read(12)
+    file.seek(0)
+    for plugin, magic, at in (
+        ("JPEG", b"\xff\xd8\xff", 0),
+        ("WEBP", b"WEBP", 8),
+        ("TIFF", b"II", 0),
+        ("TIFF", b"MM", 0),
+    ):
+        if start.startswith(magic, at):
+            return _open(plugin, file)
+    return None
+
+
+def _open(plugin: str, file: BinaryIO) -> Image.Image:
     Image.init()
     factory = Image.OPEN[plugin][0]
-    file: BinaryIO = io.BytesIO(content)
     image = factory(file, b"")  # type: ignore[arg-type]
     if not isinstance(image, Image.Image):
         raise ValueError(f"not a {plugin} file")

@@ -10,11 +10,11 @@ from PIL import ExifTags, Image
 
 from lasr.errors import UserError
 from lasr.ownership import own_path
-from lasr.pictures.exif import append_exif, byte_order, enlarged_exif
-from lasr.pictures.png import write_png
+from lasr.pictures.exif import append_exif, byte_order, enlarged_exif, software_of
+from lasr.pictures.png import PNG_SIGNATURE, png_exif, write_png
 from lasr.pictures.profiles import grey_profile, srgb_profile
 from lasr.pictures.read import Picture
-from lasr.pictures.samples import Metadata
+from lasr.pictures.samples import Metadata, open_file
 
 Format = Literal["png", "jpg", "webp", "tiff"]
 MAX_SIDE = {"jpg": 65_535, "webp": 16_383}  # pixels that the formats can hold
@@ -94,8 +94,12 @@ def software_tag(path: Path) -> str | None:
     if not path.is_file():  # opening a named pipe would block
         return None
     try:
-        with Image.open(path) as image:
-            return image.getexif().get(ExifTags.Base.Software)
+        with open(path, "rb") as file:
+            if file.read(8) == PNG_SIGNATURE:
+                return software_of(png_exif(file))
+            file.seek(0)
+            image = open_file(file)  # without limit: results are larger than what Pillow opens
+            return None if image is None else image.getexif().get(ExifTags.Base.Software)
     except Exception:  # decoders raise nearly anything on files that are not pictures
         return None
 

@@ -4,7 +4,7 @@ lasr upscale --weights data/runs/patches/model.safetensors photo.jpg --out upsca
 lasr upscale --weights realesrgan-x4plus folder/ --out upscaled --passes 2
 
 Reads 8 and 16 bit, grey, palette, transparent and CMYK pictures, upright and in sRGB; copies EXIF,
-XMP and resolution (docs/formats.md). A second call only does what is missing. Takes any weights that spandrel reads,
+XMP and resolution. A second call only does what is missing. Takes any weights that spandrel reads,
 of any scale.
 """
 

@@ -172,6 +172,18 @@ def test_damaged_and_large_metadata_stop_no_result(tmp_path: Path, kind: Format)
         assert read_picture(path).pixels.shape == pixels.shape
 
 
+def test_the_tag_of_results_beyond_pillows_limits_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four times 4000 x 3000 pixels are more than Pillow opens."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    pixels, metadata = smooth(3), Metadata(xmp=b"x" * 3_000_000)
+    for kind in FORMATS:
+        path = tmp_path / f"x.{kind}"
+        save_picture(path, [pixels], pixels.shape, pixels.dtype, "LA-SR test", metadata)
+        assert software_tag(path) == "LA-SR test"
+
+
 def test_pictures_without_a_profile_get_none(tmp_path: Path) -> None:
     for kind in FORMATS:
         save_picture(tmp_path / f"x.{kind}", [smooth(3)], (23, 37, 3), np.dtype(np.uint8), "t")
