@@ -1,6 +1,7 @@
 """What every decoder returns: a file's samples, before they are converted to sRGB and turned."""
 
 import io
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import BinaryIO, Literal
@@ -17,6 +18,7 @@ Check = Callable[[int, int], None]
 
 MAX_PIXELS = 2**28  # 268 megapixels: 0.8 GB in 8 bit, 1.6 GB in 16 bit
 LARGEST = 2**30  # what the decoders themselves can hold; no option goes beyond it
+_unlimited = threading.Lock()  # of Pillow's limit, while a header is read
 MAX_PROFILE = 2**25  # bytes of a profile or a text after decompression: 32 MB
 
 
@@ -87,7 +89,12 @@ def open_file(file: BinaryIO) -> Image.Image | None:
 def _open(plugin: str, file: BinaryIO) -> Image.Image:
     Image.init()
     factory = Image.OPEN[plugin][0]
-    image = factory(file, b"")  # type: ignore[arg-type]
+    with _unlimited:  # opening a WebP checks Pillow's limit, which is not ours
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = factory(file, b"")  # type: ignore[arg-type]
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
     if not isinstance(image, Image.Image):
         raise ValueError(f"not a {plugin} file")
     return image
