@@ -16,7 +16,6 @@ import numpy as np
 
 from lasr.errors import UserError
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}  # channels → grey, grey and alpha, RGB, RGB and alpha
 _SUB, _UP = 1, 2  # filters: the difference to the pixel on the left, or above
 _LEVEL = 4  # of zlib: level 6 takes twice the time for files 2 % smaller
@@ -67,7 +66,7 @@ def write_png(
     """
     height, width, channels = shape
     with open(path, "wb") as file:
-        file.write(PNG_SIGNATURE)
+        file.write(b"\x89PNG\r\n\x1a\n")
         header = struct.pack(">IIBBBBB", width, height, bits, _COLOUR_TYPE[channels], 0, 0, 0)
         _chunk(file, b"IHDR", header)
         if profile:
@@ -92,18 +91,6 @@ def write_png(
             raise ValueError(f"{rows} rows of {height}")
         _chunk(file, b"IDAT", packer.flush())
         _chunk(file, b"IEND", b"")
-
-
-def png_exif(file: BinaryIO) -> bytes | None:
-    """The EXIF block of a PNG if it is before the pixels. file: positioned behind the signature."""
-    while len(head := file.read(8)) == 8:
-        length, name = struct.unpack(">I4s", head)
-        if name == b"eXIf":
-            return file.read(length)
-        if name == b"IDAT":
-            return None
-        file.seek(length + 4, 1)
-    return None
 
 
 def _filter(lines: np.ndarray, above: np.ndarray, pixel: int) -> bytes:

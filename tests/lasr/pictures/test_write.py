@@ -13,6 +13,7 @@ import tifffile
 from PIL import ExifTags, Image, ImageCms
 
 from lasr.errors import UserError
+from lasr.ownership import is_ours
 from lasr.pictures.read import Picture, read_picture
 from lasr.pictures.samples import Metadata
 from lasr.pictures.write import Format, check_format, save_picture, software_tag
@@ -181,7 +182,7 @@ def test_the_tag_of_results_beyond_pillows_limits_is_found(
     for kind in FORMATS:
         path = tmp_path / f"x.{kind}"
         save_picture(path, [pixels], pixels.shape, pixels.dtype, "LA-SR test", metadata)
-        assert software_tag(path) == "LA-SR test"
+        assert software_tag(path) == "LA-SR test" and is_ours(path)
 
 
 def test_pictures_without_a_profile_get_none(tmp_path: Path) -> None:
