@@ -29,7 +29,7 @@ PIXELS = np.zeros((8, 8, 3), np.uint8)
 
 
 def picture(path: Path) -> None:
-    save_picture(path, [PIXELS], PIXELS.shape, PIXELS.dtype, None, "LA-SR net@0123 x4 of 4567")
+    save_picture(path, [PIXELS], PIXELS.shape, PIXELS.dtype, "LA-SR net@0123 x4 of 4567")
 
 
 def by_pillow(path: Path) -> None:
