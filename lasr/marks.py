@@ -54,7 +54,7 @@ _COLUMNS = (
     ("patch_id", "role", "view", "label", "stage", "x", "y"),  # coordinates of features
 )
 _PARAM = re.compile(rb"7767517\n\d+ \d+\nInput +(?:la-sr-([0-9a-f]{16})|input0) 0 1 data\n")
-_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"II*\0", b"MM\0*")
+_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def has_mark(file: BinaryIO) -> bool:
@@ -125,14 +125,10 @@ def _is_table(names: list[str]) -> bool:
 
 
 def _picture(file: BinaryIO) -> bool:
-    from PIL import ExifTags, Image
+    from lasr.pictures.exif import software_tag
 
-    with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
-        tag = image.info.get("Software")
-        # Pillow would decode a whole PNG to look for EXIF behind the pixels; ours is before them.
-        if not tag and (image.format != "PNG" or "exif" in image.info):
-            tag = image.getexif().get(ExifTags.Base.Software)
-    return str(tag).startswith("LA-SR")
+    with warnings.catch_warnings(action="ignore"):
+        return str(software_tag(file)).startswith("LA-SR")
 
 
 def _zip(file: BinaryIO) -> bool:

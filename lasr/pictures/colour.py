@@ -10,8 +10,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageCms
 
-from lasr.pictures.samples import CHANNELS, Samples, Space
 from lasr.pictures.profiles import srgb_profile
+from lasr.pictures.samples import CHANNELS, Samples, Space
 
 _SIGNATURES: dict[bytes, Space] = {
     b"GRAY": "grey", b"RGB ": "rgb", b"CMYK": "cmyk", b"Lab ": "lab"
@@ -107,8 +107,8 @@ def _deep(values: np.ndarray, space: Space, profile: bytes) -> np.ndarray:
 
     name = _CODECS_NAME.get(space, space)
     pixels = np.ascontiguousarray(values[..., 0] if space == "grey" else values)
-    # Optimised, LittleCMS puts a table of 33^3 colours in the place of curves and matrix, which errs
-    # by up to 18 of 255 where colours are clipped. (CMYK is a table already, and slow without.)
+    # Optimised, LittleCMS puts a table of 33^3 colours in the place of curves and matrix, which
+    # errs by up to 18 of 255 where colours are clipped. (CMYK is a table already.)
     converted: np.ndarray = cms_transform(
         pixels,
         profile,
@@ -144,5 +144,3 @@ def to_8_bit(values: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _lab_profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-
-

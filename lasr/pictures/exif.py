@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from lasr.pictures.samples import open_file
+
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
 _ASCII, _SHORT, _LONG = 2, 3, 4
 _ORIENTATION, _SOFTWARE, _EXIF, _GPS = 274, 305, 34665, 34853
 _COLOUR_SPACE, _WIDTH, _HEIGHT, _INTEROPERABILITY = 40961, 40962, 40963, 40965
 _MAKER_NOTE = 37500
-# DocumentName, ImageDescription, Make, Model, DateTime, Artist, HostComputer, Rating (2), Copyright,
-# and title, comment, author, keywords and subject as Windows writes them.
+# DocumentName, ImageDescription, Make, Model, DateTime, Artist, HostComputer, Rating (twice),
+# Copyright, and title, comment, author, keywords and subject as Windows writes them.
 _KEPT = {269, 270, 271, 272, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096)}
 
 
@@ -90,6 +92,45 @@ def enlarged_exif(
     if limit and len(block) > limit:
         block = exif_block(_enlarged(Exif(), software, size)) or b""
     return block
+
+
+def software_tag(file: BinaryIO) -> str | None:
+    """The tag Software of an open picture file, from EXIF or, in PNG, from a text.
+
+    No pixel is decoded, and of a PNG nothing behind the first pixels is looked at. None: no such
+    tag, or a format that is not written here. Raises nearly anything for damaged files.
+    """
+    file.seek(0)
+    if file.read(8) == b"\x89PNG\r\n\x1a\n":
+        return _png_software(file)
+    file.seek(0)
+    image = open_file(file)
+    tag = None if image is None else image.getexif().get(_SOFTWARE)
+    return None if tag is None else str(tag)
+
+
+def _png_software(file: BinaryIO) -> str | None:
+    while len(head := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", head)
+        if name == b"IDAT":
+            return None
+        if name == b"eXIf" and (tag := _software(file.read(length))):
+            return tag
+        if name == b"tEXt" and (text := file.read(length)).startswith(b"Software\0"):
+            return text[9:].decode("latin-1")
+        file.seek(4 if name in (b"eXIf", b"tEXt") else length + 4, 1)
+    return None
+
+
+def _software(block: bytes) -> str | None:
+    if block[:4] not in (b"II*\0", b"MM\0*"):
+        return None
+    order = "<" if block[:2] == b"II" else ">"
+    try:
+        entry = _read(block, order, struct.unpack_from(order + "I", block, 4)[0]).get(_SOFTWARE)
+    except struct.error:
+        return None
+    return entry.data.rstrip(b"\0").decode("utf-8", "replace") if entry else None
 
 
 def append_exif(path: Path, original: bytes | None, size: tuple[int, int]) -> None:

@@ -65,7 +65,9 @@ def coded_profile(primaries: int, transfer: int) -> bytes | None:
     if transfer in _HDR:
         raise NotSupported(f"an HDR picture ({_HDR[transfer]}); save it in SDR, such as sRGB")
     if primaries not in _PRIMARIES or transfer not in _TRANSFERS:
-        raise NotSupported(f"colour primaries {primaries} with transfer function {transfer} (H.273)")
+        raise NotSupported(
+            f"colour primaries {primaries} with transfer function {transfer} (H.273)"
+        )
     points, curve = _PRIMARIES[primaries], _TRANSFERS[transfer]
     if points == SRGB_POINTS and curve == SRGB_CURVE:
         return None

@@ -6,6 +6,7 @@ Both programs read pictures here and nowhere else. docs/formats.md lists what is
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from lasr.errors import UserError
 from lasr.pictures.colour import to_8_bit, to_srgb
-from lasr.pictures.decode import Damaged, decode
+from lasr.pictures.decoders.decode import Damaged, decode
 from lasr.pictures.find import check_regular
 from lasr.pictures.samples import LARGEST, MAX_PIXELS, Check, Metadata, NotSupported
 
@@ -25,15 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RAISE_LIMIT = "raise the limit with --max-pixels"
-_UPRIGHT = {  # EXIF orientation → turns the stored rows upright
-    2: np.fliplr,
-    3: lambda a: np.rot90(a, 2),
-    4: np.flipud,
-    5: lambda a: np.swapaxes(a, 0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: np.rot90(np.swapaxes(a, 0, 1), 2),
-    8: lambda a: np.rot90(a, 1),
-}
+VARIABLE = "LASR_MAX_PIXELS"  # the limit of commands that have no such flag
 
 
 class TooLarge(ValueError):
@@ -87,13 +80,30 @@ def decode_picture(content: bytes, check: Check) -> Picture:
         warnings.simplefilter("ignore")  # Pillow warns of odd EXIF
         samples = decode(content, check)
     values, notes = to_srgb(samples)
-    turn = _UPRIGHT.get(samples.orientation, lambda array: array)
-    values = np.ascontiguousarray(turn(values))
-    alpha = None if samples.alpha is None else np.ascontiguousarray(turn(samples.alpha))
+    values = _upright(values, samples.orientation)
+    alpha = None if samples.alpha is None else _upright(samples.alpha, samples.orientation)
     is_grey = values.shape[2] == 1
     if is_grey:
         values = np.broadcast_to(values, (*values.shape[:2], 3))
     return Picture(values, alpha, is_grey, samples.metadata, samples.notes + notes)
+
+
+def _upright(stored: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn stored rows by their EXIF orientation; the result is contiguous."""
+    if orientation == 1:
+        return np.ascontiguousarray(stored)
+    import cv2  # four times as fast as a copy of a view by numpy
+
+    array = np.ascontiguousarray(stored)
+    if orientation in (5, 7):
+        array = cv2.transpose(array)
+    flips = {2: 1, 3: -1, 4: 0, 7: -1}
+    turns = {6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
+    if orientation in flips:
+        array = cv2.flip(array, flips[orientation])
+    elif orientation in turns:
+        array = cv2.rotate(array, turns[orientation])
+    return array.reshape(*array.shape[:2], *stored.shape[2:])
 
 
 def limited(max_pixels: int) -> Check:
@@ -106,36 +116,54 @@ def limited(max_pixels: int) -> Check:
     return check
 
 
-def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
+def read_picture(path: Path, max_pixels: int | None = None) -> Picture:
     """Read a picture file; log its notes.
 
+    max_pixels: of the flag --max-pixels; None: of the environment variable LASR_MAX_PIXELS, or the
+    default.
     Raises UserError: not readable, not supported, too large, or not a regular file.
     """
     check_regular(path)
     try:
-        picture = decode_picture(path.read_bytes(), limited(max_pixels))
+        picture = decode_picture(path.read_bytes(), limited(max_pixels or _default_limit()))
     except TooLarge as error:
-        raise UserError(f"{path}: {error}", RAISE_LIMIT) from error
+        fix = RAISE_LIMIT if max_pixels else f"raise the limit in {VARIABLE}, or make it smaller"
+        raise UserError(f"{path}: {error}", fix) from error
     except NotSupported as error:
-        raise UserError(f"{path}: {error}", "convert it to PNG, TIFF or JPEG, or leave it out") from error
+        raise UserError(
+            f"{path}: {error}", "convert it to PNG, TIFF or JPEG, or leave it out"
+        ) from error
     except (Damaged, OSError) as error:
         reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-        raise UserError(f"{path}: not a readable picture ({reason})", "replace the file, or leave it out") from error
+        raise UserError(
+            f"{path}: not a readable picture ({reason})", "replace the file, or leave it out"
+        ) from error
     except MemoryError as error:
-        raise UserError(f"{path}: not enough memory to decode it", "leave it out, or make it smaller") from error
+        raise UserError(
+            f"{path}: not enough memory to decode it", "leave it out, or make it smaller"
+        ) from error
     for note in picture.notes:
         log.warning("%s: %s", path, note)
     return picture
 
 
-def read_rgb(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor:
+def _default_limit() -> int:
+    text = os.environ.get(VARIABLE, "")
+    if not text:
+        return MAX_PIXELS
+    if not text.isdecimal() or not 0 < int(text) <= LARGEST:
+        raise UserError(f"{VARIABLE}={text}: not a number of pixels", f"use 1 to {LARGEST}")
+    return int(text)
+
+
+def read_rgb(path: Path) -> Tensor:
     """Read a picture for networks and metrics: (3, h, w) float32 in [0, 1], without alpha.
 
     Raises UserError: as `read_picture`.
     """
     import torch  # here, so that commands answer a wrong path without loading it
 
-    pixels = read_picture(path, max_pixels).pixels
+    pixels = read_picture(path).pixels
     tensor = torch.from_numpy(pixels.astype(np.float32)).div_(np.iinfo(pixels.dtype).max)
     return tensor.permute(2, 0, 1).contiguous()
 

@@ -1,6 +1,7 @@
 """What every decoder returns: a file's samples, before they are converted to sRGB and turned."""
 
 import io
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import BinaryIO, Literal
@@ -17,6 +18,7 @@ Check = Callable[[int, int], None]
 
 MAX_PIXELS = 2**28  # 268 megapixels: 0.8 GB in 8 bit, 1.6 GB in 16 bit
 LARGEST = 2**30  # what the decoders themselves can hold; no option goes beyond it
+_unlimited = threading.Lock()  # of Pillow's limit, while a header is read
 MAX_PROFILE = 2**25  # bytes of a profile or a text after decompression: 32 MB
 
 
@@ -44,7 +46,7 @@ class Samples:
 
     values: h x w x c, uint8 or uint16, c as in CHANNELS. cmyk: 0 is no ink. lab: encoded as ICC v4
     does, L* 0 to 100 and a*, b* -128 to 127 (8 bit) or -128 to 127.996 (16 bit).
-    alpha: h x w of the same dtype, or None if the picture is opaque; `values` are not premultiplied.
+    alpha: h x w of the same dtype, None if the picture is opaque; `values` are not premultiplied.
     profile: the ICC profile that gives the numbers their meaning, embedded or built from the file's
     tags. None: sRGB, grey with sRGB's curve, CMYK of no known press, CIELAB of D50.
     orientation: as in EXIF, 1 to 8.
@@ -66,10 +68,33 @@ def open_with(plugin: str, content: bytes) -> Image.Image:
     `Image.open` would add a limit of its own on pixels, and try further formats, one of which
     (EPS) starts another program.
     """
+    return _open(plugin, io.BytesIO(content))
+
+
+def open_file(file: BinaryIO) -> Image.Image | None:
+    """As `open_with`, for results of ours other than PNG; None: another format."""
+    start = file.read(12)
+    file.seek(0)
+    for plugin, magic, at in (
+        ("JPEG", b"\xff\xd8\xff", 0),
+        ("WEBP", b"WEBP", 8),
+        ("TIFF", b"II", 0),
+        ("TIFF", b"MM", 0),
+    ):
+        if start.startswith(magic, at):
+            return _open(plugin, file)
+    return None
+
+
+def _open(plugin: str, file: BinaryIO) -> Image.Image:
     Image.init()
     factory = Image.OPEN[plugin][0]
-    file: BinaryIO = io.BytesIO(content)
-    image = factory(file, b"")  # type: ignore[arg-type]
+    with _unlimited:  # opening a WebP checks Pillow's limit, which is not ours
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = factory(file, b"")  # type: ignore[arg-type]
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
     if not isinstance(image, Image.Image):
         raise ValueError(f"not a {plugin} file")
     return image
@@ -85,7 +110,8 @@ def scaled(values: np.ndarray, bits: int) -> np.ndarray:
     if bits == 16:
         return values.astype(np.uint16, copy=False)
     if bits > 16:  # 65535 / (2^bits - 1) is 2^(16 - bits) to within a part in 65536
-        return (values >> np.asarray(bits - 16, values.dtype)).astype(np.uint16)
+        shifted: np.ndarray = values >> np.asarray(bits - 16, values.dtype)
+        return shifted.astype(np.uint16)
     largest = 2**bits - 1
     full, dtype = (255, np.uint8) if bits < 8 else (65_535, np.uint16)
     table = (np.arange(largest + 1) * full + largest // 2) // largest
@@ -117,9 +143,10 @@ def straight(values: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Divide premultiplied h x w x c values by alpha; where that is 0, they become 0."""
     full = int(np.iinfo(values.dtype).max)
     divisor = np.maximum(alpha, 1).astype(np.uint32)[..., None]
-    result = (values.astype(np.uint32) * full + divisor // 2) // divisor
+    result: np.ndarray = (values.astype(np.uint32) * full + divisor // 2) // divisor
     result[alpha == 0] = 0
-    return np.minimum(result, full).astype(values.dtype)
+    np.minimum(result, full, out=result)
+    return result.astype(values.dtype)
 
 
 def orientation_of(exif: Image.Exif) -> int:

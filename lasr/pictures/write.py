@@ -1,4 +1,4 @@
-"""Write upscaled pictures: PNG, JPEG, WebP or TIFF, atomically, with metadata and a Software tag."""
+"""Write upscaled pictures: PNG, JPEG, WebP or TIFF, atomically, with inherited metadata."""
 
 import re
 from collections.abc import Iterable
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from lasr.errors import UserError
 from lasr.ownership import own_path
-from lasr.pictures.exif import append_exif, byte_order, enlarged_exif
+from lasr.pictures import exif
 from lasr.pictures.png import write_png
 from lasr.pictures.profiles import grey_profile, srgb_profile
 from lasr.pictures.read import Picture
@@ -65,20 +65,20 @@ def save_picture(
         if format == "tiff":
             pixels = _collect(strips, shape, dtype)
             _write_tiff(temporary, pixels, software, metadata, xmp)
-            append_exif(temporary, metadata.exif, size)
+            exif.append_exif(temporary, metadata.exif, size)
             return
         limit = _SEGMENT if format == "jpg" else None
-        exif = b"Exif\0\0" + enlarged_exif(metadata.exif, software, size, limit)
+        block = b"Exif\0\0" + exif.enlarged_exif(metadata.exif, software, size, limit)
         # WebP has no grey: Pillow writes RGB.
         as_grey = grey and format != "webp"
         profile = (grey_profile() if as_grey else srgb_profile()) if metadata.profile else None
         if format == "png":
             bits = dtype.itemsize * 8
-            write_png(temporary, strips, shape, bits, profile, exif, xmp, metadata.dpi)
+            write_png(temporary, strips, shape, bits, profile, block, xmp, metadata.dpi)
             return
         pixels = _collect(strips, shape, np.dtype(np.uint8))
         image = Image.fromarray(pixels if shape[2] > 1 else pixels[:, :, 0])
-        options: dict[str, Any] = {"quality": _QUALITY, "icc_profile": profile, "exif": exif}
+        options: dict[str, Any] = {"quality": _QUALITY, "icc_profile": profile, "exif": block}
         if format == "jpg":
             if xmp and len(xmp) <= _SEGMENT:
                 options["xmp"] = xmp
@@ -94,8 +94,8 @@ def software_tag(path: Path) -> str | None:
     if not path.is_file():  # opening a named pipe would block
         return None
     try:
-        with Image.open(path) as image:
-            return image.getexif().get(ExifTags.Base.Software)
+        with open(path, "rb") as file:
+            return exif.software_tag(file)
     except Exception:  # decoders raise nearly anything on files that are not pictures
         return None
 
@@ -136,7 +136,7 @@ def _write_tiff(
         software=software,
         extratags=extra,
         metadata=None,
-        byteorder="<" if byte_order(metadata.exif) == "<" else ">",
+        byteorder="<" if exif.byte_order(metadata.exif) == "<" else ">",
     )
 
 

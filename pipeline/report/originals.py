@@ -7,7 +7,7 @@ import numpy as np
 
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
-from lasr.pictures.read import LARGEST
+from lasr.pictures.samples import LARGEST
 from lasr.weights.locate import locate
 from pipeline.build.cache import Cache
 from pipeline.build.fingerprint import fingerprint

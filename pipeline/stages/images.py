@@ -15,10 +15,10 @@ import pyarrow.fs as pafs
 from pydantic import BaseModel, ConfigDict, Field
 
 from lasr.errors import UserError
+from lasr.pictures.decoders.decode import Damaged
 from lasr.pictures.find import FORMATS, expand_lists, find_files, is_picture_name
-from lasr.pictures.decode import Damaged
-from lasr.pictures.read import LARGEST, RAISE_LIMIT, Picture, TooLarge, decode_picture, limited
-from lasr.pictures.samples import NotSupported
+from lasr.pictures.read import RAISE_LIMIT, Picture, TooLarge, decode_picture, limited
+from lasr.pictures.samples import LARGEST, NotSupported
 from pipeline.storage import StoragePath, reason, reported
 
 log = logging.getLogger(__name__)

@@ -15,11 +15,16 @@ White = (0.9642, 1.0, 0.8249)  # D50 as ICC profiles have it
 
 def colorants(*points: float) -> tuple[Triple, Triple, Triple]:
     """Of the chromaticities of red, green and blue (x, y each), from D65 to D50 by Bradford."""
-    xyz = [np.array([x / y, 1, (1 - x - y) / y]) for x, y in zip(points[::2], points[1::2], strict=True)]
+    xyz = [
+        np.array([x / y, 1, (1 - x - y) / y])
+        for x, y in zip(points[::2], points[1::2], strict=True)
+    ]
     white = np.array([0.3127 / 0.3290, 1, (1 - 0.3127 - 0.3290) / 0.3290])
     columns = np.array(xyz).T
     columns = columns @ np.diag(np.linalg.inv(columns) @ white)
-    cone = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+    cone = np.array(
+        [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
+    )
     adapted = np.linalg.inv(cone) @ np.diag((cone @ White) / (cone @ white)) @ cone @ columns
     red, green, blue = (tuple(map(float, column)) for column in adapted.T)
     return red, green, blue  # type: ignore[return-value]
@@ -29,7 +34,11 @@ SRGB = colorants(0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
 ADOBE = colorants(0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
 P3 = colorants(0.680, 0.320, 0.265, 0.690, 0.150, 0.060)
 # ROMM RGB has the white of D50 (published, Lindbloom).
-PROPHOTO = ((0.7976749, 0.2880402, 0.0), (0.1351917, 0.7118741, 0.0), (0.0313534, 0.0000857, 0.8249))
+PROPHOTO = (
+    (0.7976749, 0.2880402, 0.0),
+    (0.1351917, 0.7118741, 0.0),
+    (0.0313534, 0.0000857, 0.8249),
+)
 
 
 def _number(value: float) -> bytes:
@@ -53,7 +62,9 @@ def curve(function: float | Callable[[np.ndarray], np.ndarray]) -> bytes:
     return b"curv\0\0\0\0" + struct.pack(">I", 4096) + table.tobytes()
 
 
-def _profile(space: bytes, name: str, tags: dict[str, bytes], pcs: bytes = b"XYZ ", kind: bytes = b"mntr") -> bytes:
+def _profile(
+    space: bytes, name: str, tags: dict[str, bytes], pcs: bytes = b"XYZ ", kind: bytes = b"mntr"
+) -> bytes:
     tags = {"desc": _description(name), "cprt": b"text\0\0\0\0none\0", "wtpt": _xyz(White)} | tags
     table, body, start = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
     for tag, data in tags.items():
@@ -61,11 +72,18 @@ def _profile(space: bytes, name: str, tags: dict[str, bytes], pcs: bytes = b"XYZ
         table += tag.encode() + struct.pack(">II", start + len(body), len(data))
         body += data
     head = struct.pack(">I4sI4s4s4s", start + len(body), b"none", 0x02400000, kind, space, pcs)
-    head += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + b"".join(map(_number, White))
+    head += (
+        struct.pack(">6H", 2026, 1, 1, 0, 0, 0)
+        + b"acsp"
+        + bytes(28)
+        + b"".join(map(_number, White))
+    )
     return head.ljust(128, b"\0") + table + body
 
 
-def rgb(colorants: tuple[Triple, Triple, Triple], gamma: float | Callable, name: str = "Test RGB") -> bytes:
+def rgb(
+    colorants: tuple[Triple, Triple, Triple], gamma: float | Callable, name: str = "Test RGB"
+) -> bytes:
     """A display profile of colorants (red, green, blue) and one curve."""
     tags = dict(zip(("rXYZ", "gXYZ", "bXYZ"), map(_xyz, colorants), strict=True))
     tags |= dict.fromkeys(("rTRC", "gTRC", "bTRC"), curve(gamma))
@@ -88,7 +106,9 @@ def cmyk() -> bytes:
     encoded[:, 1:] = (lab[:, 1:] + 128) * 256
     data = b"mft2\0\0\0\0" + bytes([4, 3, 4, 0]) + b"".join(map(_number, np.eye(3).ravel()))
     data += struct.pack(">HH", 2, 2) + struct.pack(">8H", *[0, 65535] * 4)
-    data += np.rint(encoded).clip(0, 65535).astype(">u2").tobytes() + struct.pack(">6H", *[0, 65535] * 3)
+    data += np.rint(encoded).clip(0, 65535).astype(">u2").tobytes() + struct.pack(
+        ">6H", *[0, 65535] * 3
+    )
     return _profile(b"CMYK", "Test press", {"A2B0": data}, b"Lab ", b"prtr")
 
 
@@ -115,7 +135,9 @@ def lightness(value: np.ndarray) -> np.ndarray:
     return np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29))
 
 
-def to_srgb(value: np.ndarray, colorants: tuple[Triple, ...], gamma: float | Callable) -> np.ndarray:
+def to_srgb(
+    value: np.ndarray, colorants: tuple[Triple, ...], gamma: float | Callable
+) -> np.ndarray:
     """H x w x 3 in [0, 1] → sRGB, by the formulas of a matrix profile in float64."""
     linear = gamma(value) if callable(gamma) else value**gamma
     return srgb_encode(linear @ np.array(colorants) @ np.linalg.inv(np.array(SRGB)))

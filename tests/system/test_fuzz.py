@@ -18,9 +18,10 @@ from pipeline.config import BuildConfig
 from pipeline.stages.images import FORMATS, MAX_BYTES, MAX_PIXELS
 from schemas.manifest import open_manifest
 from tests.support import killed
+from tests.support.files import mutated
 
 MUTANTS = 400
-EXPECTED = {"ok", "no_patches", "too_small", "too_large", "unreadable", "duplicate"}
+EXPECTED = {"ok", "no_patches", "too_small", "too_large", "unreadable", "unsupported", "duplicate"}
 
 
 def encoded(photographs: Path) -> Iterator[tuple[str, bytes]]:
@@ -36,28 +37,6 @@ def encoded(photographs: Path) -> Iterator[tuple[str, bytes]]:
             file = io.BytesIO()
             crop.save(file, format=Image.registered_extensions()[f".{suffix}"], **options)
             yield suffix, file.getvalue()
-
-
-def mutated(content: bytes, rng: random.Random) -> bytes:
-    """Bits turned over, bytes overwritten, cut out, doubled or appended, or the end lost."""
-    data = bytearray(content)
-    for _ in range(rng.choice((1, 1, 3, 30))):
-        at, kind = rng.randrange(max(len(data), 1)), rng.randrange(6)
-        if not data:
-            break
-        if kind == 0:
-            data[at] ^= 1 << rng.randrange(8)
-        elif kind == 1:
-            data[at : at + 4] = rng.choice((b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff"))
-        elif kind == 2:
-            del data[at : at + rng.randrange(1, 200)]
-        elif kind == 3:
-            data[at:at] = data[at : at + rng.randrange(1, 200)]
-        elif kind == 4:
-            del data[at:]
-        else:
-            data += bytes(rng.randrange(256) for _ in range(rng.randrange(50)))
-    return bytes(data)
 
 
 def png_header(width: int, height: int) -> bytes:

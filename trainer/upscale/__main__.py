@@ -3,8 +3,8 @@
 lasr upscale --weights data/runs/patches/model.safetensors photo.jpg --out upscaled
 lasr upscale --weights realesrgan-x4plus folder/ --out upscaled --passes 2
 
-Reads 8 and 16 bit, grey, palette, transparent and CMYK pictures; applies the EXIF rotation and
-keeps ICC profiles. A second call only does what is missing. Takes any weights that spandrel reads,
+Reads 8 and 16 bit, grey, palette, transparent and CMYK pictures, upright and in sRGB; copies EXIF,
+XMP and resolution. A second call only does what is missing. Takes any weights that spandrel reads,
 of any scale.
 """
 

@@ -45,7 +45,7 @@ def decode_jpeg_2000(content: bytes, check: Check) -> Samples:
 
             if space == "sycc":
                 raise NotSupported(f"a JPEG 2000 of {bits}-bit YCbCr")
-            # The codestream alone: from the whole file imagecodecs converts profiles in its own way.
+            # The codestream alone: given the whole file, imagecodecs applies its profile, too.
             values = scaled(imagecodecs.jpeg2k_decode(content[start:]), bits)
     values = values if values.ndim == 3 else values[..., None]
     count = values.shape[2]
@@ -118,5 +118,3 @@ def _boxes(content: bytes, name: bytes) -> Iterator[bytes]:
         if 8 <= size <= len(content) - at + 4:
             yield content[at + 4 : at - 4 + size]
         at = content.find(name, at + 4)
-
-

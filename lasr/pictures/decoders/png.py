@@ -1,7 +1,7 @@
-"""PNG: chunks are read here, rows by Pillow, or by OpenCV at 16 bit.
+"""PNG: chunks are read here, rows by Pillow, or at 16 bit by libpng.
 
-PNG specification, third edition (W3C 2025). A decoder is handed the chunks with pixels only, so that
-long texts, large profiles and animations neither disturb nor change what it returns.
+PNG specification, third edition (W3C 2025). A decoder is handed the chunks with pixels only, so
+that long texts, large profiles and animations neither disturb nor change what it returns.
 """
 
 import re
@@ -12,17 +12,18 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from lasr.pictures.profiles import coded_profile, gamma_profile
 from lasr.pictures.samples import (
     MAX_PROFILE,
     Check,
     Metadata,
     NotSupported,
     Samples,
+    Space,
     open_with,
     orientation_of,
     scaled,
 )
-from lasr.pictures.profiles import coded_profile, gamma_profile
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGBA = 0, 2, 3, 4, 6  # colour types
@@ -44,7 +45,7 @@ def decode(content: bytes, check: Check) -> Samples:
     embedded, notes = _embedded(chunks)
     profile = _meaning(chunks, embedded)
     metadata, orientation = _metadata(chunks, embedded)
-    space = "grey" if values.shape[2] == 1 else "rgb"
+    space: Space = "grey" if values.shape[2] == 1 else "rgb"
     return Samples(values, space, alpha, profile, orientation, metadata, notes)
 
 
@@ -90,23 +91,20 @@ def _walk(content: bytes) -> Iterator[tuple[bytes, int, int]]:
     at = len(SIGNATURE)
     while at + 8 <= len(content):
         length, name = struct.unpack_from(">I4s", content, at)
-        if at + 12 + length > len(content) and name != b"IDAT":
-            return  # the decoder says that the file is cut, if pixels are missing
+        if at + 12 + length > len(content):
+            if name == b"IDAT":
+                raise ValueError("it ends before its pixels do")
+            return
         yield name, at + 8, at + 8 + length
         at += 12 + length
 
 
 def _pixels(chunks: dict[bytes, bytes], bits: int, kind: int) -> np.ndarray:
     """H x w x c as stored: uint16 where bits = 16, palette indices, otherwise scaled to uint8."""
-    if bits == 16 and kind != _GREY:
-        import cv2  # Pillow would drop the lower 8 bits
-
-        decoded = cv2.imdecode(np.frombuffer(chunks[b"IDAT"], np.uint8), cv2.IMREAD_UNCHANGED)
-        if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3:
-            raise ValueError("its pixels are damaged or end early")
-        # OpenCV's order is BGR, and BGRA also for grey with alpha.
-        order = {_RGB: [2, 1, 0], _GREY_ALPHA: [0, -1], _RGBA: [2, 1, 0, 3]}[kind]
-        deep: np.ndarray = decoded[..., order]
+    if bits == 16 and kind != _GREY:  # Pillow would drop the lower 8 bits
+        deep = _deep_pixels(chunks, kind)
+        if deep.dtype != np.uint16 or deep.ndim != 3:
+            raise ValueError("its pixels do not fit its header")
         return deep
     with open_with("PNG", chunks[b"IDAT"]) as image:
         values = np.asarray(image)
@@ -117,10 +115,27 @@ def _pixels(chunks: dict[bytes, bytes], bits: int, kind: int) -> np.ndarray:
     ]
 
 
+def _deep_pixels(chunks: dict[bytes, bytes], kind: int) -> np.ndarray:
+    interlaced = chunks[b"IHDR"][12]
+    if not interlaced:
+        import imagecodecs
+
+        pixels: np.ndarray = imagecodecs.png_decode(chunks[b"IDAT"])
+        return pixels
+    import cv2  # imagecodecs prints a warning for interlaced files
+
+    decoded = cv2.imdecode(np.frombuffer(chunks[b"IDAT"], np.uint8), cv2.IMREAD_UNCHANGED)
+    if decoded is None:
+        raise ValueError("its pixels are damaged or end early")
+    # OpenCV's order is BGR, and BGRA also for grey with alpha.
+    order = {_RGB: [2, 1, 0], _GREY_ALPHA: [0, -1], _RGBA: [2, 1, 0, 3]}[kind]
+    return decoded[..., order] if decoded.ndim == 3 else decoded
+
+
 def _with_alpha(
     stored: np.ndarray, bits: int, kind: int, chunks: dict[bytes, bytes]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Grey or RGB values and alpha: palette looked up, transparent colour (tRNS) turned to alpha."""
+    """Grey or RGB values and alpha: palettes are looked up, tRNS becomes alpha."""
     transparent = chunks.get(b"tRNS")
     if kind in (_GREY_ALPHA, _RGBA):
         return stored[..., :-1], stored[..., -1]

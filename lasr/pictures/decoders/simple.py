@@ -6,7 +6,15 @@ import numpy as np
 from PIL import Image
 
 from lasr.pictures.profiles import rgb_profile
-from lasr.pictures.samples import Check, Metadata, NotSupported, Samples, Space, open_with, orientation_of
+from lasr.pictures.samples import (
+    Check,
+    Metadata,
+    NotSupported,
+    Samples,
+    Space,
+    open_with,
+    orientation_of,
+)
 
 
 def decode_gif(content: bytes, check: Check) -> Samples:

@@ -11,8 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from lasr.pictures.decoders.tiff_colour import (
+    CIELAB,
+    from_lab,
+    from_ycbcr,
+    is_subsampled,
+    look_up,
+    ratios,
+    read_subsampled,
+    tagged_profile,
+)
 from lasr.pictures.exif import exif_block, parse_exif
-from lasr.pictures.profiles import SRGB_CURVE, SRGB_POINTS, rgb_profile, table_profile
 from lasr.pictures.samples import (
     CHANNELS,
     Check,
@@ -26,10 +35,11 @@ from lasr.pictures.samples import (
     straight,
 )
 
-_WHITE_IS_ZERO, _PALETTE, _YCBCR, _CIELAB, _ICCLAB = 0, 3, 6, 8, 9
+_WHITE_IS_ZERO, _PALETTE, _YCBCR = 0, 3, 6
+_ICCLAB = 9
 _SPACES: dict[int, Space] = {
     _WHITE_IS_ZERO: "grey", 1: "grey", 2: "rgb", _PALETTE: "rgb", 5: "cmyk", _YCBCR: "rgb",
-    _CIELAB: "lab", _ICCLAB: "lab",
+    CIELAB: "lab", _ICCLAB: "lab",
 }  # fmt: skip
 _OTHERS = {
     4: "a transparency mask", 10: "ITU L*a*b* colours", 32803: "camera raw (CFA)",
@@ -38,9 +48,9 @@ _OTHERS = {
 _OLD_JPEG, _JPEG = 6, 7  # compression
 _UNSPECIFIED, _ASSOCIATED, _UNASSOCIATED = 0, 1, 2  # extra samples
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4  # sample format
-_NEAR = 0.005  # of a chromaticity
+_MOST_EXTRAS = 16  # more are not a picture's, and would take memory
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters is raised or checked here
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters is checked here
 
 
 @dataclass(frozen=True)
@@ -70,22 +80,24 @@ def decode(content: bytes, check: Check) -> Samples:
         notes = _count_notes(file)
         if page.compression == _OLD_JPEG:
             values, alpha = _through_libtiff(content, number, page), None
-        elif layout.photometric == _YCBCR and page.compression != _JPEG and _is_subsampled(tags):
+        elif layout.photometric == _YCBCR and page.compression != _JPEG and is_subsampled(tags):
             _check_segments(page, len(content))
-            values, alpha = _ycbcr(_unsampled(page), tags), None
+            values, alpha = from_ycbcr(read_subsampled(page), tags), None
         else:
             _check_segments(page, len(content))
             stored = _channels_last(page.asarray(squeeze=False))
             values, alpha, more = _resolved(stored, layout, page)
             notes += more
         profile = _bytes(tags.valueof(34675))
-        metadata = Metadata(exif_block(parse_exif(content)), _bytes(tags.valueof(700)), _dpi(tags), profile)
+        metadata = Metadata(
+            exif_block(parse_exif(content)), _bytes(tags.valueof(700)), _dpi(tags), profile
+        )
         orientation = tags.valueof(274, 1)
         return Samples(
             values,
             layout.space,
             alpha,
-            profile or (_tagged_profile(tags, layout) if layout.space == "rgb" else None),
+            profile or (tagged_profile(tags, layout.bits) if layout.space == "rgb" else None),
             orientation if orientation in range(1, 9) else 1,
             metadata,
             notes,
@@ -102,7 +114,12 @@ def _first(file: Any) -> tuple[int, Any]:
 
 
 def _count_notes(file: Any) -> tuple[str, ...]:
-    whole = sum(1 for page in list(file.pages)[:64] if not int(page.subfiletype or 0) & 0b101)
+    whole = 0
+    try:
+        for number in range(min(len(file.pages), 64)):
+            whole += not int(file.pages[number].subfiletype) & 0b101
+    except Exception:  # a later directory is damaged; the first is what counts
+        whole += 1
     return (f"only the first of its {whole} pictures is read",) if whole > 1 else ()
 
 
@@ -119,6 +136,8 @@ def _layout(page: Any) -> _Layout:
     colours = 1 if photometric == _PALETTE else CHANNELS[space]
     if samples < colours:
         raise NotSupported(f"a TIFF with {samples} samples per pixel for {space}")
+    if samples > colours + _MOST_EXTRAS:
+        raise NotSupported(f"a TIFF with {samples} samples per pixel")
     if page.imagedepth > 1:
         raise NotSupported("a TIFF of volumes")
     if space == "cmyk" and tags.valueof(332, 1) != 1:  # InkSet
@@ -154,7 +173,10 @@ def _check_segments(page: Any, size: int) -> None:
         raise ValueError("its table of strips or tiles is damaged")
     planes = page.samplesperpixel if int(page.planarconfig or 1) == 2 else 1
     if page.is_tiled:
-        down, across = -(-page.imagelength // page.tilelength), -(-page.imagewidth // page.tilewidth)
+        down, across = (
+            -(-page.imagelength // page.tilelength),
+            -(-page.imagewidth // page.tilewidth),
+        )
         expected = down * across * planes
     else:
         rows = min(page.rowsperstrip or page.imagelength, page.imagelength)
@@ -173,7 +195,7 @@ def _channels_last(stored: np.ndarray) -> np.ndarray:
         stored = stored.reshape(1, 1, *stored.shape)
     planes, _, height, width, samples = stored.shape
     if planes == 1:
-        return stored[0, 0]
+        return np.asarray(stored[0, 0])
     if samples != 1:
         raise NotSupported("a TIFF of planes with several samples each")
     return np.moveaxis(stored[:, 0, :, :, 0], 0, -1).reshape(height, width, planes)
@@ -187,15 +209,15 @@ def _resolved(
     colours, extras = stored[..., :count], stored[..., count:]
     notes: tuple[str, ...] = ()
     if photometric == _PALETTE:
-        values = _look_up(colours[..., 0], layout.bits, page.tags.valueof(320))
+        values = look_up(colours[..., 0], layout.bits, page.tags.valueof(320))
         layout = _Layout(2, "rgb", 3, layout.extras, layout.bits, _UNSIGNED)
     elif layout.space == "lab":
-        values = _lab(colours, layout)
+        values = from_lab(colours, photometric, layout.bits)
     else:
         values, notes = _by_type(colours, layout)
         # JPEG decoders convert to RGB, unless each channel is a JPEG of its own.
         if photometric == _YCBCR and (page.compression != _JPEG or int(page.planarconfig) == 2):
-            values = _ycbcr(values, page.tags)
+            values = from_ycbcr(values, page.tags)
         if photometric == _WHITE_IS_ZERO:
             values = np.iinfo(values.dtype).max - values
     kinds = [kind for kind in layout.extras if kind in (_ASSOCIATED, _UNASSOCIATED)]
@@ -217,7 +239,8 @@ def _by_type(values: np.ndarray, layout: _Layout) -> tuple[np.ndarray, tuple[str
         return from_float(values)
     if values.dtype == bool:
         values = values.astype(np.uint8)
-    bits, notes = layout.bits, ()
+    bits = layout.bits
+    notes: tuple[str, ...] = ()
     if layout.format == _SIGNED:  # 0 is black, the largest is white
         below = int((values < 0).sum())
         notes = (f"{below} of {values.size} negative values are clipped",) if below else ()
@@ -239,102 +262,6 @@ def _match(alpha: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return wide * np.uint16(257) if dtype == np.uint16 else (wide // 257).astype(np.uint8)
 
 
-def _look_up(index: np.ndarray, bits: int, table: Any) -> np.ndarray:
-    colours = np.asarray(table)
-    if table is None or colours.size != 3 * 2**bits:
-        raise ValueError("its palette is missing or damaged")
-    colours = colours.reshape(3, -1).T
-    # Entries have 16 bits; some writers stored 8 (libtiff looks for that, too).
-    colours = colours if colours.max() < 256 else colours >> 8
-    result: np.ndarray = colours.astype(np.uint8)[index.astype(np.intp)]
-    return result
-
-
-def _lab(values: np.ndarray, layout: _Layout) -> np.ndarray:
-    """To the encoding of `Samples`. In CIELAB a*, b* are signed, in ICCLAB offset by half.
-
-    At 16 bits a*, b* count in 1/256; L* of ICCLAB ends at 0xFF00.
-    """
-    if layout.bits not in (8, 16):
-        raise NotSupported(f"a CIELAB TIFF with {layout.bits} bits")
-    unsigned = values.astype(np.dtype(f"u{layout.bits // 8}"))
-    if layout.photometric == _CIELAB:
-        unsigned = unsigned.copy()
-        unsigned[..., 1:] += unsigned.dtype.type(2 ** (layout.bits - 1))
-    if layout.bits == 8:
-        return unsigned
-    result = unsigned.astype(np.uint32)
-    # 0x8000 stands for 0 and 256 for 1; ICC v4 wants 0x8080 and 257.
-    result[..., 1:] = (result[..., 1:] * 257 + 128) // 256
-    if layout.photometric == _ICCLAB:
-        result[..., 0] = (result[..., 0] * 257 + 128) // 256
-    return np.minimum(result, 65_535).astype(np.uint16)
-
-
-def _is_subsampled(tags: Any) -> bool:
-    return tuple(tags.valueof(530, (2, 2))) != (1, 1)
-
-
-def _unsampled(page: Any) -> np.ndarray:
-    """H x w x 3 uint8 YCbCr of strips or tiles in which chroma has a lower resolution (section 21).
-
-    A data unit holds the luma of a block of pixels, then its Cb and its Cr.
-    """
-    import tifffile
-
-    across, down = (int(number) for number in page.tags.valueof(530, (2, 2)))
-    if page.samplesperpixel != 3 or page.bitspersample != 8 or int(page.planarconfig) != 1:
-        raise NotSupported("a TIFF of subsampled YCbCr that is not 3 x 8 bit in one plane")
-    if page.predictor != 1 or min(across, down) < 1:
-        raise NotSupported("a TIFF of subsampled YCbCr with a predictor")
-    decompress = tifffile.TIFF.DECOMPRESSORS[page.compression]
-    height, width = page.imagelength, page.imagewidth
-    tile = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
-    per_row = -(-width // tile[1])
-    result = np.empty((height, width, 3), np.uint8)
-    for number, (offset, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
-        top, left = number // per_row * tile[0], number % per_row * tile[1]
-        if top >= height:
-            break
-        rows = tile[0] if page.is_tiled else min(tile[0], height - top)
-        shape = -(-rows // down), -(-tile[1] // across), across * down + 2
-        page.parent.filehandle.seek(offset)
-        packed = page.parent.filehandle.read(count)
-        data = bytes(packed if decompress is None else decompress(packed))
-        if len(data) < int(np.prod(shape)):
-            raise ValueError("its pixels end early")
-        units = np.frombuffer(data, np.uint8, int(np.prod(shape))).reshape(shape)
-        luma = units[..., :-2].reshape(*shape[:2], down, across).swapaxes(1, 2)
-        luma = luma.reshape(shape[0] * down, shape[1] * across)
-        chroma = units[..., -2:].repeat(down, axis=0).repeat(across, axis=1)
-        block = np.concatenate([luma[..., None], chroma], axis=2)
-        part = result[top : top + tile[0], left : left + tile[1]]
-        part[...] = block[: part.shape[0], : part.shape[1]]
-    return result
-
-
-def _ycbcr(values: np.ndarray, tags: Any) -> np.ndarray:
-    """YCbCr to RGB by YCbCrCoefficients and ReferenceBlackWhite; 8 or 16 bit."""
-    full = float(np.iinfo(values.dtype).max)
-    middle = (full + 1) / 2
-    weights = _ratios(tags.valueof(529)) or [0.299, 0.587, 0.114]
-    limits = _ratios(tags.valueof(532)) or [0, full, middle, full, middle, full]
-    if len(weights) != 3 or len(limits) != 6 or 0 in (weights[1], *np.diff(limits)[::2]):
-        raise ValueError("its YCbCr tags are damaged")
-    red, green, blue = weights
-    result = np.empty_like(values)
-    for top in range(0, len(values), 256):  # floats of a few rows only
-        y, cb, cr = np.moveaxis(values[top : top + 256].astype(np.float32), 2, 0)
-        y = (y - limits[0]) * (full / (limits[1] - limits[0]))
-        cb = (cb - limits[2]) * ((full - middle) / (limits[3] - limits[2]))
-        cr = (cr - limits[4]) * ((full - middle) / (limits[5] - limits[4]))
-        r, b = y + cr * (2 - 2 * red), y + cb * (2 - 2 * blue)
-        g = (y - red * r - blue * b) / green
-        rows = np.stack([r, g, b], axis=2)
-        result[top : top + 256] = np.clip(rows + 0.5, 0, full).astype(values.dtype)
-    return result
-
-
 def _through_libtiff(content: bytes, number: int, page: Any) -> np.ndarray:
     if page.samplesperpixel not in (1, 3) or page.bitspersample != 8:
         raise NotSupported(
@@ -351,32 +278,10 @@ def _through_libtiff(content: bytes, number: int, page: Any) -> np.ndarray:
     return values if values.ndim == 3 else values[..., None].repeat(3, axis=2)
 
 
-def _tagged_profile(tags: Any, layout: _Layout) -> bytes | None:
-    """Of the tags WhitePoint, PrimaryChromaticities and TransferFunction; None: sRGB."""
-    points = [*_ratios(tags.valueof(318)), *_ratios(tags.valueof(319))]
-    transfer = np.asarray(tags.valueof(301, ()), dtype=np.int64)
-    if len(points) != 8:
-        points = list(SRGB_POINTS)
-    near = max(abs(a - b) for a, b in zip(points, SRGB_POINTS, strict=True)) < _NEAR
-    try:
-        if layout.bits in (8, 16) and transfer.size in (2**layout.bits, 3 * 2**layout.bits):
-            tables = transfer.reshape(-1, 2**layout.bits)
-            return table_profile(points, [tables[n % len(tables)] for n in range(3)])
-        return None if near else rgb_profile(points, SRGB_CURVE)
-    except ValueError:
-        return None
-
-
-def _ratios(value: Any) -> list[float]:
-    numbers = list(value) if isinstance(value, Sequence) else []
-    pairs = zip(numbers[::2], numbers[1::2], strict=False)
-    return [top / bottom if bottom else 0.0 for top, bottom in pairs]
-
-
 def _dpi(tags: Any) -> tuple[float, float] | None:
     """XResolution and YResolution in inches (ResolutionUnit 2) or centimetres (3)."""
     per_inch = {2: 1.0, 3: 2.54}.get(int(tags.valueof(296, 2)))
-    x, y = _ratios(tags.valueof(282)), _ratios(tags.valueof(283))
+    x, y = ratios(tags.valueof(282)), ratios(tags.valueof(283))
     return (x[0] * per_inch, y[0] * per_inch) if per_inch and x and y and x[0] and y[0] else None
 
 
@@ -384,5 +289,3 @@ def _bytes(value: Any) -> bytes | None:
     if isinstance(value, str):
         return value.encode()
     return bytes(value) if value else None
-
-

@@ -1,7 +1,7 @@
 """Hundreds of files, one for each combination of format, depth, layout, profile and orientation.
 
-Each is compared with the pixels that were written, converted by formulas in float64 or by LittleCMS;
-no reference comes from the reader itself.
+Each is compared with the pixels that were written, converted by formulas in float64 or by
+LittleCMS; no reference comes from the reader itself.
 """
 
 import io
@@ -21,7 +21,9 @@ from tests.support import files, icc
 
 H, W = 24, 32
 RNG = np.random.default_rng(0)
-ORIENTED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # TIFF 6.0: what row 0 and column 0 show
+ORIENTED: dict[
+    int, Callable[[np.ndarray], np.ndarray]
+] = {  # TIFF 6.0: what row 0 and column 0 show
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -118,13 +120,18 @@ def iccp(profile: bytes) -> tuple[bytes, bytes]:
 
 PALETTE = np.random.default_rng(9).integers(0, 256, (256, 3), dtype=np.uint8)
 PNG_KINDS = [
-    *((0, bits) for bits in (1, 2, 4, 8, 16)), (2, 8), (2, 16), *((3, bits) for bits in (1, 2, 4, 8)),
-    (4, 8), (4, 16), (6, 8), (6, 16),
+    *((0, bits) for bits in (1, 2, 4, 8, 16)), *((3, bits) for bits in (1, 2, 4, 8)),
+    (2, 8), (2, 16), (4, 8), (4, 16), (6, 8), (6, 16),
 ]  # fmt: skip
 
 
 def png_case(
-    kind: int, bits: int, profile: str | None, transparent: bool, interlaced: bool, orientation: int = 1
+    kind: int,
+    bits: int,
+    profile: str | None,
+    transparent: bool,
+    interlaced: bool,
+    orientation: int = 1,
 ) -> Case:
     stored = samples(files.CHANNELS[kind], bits)
     before, alpha = [], None
@@ -155,7 +162,9 @@ def png_case(
     value = (grey_through if grey else through)(value, profile)
     turn = ORIENTED[orientation]
     alpha = None if alpha is None else turn(alpha)
-    return content, Expected(turn(value), depth(colour_bits), alpha, closeness(profile, colour_bits))
+    return content, Expected(
+        turn(value), depth(colour_bits), alpha, closeness(profile, colour_bits)
+    )
 
 
 @cases
@@ -163,7 +172,10 @@ def pngs() -> Iterator[tuple[str, Callable[[], Case]]]:
     for (kind, bits), transparent, interlaced in itertools.product(PNG_KINDS, (0, 1), (0, 1)):
         if not (transparent and kind in (4, 6)):
             name = f"png-{kind}-{bits}{'-trns' * transparent}{'-interlaced' * interlaced}"
-            yield name, lambda k=kind, b=bits, t=transparent, i=interlaced: png_case(k, b, None, t, i)
+            yield (
+                name,
+                lambda k=kind, b=bits, t=transparent, i=interlaced: png_case(k, b, None, t, i),
+            )
     for kind, bits in PNG_KINDS:
         if bits < 8 and kind != 3:
             continue
@@ -209,22 +221,35 @@ def meaning_case(kind: int, bits: int, chunks: str) -> Case:
     else:
         gamma = 1.0 if "gama1" in parts else 1.8 if "gama18" in parts else icc.srgb_decode
         value = icc.to_srgb(value, icc.P3 if "chrm" in parts else icc.SRGB, gamma)
-    return files.png(stored, kind, bits, before), Expected(value, depth(colour_bits), None, closeness(True, colour_bits))
+    return files.png(stored, kind, bits, before), Expected(
+        value, depth(colour_bits), None, closeness(True, colour_bits)
+    )
 
 
 @cases
 def png_meanings() -> Iterator[tuple[str, Callable[[], Case]]]:
-    names = ["gama1", "gama18", "gama22", "chrm", "gama22+chrm", "gama1+srgb", "gama1+icc", "cicp-srgb+icc"]
+    names = [
+        "gama1",
+        "gama18",
+        "gama22",
+        "chrm",
+        "gama22+chrm",
+        "gama1+srgb",
+        "gama1+icc",
+        "cicp-srgb+icc",
+    ]
     names += ["cicp-p3", "cicp-linear", "cicp-p3+gama1+srgb", "gama1+chrm"]
     for (kind, bits), chunks in itertools.product(((2, 8), (2, 16), (3, 8)), names):
         yield f"png-{kind}-{bits}-{chunks}", lambda k=kind, b=bits, c=chunks: meaning_case(k, b, c)
-    for bits, chunks in itertools.product((8, 16), ("gama1", "gama18", "gama1+srgb", "cicp-linear")):
+    for bits, chunks in itertools.product(
+        (8, 16), ("gama1", "gama18", "gama1+srgb", "cicp-linear")
+    ):
         yield f"png-0-{bits}-{chunks}", lambda b=bits, c=chunks: meaning_case(0, b, c)
 
 
 def tiff_by_hand(
-    photometric: int, bits: int, extras: tuple[int, ...] = (), profile: str | None = None, order: str = "<",
-    planar: bool = False, orientation: int = 1, tell: bool = True,
+    photometric: int, bits: int, extras: tuple[int, ...] = (), profile: str | None = None,
+    order: str = "<", planar: bool = False, orientation: int = 1, tell: bool = True,
 ) -> Case:  # fmt: skip
     """photometric: 0, 1 grey, 2 RGB, 3 palette, 5 CMYK."""
     count = {2: 3, 5: 4}.get(photometric, 1)
@@ -284,20 +309,32 @@ def tiffs_by_hand() -> Iterator[tuple[str, Callable[[], Case]]]:
         yield name, lambda p=photometric, b=bits, q=planar: tiff_by_hand(p, b, planar=q, order=">")
     for bits in (1, 2, 4, 8):
         yield f"tiff-3-{bits}", lambda b=bits: tiff_by_hand(3, b)
-    for photometric, bits, extras in itertools.product((1, 2, 5), (8, 16), ((0,), (1,), (2,), (0, 2), (2, 0))):
+    for photometric, bits, extras in itertools.product(
+        (1, 2, 5), (8, 16), ((0,), (1,), (2,), (0, 2), (2, 0))
+    ):
         name = f"tiff-{photometric}-{bits}-extras-{'-'.join(map(str, extras))}"
-        yield name, lambda p=photometric, b=bits, e=extras: tiff_by_hand(p, b, e, planar=e == (2, 0))
+        yield (
+            name,
+            lambda p=photometric, b=bits, e=extras: tiff_by_hand(p, b, e, planar=e == (2, 0)),
+        )
     for photometric, bits in itertools.product((1, 2), (8, 16)):  # the tag is missing: alpha
         name = f"tiff-{photometric}-{bits}-untold"
         yield name, lambda p=photometric, b=bits: tiff_by_hand(p, b, (2,), tell=False)
     for (photometric, bits, extras), turned in itertools.product(
-        ((1, 8, ()), (1, 16, ()), (2, 8, (2,)), (2, 16, ()), (5, 8, ()), (3, 8, ()), (0, 1, ())), range(2, 9)
+        ((1, 8, ()), (1, 16, ()), (2, 8, (2,)), (2, 16, ()), (5, 8, ()), (3, 8, ()), (0, 1, ())),
+        range(2, 9),
     ):
         name = f"tiff-{photometric}-{bits}-{len(extras)}-orientation-{turned}"
-        yield name, lambda p=photometric, b=bits, e=extras, o=turned: tiff_by_hand(p, b, e, orientation=o)
+        yield (
+            name,
+            lambda p=photometric, b=bits, e=extras, o=turned: tiff_by_hand(p, b, e, orientation=o),
+        )
     for bits, profile in itertools.product((8, 16), RGB_PROFILES):
         yield f"tiff-2-{bits}-icc-{profile}", lambda b=bits, p=profile: tiff_by_hand(2, b, (), p)
-        yield f"tiff-2-{bits}-alpha-icc-{profile}", lambda b=bits, p=profile: tiff_by_hand(2, b, (2,), p)
+        yield (
+            f"tiff-2-{bits}-alpha-icc-{profile}",
+            lambda b=bits, p=profile: tiff_by_hand(2, b, (2,), p),
+        )
     for profile in RGB_PROFILES:
         yield f"tiff-3-8-icc-{profile}", lambda p=profile: tiff_by_hand(3, 8, (), p)
     for photometric, bits, profile in itertools.product((0, 1), (8, 12, 16), GREY_PROFILES):
@@ -308,7 +345,9 @@ def tiffs_by_hand() -> Iterator[tuple[str, Callable[[], Case]]]:
         yield name, lambda b=bits, e=extras: tiff_by_hand(5, b, e, "press")
 
 
-def tiff_by_tifffile(dtype: str, channels: int, profile: str | None = None, **options: object) -> Case:
+def tiff_by_tifffile(
+    dtype: str, channels: int, profile: str | None = None, **options: object
+) -> Case:
     kind = np.dtype(dtype)
     if kind.kind == "f":
         value = samples(channels, 16) / 65535
@@ -323,7 +362,9 @@ def tiff_by_tifffile(dtype: str, channels: int, profile: str | None = None, **op
     options = {"photometric": "rgb" if channels > 2 else "minisblack", "metadata": None, **options}
     if options.get("planarconfig") == "separate":
         stored = np.moveaxis(stored, 2, 0)
-    tifffile.imwrite(file, stored.squeeze(), iccprofile=ICC[profile] if profile else None, **options)
+    tifffile.imwrite(
+        file, stored.squeeze(), iccprofile=ICC[profile] if profile else None, **options
+    )
     value = value.repeat(3, axis=2) if channels == 1 else value
     deep = depth(bits)
     close = closeness(profile, deep)
@@ -333,7 +374,9 @@ def tiff_by_tifffile(dtype: str, channels: int, profile: str | None = None, **op
 @cases
 def tiffs_by_tifffile() -> Iterator[tuple[str, Callable[[], Case]]]:
     for compression, (dtype, channels), predictor in itertools.product(
-        ("lzw", "deflate", "packbits", "zstd", "lzma"), (("u1", 3), ("u2", 3), ("u2", 1)), (False, True)
+        ("lzw", "deflate", "packbits", "zstd", "lzma"),
+        (("u1", 3), ("u2", 3), ("u2", 1)),
+        (False, True),
     ):
         name = f"tiff-{compression}-{dtype}-{channels}{'-predictor' * predictor}"
         options = {"compression": compression, "predictor": predictor, "rowsperstrip": 5}
@@ -364,7 +407,9 @@ def lab_case(photometric: int, bits: int) -> Case:
     stored = np.empty((H, W, 3), np.int64)
     stored[..., 0] = np.rint(lab[..., 0] / 100 * lightness)
     stored[..., 1:] = np.rint(lab[..., 1:] * step)
-    exact = np.stack([stored[..., 0] / lightness * 100, stored[..., 1] / step, stored[..., 2] / step], axis=2)
+    exact = np.stack(
+        [stored[..., 0] / lightness * 100, stored[..., 1] / step, stored[..., 2] / step], axis=2
+    )
     stored[..., 1:] += 0 if photometric == 8 else offset
     content = files.tiff((stored % 2**bits).astype(f"u{bits // 8}"), bits, t262=photometric)
     return content, Expected(icc.lab_to_srgb(exact), bits, None, closeness(True, bits))
@@ -376,7 +421,9 @@ def labs() -> Iterator[tuple[str, Callable[[], Case]]]:
         yield f"tiff-lab-{photometric}-{bits}", lambda p=photometric, b=bits: lab_case(p, b)
 
 
-def pillow_case(form: str, mode: str, profile: str | None = None, orientation: int = 1, **options: object) -> Case:
+def pillow_case(
+    form: str, mode: str, profile: str | None = None, orientation: int = 1, **options: object
+) -> Case:
     """Files by Pillow; lossy ones are compared with what OpenCV decodes."""
     count = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}[mode]
     y, x = np.mgrid[0:H, 0:W] / max(H, W)
@@ -416,7 +463,10 @@ def jpegs_and_webps() -> Iterator[tuple[str, Callable[[], Case]]]:
         name = f"jpeg-{mode}{'-progressive' * progressive}"
         yield name, lambda m=mode, p=progressive: pillow_case("JPEG", m, quality=95, progressive=p)
     for sampling in (0, 1, 2):
-        yield f"jpeg-sampling-{sampling}", lambda s=sampling: pillow_case("JPEG", "RGB", subsampling=s)
+        yield (
+            f"jpeg-sampling-{sampling}",
+            lambda s=sampling: pillow_case("JPEG", "RGB", subsampling=s),
+        )
     for profile in RGB_PROFILES:
         yield f"jpeg-RGB-icc-{profile}", lambda p=profile: pillow_case("JPEG", "RGB", p, quality=95)
     for profile in GREY_PROFILES:
@@ -434,7 +484,16 @@ def jpegs_and_webps() -> Iterator[tuple[str, Callable[[], Case]]]:
 
 def bmp_case(kind: str) -> Case:
     rgb, close = samples(3, 8), 1.0
-    bits = {"palette1": 1, "palette4": 4, "rle4": 4, "palette8": 8, "rle8": 8, "555": 16, "565": 16, "24": 24}.get(kind, 32)
+    bits = {
+        "palette1": 1,
+        "palette4": 4,
+        "rle4": 4,
+        "palette8": 8,
+        "rle8": 8,
+        "555": 16,
+        "565": 16,
+        "24": 24,
+    }.get(kind, 32)
     bgr = rgb[..., ::-1]
     options: dict[str, object] = {}
     alpha = None
@@ -444,9 +503,14 @@ def bmp_case(kind: str) -> Case:
         options["palette"] = np.pad(colours[:, ::-1], ((0, 0), (0, 1))).tobytes()
         rows = [files.packed(row, bits) for row in stored]
         rgb = colours[stored[..., 0]]
-        if kind.startswith("rle"):  # runs of one pixel, from the bottom; then the end of line, of file
+        if kind.startswith(
+            "rle"
+        ):  # runs of one pixel, from the bottom; then the end of line, of file
             value = stored[::-1, :, 0]
-            rows = [b"".join(bytes([1, v << (8 - bits) if bits == 4 else v]) for v in row) + b"\0\0" for row in value]
+            rows = [
+                b"".join(bytes([1, v << (8 - bits) if bits == 4 else v]) for v in row) + b"\0\0"
+                for row in value
+            ]
             rows[-1] += b"\0\1"
             options["compression"] = 1 if bits == 8 else 2
     elif bits == 16:
@@ -476,7 +540,20 @@ def bmp_case(kind: str) -> Case:
 
 @cases
 def bmps() -> Iterator[tuple[str, Callable[[], Case]]]:
-    kinds = ("palette1", "palette4", "palette8", "rle4", "rle8", "555", "565", "24", "32", "alpha", "icc", "top-down")
+    kinds = (
+        "palette1",
+        "palette4",
+        "palette8",
+        "rle4",
+        "rle8",
+        "555",
+        "565",
+        "24",
+        "32",
+        "alpha",
+        "icc",
+        "top-down",
+    )
     for kind in kinds:
         yield f"bmp-{kind}", lambda k=kind: bmp_case(k)
 
@@ -515,7 +592,10 @@ def netpbms() -> Iterator[tuple[str, Callable[[], Case]]]:
     for kind, largest in itertools.product((2, 3, 5, 6), (1, 15, 255, 256, 1023, 65535)):
         yield f"p{kind}-{largest}", lambda k=kind, m=largest: netpbm_case(k, m)
     for count, order in itertools.product((1, 3), "<>"):
-        yield f"pfm-{count}-{'little' if order == '<' else 'big'}", lambda c=count, o=order: pfm_case(c, o)
+        yield (
+            f"pfm-{count}-{'little' if order == '<' else 'big'}",
+            lambda c=count, o=order: pfm_case(c, o),
+        )
 
 
 def gif_case(transparent: bool, interlaced: bool) -> Case:
@@ -540,7 +620,13 @@ def jpeg_2000_case(channels: int, bits: int, profile: str | None) -> Case:
         box = (8 + len(body)).to_bytes(4, "big") + b"colr" + body
         start = content.index(b"jp2h") - 4
         length = int.from_bytes(content[start : start + 4], "big") + len(box) - size
-        content = content[:start] + length.to_bytes(4, "big") + content[start + 4 : at] + box + content[at + size :]
+        content = (
+            content[:start]
+            + length.to_bytes(4, "big")
+            + content[start + 4 : at]
+            + box
+            + content[at + size :]
+        )
     value, alpha = stored / (2**bits - 1), None
     if channels in (2, 4):
         value, alpha = value[..., :-1], value[..., -1]
@@ -553,11 +639,22 @@ def avif_case(bits: int, channels: int, primaries: int, profile: str | None) -> 
     if profile or bits == 8:
         file = io.BytesIO()
         image = Image.fromarray(stored)
-        image.save(file, "AVIF", quality=100, subsampling="4:4:4", icc_profile=ICC[profile] if profile else None)
+        image.save(
+            file,
+            "AVIF",
+            quality=100,
+            subsampling="4:4:4",
+            icc_profile=ICC[profile] if profile else None,
+        )
         content = file.getvalue()
     else:
         content = imagecodecs.avif_encode(
-            stored, level=100, bitspersample=bits, primaries=primaries, transfer=13, pixelformat="444"
+            stored,
+            level=100,
+            bitspersample=bits,
+            primaries=primaries,
+            transfer=13,
+            pixelformat="444",
         )
     decoded = imagecodecs.avif_decode(content).astype(float) / (2**bits - 1)
     value, alpha = (decoded[..., :3], decoded[..., 3]) if channels == 4 else (decoded, None)
@@ -577,7 +674,8 @@ def others() -> Iterator[tuple[str, Callable[[], Case]]]:
     for bits in (8, 16):
         yield f"jpeg2000-3-{bits}-adobe", lambda b=bits: jpeg_2000_case(3, b, "adobe")
     for bits, channels, primaries, profile in (
-        (8, 3, 1, None), (8, 4, 1, None), (8, 3, 1, "adobe"), (10, 3, 1, None), (10, 3, 12, None), (12, 3, 1, None)
+        (8, 3, 1, None), (8, 4, 1, None), (8, 3, 1, "adobe"), (10, 3, 1, None), (10, 3, 12, None),
+        (12, 3, 1, None),
     ):  # fmt: skip
         name = f"avif-{bits}-{channels}-{primaries}-{profile}"
         yield name, lambda b=bits, c=channels, m=primaries, p=profile: avif_case(b, c, m, p)

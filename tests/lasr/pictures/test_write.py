@@ -13,6 +13,7 @@ import tifffile
 from PIL import ExifTags, Image, ImageCms
 
 from lasr.errors import UserError
+from lasr.ownership import is_ours
 from lasr.pictures.read import Picture, read_picture
 from lasr.pictures.samples import Metadata
 from lasr.pictures.write import Format, check_format, save_picture, software_tag
@@ -29,7 +30,9 @@ XMP = (
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("kind", FORMATS)
-def test_written_pictures_come_back(tmp_path: Path, channels: int, dtype: type, kind: Format) -> None:
+def test_written_pictures_come_back(
+    tmp_path: Path, channels: int, dtype: type, kind: Format
+) -> None:
     """Read by our reader, and PNG and TIFF by OpenCV, which shares nothing with the writer."""
     pixels = smooth(channels, dtype)
     if kind == "jpg" and channels in (2, 4):
@@ -97,7 +100,7 @@ def written(folder: Path, kind: Format, source: Path) -> Path:
 
 
 def exif_by_tifffile(path: Path) -> tuple[dict[int, Any], dict[str, Any], dict[str, Any]]:
-    """Main, Exif and GPS tags: an EXIF block is a TIFF, and tifffile shares no code with the writer."""
+    """Main, Exif and GPS tags: an EXIF block is a TIFF, which tifffile reads by its own code."""
     if path.suffix != ".tiff":
         with Image.open(path) as image:
             content = image.info["exif"].removeprefix(b"Exif\0\0")
@@ -112,9 +115,14 @@ def exif_by_tifffile(path: Path) -> tuple[dict[int, Any], dict[str, Any], dict[s
 def test_enlarged_pictures_inherit_metadata(tmp_path: Path, kind: Format) -> None:
     path = written(tmp_path, kind, original(tmp_path))
     main, details, gps = exif_by_tifffile(path)
-    assert main.get(274, 1) == 1 and main[305] == "LA-SR test" and main[306] == "2020:01:01 00:00:00"
+    assert (
+        main.get(274, 1) == 1 and main[305] == "LA-SR test" and main[306] == "2020:01:01 00:00:00"
+    )
     assert "Mäk" in str(main[271]) or b"M\xc3\xa4k" in bytes(main[271], "latin-1")
-    assert details["DateTimeOriginal"] == "2019:02:03 04:05:06" and details["ExposureTime"] == (1, 250)
+    assert details["DateTimeOriginal"] == "2019:02:03 04:05:06" and details["ExposureTime"] == (
+        1,
+        250,
+    )
     assert (details["PixelXDimension"], details["PixelYDimension"]) == (160, 240)
     assert details["MakerNote"] == b"a maker note" and details["ColorSpace"] == 1
     assert gps["GPSLatitudeRef"] == "N" and Fraction(*gps["GPSLatitude"][4:]) == Fraction(3, 2)
@@ -132,10 +140,13 @@ def test_enlarged_pictures_inherit_metadata(tmp_path: Path, kind: Format) -> Non
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_a_tiff_gives_what_describes_the_photograph(tmp_path: Path, kind: Format, order: str) -> None:
+def test_a_tiff_gives_what_describes_the_photograph(
+    tmp_path: Path, kind: Format, order: str
+) -> None:
     tifffile.imwrite(
-        tmp_path / "in.tif", smooth(3, np.uint16), photometric="rgb", byteorder=order, metadata=None,
-        description="A view", resolution=(118, 118), resolutionunit="centimeter", software="Editor",
+        tmp_path / "in.tif", smooth(3, np.uint16), photometric="rgb", byteorder=order,
+        metadata=None, description="A view", resolution=(118, 118), resolutionunit="centimeter",
+        software="Editor",
         extratags=[(271, 2, 0, "Maker", True), (315, 2, 0, "Artist", True)],
     )  # fmt: skip
     path = written(tmp_path, kind, tmp_path / "in.tif")
@@ -160,6 +171,18 @@ def test_damaged_and_large_metadata_stop_no_result(tmp_path: Path, kind: Format)
         save_picture(path, [pixels], pixels.shape, pixels.dtype, "LA-SR test", metadata)
         assert software_tag(path) == "LA-SR test"
         assert read_picture(path).pixels.shape == pixels.shape
+
+
+def test_the_tag_of_results_beyond_pillows_limits_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four times 4000 x 3000 pixels are more than Pillow opens."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    pixels, metadata = smooth(3), Metadata(xmp=b"x" * 3_000_000)
+    for kind in FORMATS:
+        path = tmp_path / f"x.{kind}"
+        save_picture(path, [pixels], pixels.shape, pixels.dtype, "LA-SR test", metadata)
+        assert software_tag(path) == "LA-SR test" and is_ours(path)
 
 
 def test_pictures_without_a_profile_get_none(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ import struct
 import zlib
 from collections.abc import Callable
 
+from PIL import Image
+
 from lasr.errors import one_line
 from lasr.pictures.samples import Check, NotSupported, Samples
 
@@ -54,8 +56,8 @@ def _guarded(decoder: Decoder, content: bytes, check: Check) -> Samples:
 
     def checked(width: int, height: int) -> None:
         try:
-            if width < 1 or height < 1:
-                raise Damaged(f"damaged: {width}x{height} pixels")
+            if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
+                raise Damaged(f"damaged: a size of {width} x {height} pixels")
             check(width, height)
         except Exception as error:
             refusals.append(error)
@@ -67,6 +69,8 @@ def _guarded(decoder: Decoder, content: bytes, check: Check) -> Samples:
         raise
     except (zlib.error, struct.error, IndexError) as error:
         raise Damaged(f"damaged: its structure is broken ({one_line(error)})") from error
+    except Image.DecompressionBombError as error:  # of a frame larger than the header says
+        raise NotSupported("a frame that is larger than its picture") from error
     except Exception as error:  # decoders raise nearly anything on damaged files
         if error in refusals:
             raise
