@@ -77,15 +77,16 @@ class Picture:
         return np.asarray(Image.alpha_composite(behind, front).convert("RGB"))
 
 
-def decode_picture(content: bytes, check: Check) -> Picture:
+def decode_picture(content: bytes, check: Check, name: str = "") -> Picture:
     """Decode the bytes of a picture file.
 
     check: called with the width and height in the header before pixels are decoded; `limited`
-    makes one. Raises NotSupported, Damaged, what `check` raises, and MemoryError.
+    makes one. name: the file's; its suffix counts where the content does not tell the format.
+    Raises NotSupported, Damaged, what `check` raises, and MemoryError.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd EXIF
-        samples = decode(content, check)
+        samples = decode(content, check, name)
     values, notes = to_srgb(samples)
     turn = _UPRIGHT.get(samples.orientation, lambda array: array)
     values = np.ascontiguousarray(turn(values))
@@ -113,7 +114,7 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
     """
     check_regular(path)
     try:
-        picture = decode_picture(path.read_bytes(), limited(max_pixels))
+        picture = decode_picture(path.read_bytes(), limited(max_pixels), path.name)
     except TooLarge as error:
         raise UserError(f"{path}: {error}", RAISE_LIMIT) from error
     except NotSupported as error:
