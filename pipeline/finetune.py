@@ -21,8 +21,8 @@ from lasr.cli import Command, progress
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
 from lasr.ownership import check_file, own_path
-from lasr.pictures.inputs import expand_lists
 from lasr.pictures.read import LARGEST
+from lasr.pictures.search.inputs import expand_lists
 from lasr.weights.locate import PROFILES, Profile, locate, untrained
 from pipeline.build.workers import cut_out
 from pipeline.inputs.photographs import Found, find

@@ -7,9 +7,9 @@ import zlib
 from collections.abc import Callable
 
 from lasr.errors import one_line
-from lasr.pictures.extras import why_not_read
-from lasr.pictures.formats import Reader
-from lasr.pictures.recognise import recognise
+from lasr.pictures.formats.extras import why_not_read
+from lasr.pictures.formats.recognise import recognise
+from lasr.pictures.formats.table import Reader
 from lasr.pictures.samples import Check, NotSupported, Samples
 
 Decoder = Callable[[bytes, Check], Samples]

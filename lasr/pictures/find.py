@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lasr.errors import UserError
-from lasr.pictures.extras import why_not_read
-from lasr.pictures.formats import by_suffix, is_hidden, readable_suffixes
-from lasr.pictures.inputs import (
+from lasr.pictures.formats.extras import why_not_read
+from lasr.pictures.formats.recognise import recognise
+from lasr.pictures.formats.table import by_suffix, is_hidden, readable_suffixes
+from lasr.pictures.search.inputs import (
     Input,
     entries,
     expand,
@@ -24,7 +25,7 @@ from lasr.pictures.inputs import (
     match_glob,
     split_glob,
 )
-from lasr.pictures.listing import (
+from lasr.pictures.search.listing import (
     BY_NAME,
     DANGLING,
     HIDDEN,
@@ -35,7 +36,6 @@ from lasr.pictures.listing import (
     Listing,
     Passed,
 )
-from lasr.pictures.recognise import recognise
 
 log = logging.getLogger(__name__)
 

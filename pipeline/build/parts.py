@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lasr.pictures.extras import installed_extras
+from lasr.pictures.formats.extras import installed_extras
 from pipeline.build.fingerprint import Identities, fingerprint
 from pipeline.inputs.photographs import Found, State
 from pipeline.storage import StoragePath, read_table, scratch

@@ -9,10 +9,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from lasr.pictures.decode import Damaged
-from lasr.pictures.extras import why_not_read
-from lasr.pictures.formats import by_suffix
+from lasr.pictures.formats.extras import why_not_read
+from lasr.pictures.formats.recognise import START, recognise
+from lasr.pictures.formats.table import by_suffix
 from lasr.pictures.read import LARGEST, RAISE_LIMIT, Picture, TooLarge, decode_picture, limited
-from lasr.pictures.recognise import START, recognise
 from lasr.pictures.samples import NotSupported
 from pipeline.inputs.photographs import Found
 from pipeline.storage import reason

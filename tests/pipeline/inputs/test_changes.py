@@ -13,7 +13,7 @@ from PIL import Image
 
 import pipeline.build.plan
 from lasr.errors import UserError
-from lasr.pictures import extras
+from lasr.pictures.formats import extras
 from pipeline.build.plan import Plan, plan_build, prepare
 from pipeline.build.publish import finish
 from pipeline.build.shard import build_shard
@@ -303,7 +303,7 @@ def test_an_extra_that_was_installed_since_is_used(
 
     pillow_heif.from_pillow(Image.open(album / "a.bmp")).save(album / "h.heic", quality=-1)
     with monkeypatch.context() as without:
-        for module in ("lasr.pictures.extras", "pipeline.build.parts"):
+        for module in ("lasr.pictures.formats.extras", "pipeline.build.parts"):
             without.setattr(f"{module}.installed_extras", tuple)
         summary = build(album)
         assert summary.status == {"ok": 3, "unsupported": 1}

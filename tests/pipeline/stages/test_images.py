@@ -11,7 +11,7 @@ import pillow_heif
 import pytest
 from PIL import Image, ImageCms
 
-from lasr.pictures import extras
+from lasr.pictures.formats import extras
 from pipeline.inputs.photographs import Found
 from pipeline.stages.images import Unusable, load
 from pipeline.storage import StoragePath

@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 
-from lasr.pictures.formats import Format, Reader, by_suffix
+from lasr.pictures.formats.table import Format, Reader, by_suffix
 
 _EXTRAS = {Reader.HEIF: ("heif", "pillow_heif"), Reader.RAW: ("raw", "rawpy")}
 

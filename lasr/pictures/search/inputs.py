@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lasr.errors import UserError
-from lasr.pictures.formats import is_hidden
+from lasr.pictures.formats.table import is_hidden
 
 OnError = Callable[[OSError], object]
 

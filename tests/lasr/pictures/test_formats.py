@@ -12,12 +12,12 @@ import tifffile
 from PIL import Image
 
 from lasr.errors import UserError
-from lasr.pictures import extras
 from lasr.pictures.decode import Damaged, decode
-from lasr.pictures.extras import why_not_read
-from lasr.pictures.formats import PICTURES, Reader, by_suffix
+from lasr.pictures.formats import extras
+from lasr.pictures.formats.extras import why_not_read
+from lasr.pictures.formats.recognise import recognise
+from lasr.pictures.formats.table import PICTURES, Reader, by_suffix
 from lasr.pictures.read import TooLarge, decode_picture, limited, read_picture
-from lasr.pictures.recognise import recognise
 from lasr.pictures.samples import NotSupported
 from tests.support.raw import save_dng
 
