@@ -51,7 +51,8 @@ class BuildConfig(SelectConfig, CaptionConfig, DepthConfig, OutputConfig, Images
         "Models": ("depth", "clip", "dictionary"),
         "Choice of patches": ("min_separation", "min_texture"),
         "Execution": (
-            "shard_size", "workers", "cache", "max_pixels", "runner", "ray_address", "gpus_per_task"
+            "shard_size", "workers", "cache", "max_pixels", "verify", "keep_unreachable", "runner",
+            "ray_address", "gpus_per_task",
         ),
     }  # fmt: skip
 
@@ -82,6 +83,15 @@ class BuildConfig(SelectConfig, CaptionConfig, DepthConfig, OutputConfig, Images
         le=1,
         description="GPUs that Ray reserves for a part: 0.5 = two parts share one (default: 1 where"
         " the cluster has GPUs)",
+    )
+    verify: bool = Field(
+        False,
+        description="hash every photograph and check every part before anything is reused",
+    )
+    keep_unreachable: bool = Field(
+        False,
+        description="keep the earlier rows of photographs in folders that cannot be listed or have"
+        " vanished, instead of stopping",
     )
     limit: int | None = Field(None, ge=1, description="use only the first N photographs")
     dry_run: bool = Field(False, description="say what would be done and what it needs, then stop")

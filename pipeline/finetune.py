@@ -21,15 +21,16 @@ from lasr.cli import Command, progress
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
 from lasr.ownership import check_file, own_path
-from lasr.pictures.find import expand_lists
 from lasr.pictures.samples import LARGEST
+from lasr.pictures.search.inputs import expand_lists
 from lasr.weights.locate import PROFILES, Profile, locate, untrained
 from pipeline.build.workers import cut_out
+from pipeline.inputs.photographs import Found, find
 from pipeline.outputs import check_beside
 from pipeline.sidecars import write_sidecars
 from pipeline.stages import images
 from pipeline.stages.captions import DICTIONARY, Captioner, dictionary_sha256, read_dictionary
-from pipeline.stages.images import Found, Photograph, Unusable
+from pipeline.stages.images import Photograph, Unusable
 from pipeline.stages.rows import captioned, catalogue_row, patch_row, unusable_row
 from pipeline.stages.select import Patch, texture_map
 from pipeline.storage import StoragePath
@@ -76,9 +77,9 @@ def write_manifest(config: FinetuneConfig) -> dict[Role, int]:
     UserError: no picture, no picture large enough for a role, missing weights.
     """
     check_output(config)
-    found = images.find([*config.lr_images, *(config.hr_images or [])])
-    far = {picture.path for picture in images.find(config.lr_images)}
-    near = {picture.path for picture in images.find(config.hr_images or config.lr_images)}
+    found = find([*config.lr_images, *(config.hr_images or [])])
+    far = {picture.path for picture in find(config.lr_images)}
+    near = {picture.path for picture in find(config.hr_images or config.lr_images)}
     words = read_dictionary(DICTIONARY)
     captioner = Captioner(locate(config.clip_name, "clip"), words, pick_device(config.device))
     parameters: dict[str, Any] = config.model_dump(mode="json") | {

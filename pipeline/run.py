@@ -19,7 +19,7 @@ from lasr.weights.locate import untrained
 from pipeline.config import BuildConfig
 
 if TYPE_CHECKING:
-    from pipeline.build.publish import Summary
+    from pipeline.summary import Summary
 
 
 def run(config: BuildConfig) -> None:
@@ -37,15 +37,10 @@ def run(config: BuildConfig) -> None:
         print(plan_build(prepared).summary())
         return
     from pipeline.flows import flow
+    from pipeline.summary import Summary
 
     summary = flow.build(config, prepared)
-    status = ", ".join(f"{count} {name}" for name, count in sorted(summary["status"].items()))
-    print(f"photographs: {status}")
-    if again := sum(summary["status"].get(name, 0) for name in ("failed", "unreadable")):
-        print(f"             run the same command to retry {again} failed or unreadable ones")
-    print(f"patches:     {summary['patches']['lr']} lr, {summary['patches']['hr']} hr")
-    print(f"manifest:    {summary['manifest']} ({summary['parts']} parts)")
-    print(f"catalogue:   {summary['images']}")
+    print(Summary(**summary))
     print(f"time:        {time.monotonic() - started:.0f} s")
 
 

@@ -18,12 +18,18 @@ IMAGES = pa.schema(
         column("path", pa.string(), "POSIX path relative to the images root"),
         column("width", pa.int32(), "pixels, after EXIF rotation; null if undecoded"),
         column("height", pa.int32(), "pixels, after EXIF rotation; null if undecoded"),
-        column("status", pa.string(), "ok, no_patches, too_small, too_large, unreadable, …"),
+        column(
+            "status",
+            pa.string(),
+            "ok, no_patches, too_small, too_large, unsupported, unreadable, …",
+        ),
         column("error", pa.string(), "why it was not used; null for ok"),
         column("n_lr", pa.int32(), "lr patches in the manifest"),
         column("n_hr", pa.int32(), "hr patches in the manifest"),
         column("phash", pa.string(), "perceptual hash, 16 hex digits; null: nothing to compare"),
         column("split", pa.string(), "train or val: see split_of; null if unread"),
+        # Added later to version 1; files written before lack it.
+        column("note", pa.string(), "what was used of it, such as the first of 12 frames"),
     ]
 )
 

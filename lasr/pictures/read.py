@@ -70,15 +70,16 @@ class Picture:
         return np.asarray(Image.alpha_composite(behind, front).convert("RGB"))
 
 
-def decode_picture(content: bytes, check: Check) -> Picture:
+def decode_picture(content: bytes, check: Check, name: str = "") -> Picture:
     """Decode the bytes of a picture file.
 
     check: called with the width and height in the header before pixels are decoded; `limited`
-    makes one. Raises NotSupported, Damaged, what `check` raises, and MemoryError.
+    makes one. name: the file's; its suffix counts where the content does not tell the format.
+    Raises NotSupported, Damaged, what `check` raises, and MemoryError.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd EXIF
-        samples = decode(content, check)
+        samples = decode(content, check, name)
     values, notes = to_srgb(samples)
     values = _upright(values, samples.orientation)
     alpha = None if samples.alpha is None else _upright(samples.alpha, samples.orientation)
@@ -125,7 +126,9 @@ def read_picture(path: Path, max_pixels: int | None = None) -> Picture:
     """
     check_regular(path)
     try:
-        picture = decode_picture(path.read_bytes(), limited(max_pixels or _default_limit()))
+        picture = decode_picture(
+            path.read_bytes(), limited(max_pixels or _default_limit()), path.name
+        )
     except TooLarge as error:
         fix = RAISE_LIMIT if max_pixels else f"raise the limit in {VARIABLE}, or make it smaller"
         raise UserError(f"{path}: {error}", fix) from error

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import stat
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -16,8 +17,13 @@ SUMS = "SHA256SUMS"
 
 
 def sha256(path: Path) -> str:
-    """The file's digest, 64 hex digits. Read once per process unless size or time change."""
+    """The file's digest, 64 hex digits. Read once per process unless size or time change.
+
+    Raises OSError, and UserError: a named pipe or a device, which might never end.
+    """
     state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise UserError(f"{path}: not a regular file", "leave it out of the inputs")
     return _sha256(path, state.st_size, state.st_mtime_ns)
 
 

@@ -16,11 +16,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lasr.pictures.formats.extras import installed_extras
 from pipeline.build.fingerprint import Identities, fingerprint
-from pipeline.stages.images import Found
-from pipeline.storage import StoragePath, read_table
+from pipeline.inputs.photographs import Found, State
+from pipeline.storage import StoragePath, read_table, scratch
 from schemas.manifest import Row
-from schemas.parquet import decoded_metadata
+from schemas.parquet import decoded_metadata, encoded_metadata
 
 RETRIED = {"failed", "unreadable"}  # a rerun tries these photographs again
 _GROUPS = 4  # row groups of a part in memory, about 15 MB each
@@ -32,8 +33,9 @@ class Shard:
 
     name: str
     photographs: tuple[Found, ...]
-    # Photograph's name -> finished part that holds its patches, selected as this build selects.
-    reusable: dict[str, str] = field(default_factory=dict)
+    # Photograph's name -> finished part that holds its patches, selected as this build selects, and
+    # its name there.
+    reusable: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,24 @@ class Part:
     name: str
     selection: str  # Identities.selection
     rows: str  # Identities.rows
-    states: dict[str, list[int]]  # photograph's name -> `state_of`
+    states: dict[str, State]  # photograph's name -> its state; of version 0.1.0 size and time only
     status: dict[str, str]  # photograph's name -> its status in the catalogue
+    image_ids: dict[str, str | None]  # photograph's name -> sha256 of its bytes
+    retried: frozenset[str] = frozenset(RETRIED)  # `retried` of its metadata
 
-    def done(self) -> dict[str, list[int]]:
+    def done(self) -> dict[str, State]:
         """The states of the photographs that a rerun does not try again."""
-        return {n: state for n, state in self.states.items() if self.status.get(n) not in RETRIED}
+        states = self.states.items()
+        return {n: state for n, state in states if self.status.get(n) not in self.retried}
 
 
-def state_of(photograph: Found) -> list[int]:
-    """Size and modification time, by which a changed file is noticed without reading it."""
-    return [photograph.size, photograph.modified]
+def retried(metadata: Mapping[str, Any]) -> frozenset[str]:
+    """The statuses of a part's photographs that a rerun tries again, by the part's metadata.
+
+    A format that was not supported may be, once an extra is installed.
+    """
+    same = metadata.get("extras") == list(installed_extras())
+    return frozenset(RETRIED if same else {*RETRIED, "unsupported"})
 
 
 def part_name(identities: Identities, catalogue: Iterable[Row]) -> str:
@@ -72,8 +81,21 @@ def part_metadata(identities: Identities, shard: Shard) -> dict[str, Any]:
     return {
         "selection": identities.selection,
         "rows": identities.rows,
-        "states": {photograph.name: state_of(photograph) for photograph in shard.photographs},
+        "states": {photograph.name: photograph.state for photograph in shard.photographs},
+        "extras": installed_extras(),
     }
+
+
+def update_states(work: StoragePath, name: str, states: Mapping[str, State]) -> None:
+    """Record new states of photographs whose bytes are the same, so that a rerun trusts them."""
+    path = part_files(work, name)[1]
+    table = read_table(path)
+    about = decoded_metadata(table.schema)
+    about["states"] = about["states"] | dict(states)
+    with scratch(work, path.name) as temporary:
+        encoded = encoded_metadata(table.schema, about)
+        pq.write_table(table.replace_schema_metadata(encoded), temporary)
+        path.take(temporary)
 
 
 def read_parts(work: StoragePath) -> list[Part]:
@@ -87,10 +109,14 @@ def read_parts(work: StoragePath) -> list[Part]:
 
 def _read_part(work: StoragePath, name: str) -> Part | None:
     try:
-        table = read_table(part_files(work, name)[1], ["path", "status"])
+        table = read_table(part_files(work, name)[1], ["path", "status", "image_id"])
         about = decoded_metadata(table.schema)
-        status = dict(zip(table["path"].to_pylist(), table["status"].to_pylist(), strict=True))
-        return Part(name, about["selection"], about["rows"], about["states"], status)
+        paths = table["path"].to_pylist()
+        status = dict(zip(paths, table["status"].to_pylist(), strict=True))
+        image_ids = dict(zip(paths, table["image_id"].to_pylist(), strict=True))
+        states = about["states"]
+        again = retried(about)
+        return Part(name, about["selection"], about["rows"], states, status, image_ids, again)
     except (OSError, pa.ArrowInvalid, KeyError, ValueError):
         return None  # damaged, or not written by a build: its photographs are done again
 
@@ -101,19 +127,22 @@ class ReusableRows:
     Safe for many threads.
     """
 
-    def __init__(self, work: StoragePath, parts: Mapping[str, str]):
-        """parts: photograph's name -> the part that holds its rows."""
-        self._parts = parts
-        self._rows = {name: PartRows(work, name) for name in set(parts.values())}
+    def __init__(self, work: StoragePath, origins: Mapping[str, tuple[str, str]]):
+        """origins: photograph's name -> the part that holds its rows, and its name there."""
+        self._origins = origins
+        self._rows = {part: PartRows(work, part) for part, _ in set(origins.values())}
         self._lock = threading.Lock()
 
     def __contains__(self, photograph: str) -> bool:
-        return photograph in self._parts
+        return photograph in self._origins
 
     def rows(self, photograph: str) -> tuple[Row, list[Row]]:
-        """The catalogue row and the manifest rows of a photograph."""
+        """The catalogue row and the manifest rows of a photograph, under its name in this build."""
+        part, name = self._origins[photograph]
         with self._lock:
-            return self._rows[self._parts[photograph]].rows(photograph)
+            entry, rows = self._rows[part].rows(name)
+        renamed = [row | {"image_path": photograph} for row in rows]
+        return entry | {"path": photograph}, renamed
 
 
 class PartRows:

@@ -5,7 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,15 @@ from lasr.errors import UserError
 from lasr.files import replace_folder
 from pipeline.build import cache
 from pipeline.build.lock import HOLDER, LOCK
-from pipeline.build.parts import RETRIED, part_files
+from pipeline.build.parts import part_files, retried, update_states
 from pipeline.build.plan import Build
 from pipeline.config import CACHE_FOLDER
 from pipeline.outputs import is_marked, is_own_manifest, remove_own
 from pipeline.sidecars import write_sidecars
 from pipeline.storage import StoragePath, read_table, reported, scratch
+from pipeline.summary import Summary, unused
 from schemas.catalogue import IMAGES, beside
-from schemas.parquet import ROW_GROUP, encoded_metadata, parquet_writer
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a finished build contains."""
-
-    manifest: str
-    images: str
-    parts: int
-    status: dict[str, int]  # photographs
-    patches: dict[str, int]  # by role
+from schemas.parquet import ROW_GROUP, decoded_metadata, encoded_metadata, parquet_writer
 
 
 def finish(build: Build, made: Sequence[str]) -> Summary:
@@ -48,11 +38,19 @@ def finish(build: Build, made: Sequence[str]) -> Summary:
     summary = publish(out, config.work, finished, made, metadata)
     write_sidecars(out, metadata, config.work)
     prune(config.work, [*finished, *made])
+    for name, states in build.plan.states.items():
+        update_states(config.work, name, states)
     if config.cache is None:
         image_ids = read_table(StoragePath(summary.images), ["image_id"])["image_id"]
         used = set(pc.unique(image_ids).to_pylist())
         cache.prune(config.cache_folder, build.job.identities, used)
-    return summary
+    return replace(
+        summary,
+        passed=str(build.inputs.passed),
+        gone=build.plan.gone,
+        kept=build.plan.kept,
+        left_out=len(build.inputs.found) + build.plan.kept - build.plan.photographs,
+    )
 
 
 def publish(
@@ -79,22 +77,25 @@ def publish(
     parts = sorted({*finished, *made})
     publish_parts = _publish_locally if out.is_local else _publish_objects
     with reported(out, "written"):
-        publish_parts(out, work, parts, unwanted.combine_chunks())
+        files = publish_parts(out, work, parts, unwanted.combine_chunks())
     images = out.parent / beside(out.name, "images.parquet")
     encoded = encoded_metadata(IMAGES, metadata)
     with scratch(work, images.name) as temporary:  # the folder that `sweep` cleans
         pq.write_table(catalogue.replace_schema_metadata(encoded), temporary)
         images.take(temporary, is_marked)
     patches = {role: pc.sum(catalogue[f"n_{role}"]).as_py() for role in ("lr", "hr")}
-    return Summary(str(out), str(images), len(parts), status, patches)
+    return Summary(str(out), str(images), files, status, patches, unused(catalogue))
 
 
 def _read_catalogue(work: StoragePath, finished: Sequence[str], made: Sequence[str]) -> pa.Table:
     def read(name: str) -> pa.Table:
-        table = read_table(part_files(work, name)[1]).cast(IMAGES)
-        if name in made:
-            return table
-        return table.filter(pc.invert(pc.is_in(table["status"], pa.array(sorted(RETRIED)))))
+        table = read_table(part_files(work, name)[1])
+        again = pa.array(sorted(retried(decoded_metadata(table.schema))))
+        for column in IMAGES:  # a part of an earlier version has fewer
+            if column.name not in table.schema.names:
+                table = table.append_column(column, pa.nulls(len(table), column.type))
+        table = table.select(IMAGES.names).cast(IMAGES)
+        return table if name in made else table.filter(pc.invert(pc.is_in(table["status"], again)))
 
     with ThreadPoolExecutor(8) as executor:
         return pa.concat_tables(executor.map(read, sorted({*finished, *made}))).sort_by("path")
@@ -130,8 +131,11 @@ def _nothing_usable(catalogue: pa.Table, status: dict[str, int]) -> UserError:
 
 def _publish_locally(
     out: StoragePath, work: StoragePath, parts: Sequence[str], unwanted: pa.Array
-) -> None:
-    """Link the parts into a new folder, then replace the manifest by it in one step."""
+) -> int:
+    """Link the parts into a new folder, then replace the manifest by it in one step.
+
+    Returns the number of files; a part without a patch gives none.
+    """
     new = work / "publishing"
     if new.exists():  # of a build that was killed here
         remove_own(new)
@@ -143,14 +147,16 @@ def _publish_locally(
             _copy_without(source, new.path / source.name, unwanted)
         elif rows == "all":
             _link(source.path, new.path / source.name)
+    files = len(new.names())
     out.path.parent.mkdir(parents=True, exist_ok=True)
     replace_folder(new.path, out.path, is_own_manifest)
+    return files
 
 
 def _publish_objects(
     out: StoragePath, work: StoragePath, parts: Sequence[str], unwanted: pa.Array
-) -> None:
-    """Copy the missing parts, then remove the outdated ones.
+) -> int:
+    """Copy the missing parts, then remove the outdated ones. Returns the number of files.
 
     Object storage cannot exchange folders: in between, a reader may see rows of both manifests.
     """
@@ -171,6 +177,7 @@ def _publish_objects(
             source.fs.copy_file(source.key, target.key)
     for name in existing - wanted:
         remove_own(out / name)
+    return len(wanted)
 
 
 def _wanted(part: StoragePath, unwanted: pa.Array) -> str:

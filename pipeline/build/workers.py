@@ -14,9 +14,10 @@ from pipeline.build.cache import Cache
 from pipeline.build.models import Models
 from pipeline.build.parts import ReusableRows
 from pipeline.config import BuildConfig
+from pipeline.inputs.photographs import Found
 from pipeline.stages import images
 from pipeline.stages.depth import at_size
-from pipeline.stages.images import Found, Photograph, Unusable
+from pipeline.stages.images import Photograph, Unusable
 from pipeline.stages.rows import catalogue_row, patch_row, unusable_row
 from pipeline.stages.select import Patch, select
 from schemas.manifest import PATCH_SIZE, Row

@@ -1,5 +1,6 @@
 """The photographs behind a manifest and their distance maps, if they are on this machine."""
 
+import posixpath
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -12,6 +13,7 @@ from lasr.weights.locate import locate
 from pipeline.build.cache import Cache
 from pipeline.build.fingerprint import fingerprint
 from pipeline.config import CACHE_FOLDER, work_folder
+from pipeline.inputs.photographs import Found, find
 from pipeline.stages import depth, images
 from pipeline.stages.depth import DepthModel, at_size, load_depth
 from pipeline.stages.images import Unusable
@@ -37,12 +39,12 @@ class Originals:
         self._cache_folder = work_folder(StoragePath(str(manifest.path))) / CACHE_FOLDER
         recorded = [path for path in self.parameters.get("images", []) if "://" not in path]
         try:
-            found = images.find(paths or recorded) if paths or recorded else []
+            found = find(paths or recorded) if paths or recorded else []
         except UserError:
             if paths:
                 raise
             found = []
-        self.found = {photograph.name: photograph for photograph in found}
+        self.found = _names_of_0_1_0(found) | {photograph.name: photograph for photograph in found}
 
     def pixels(self, name: str, image_id: str) -> np.ndarray:
         """Return a photograph, H x W x 3 uint8.
@@ -82,3 +84,12 @@ class Originals:
             return load_depth(located, pick_device(self.device), seed)
         except UserError:
             return None
+
+
+def _names_of_0_1_0(found: Sequence[Found]) -> dict[str, Found]:
+    """Photographs by their paths relative to the deepest folder that contains them all."""
+    addresses = {str(photograph.path): photograph for photograph in found}
+    if len({"://" in address for address in addresses}) != 1:
+        return {}
+    root = posixpath.commonpath([posixpath.dirname(address) for address in addresses])
+    return {posixpath.relpath(address, root): one for address, one in addresses.items()}

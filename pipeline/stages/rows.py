@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from lasr.pictures.png import encode_png
+from pipeline.inputs.photographs import Found
 from pipeline.stages.captions import Caption
-from pipeline.stages.images import Found, Photograph, Unusable
+from pipeline.stages.images import Photograph, Unusable
 from pipeline.stages.measure import measure, perceptual_hash
 from pipeline.stages.select import Patch
 from schemas.manifest import PATCH_SIZE, Row, patch_id, split_of
@@ -35,6 +36,7 @@ def catalogue_row(photograph: Photograph, patches: Sequence[Patch]) -> Row:
         **counts,
         "phash": perceptual_hash(photograph.pixels),
         "split": split_of(photograph.image_id),
+        "note": photograph.note,
     }
 
 

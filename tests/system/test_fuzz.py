@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config import BuildConfig
-from pipeline.stages.images import FORMATS, MAX_BYTES, MAX_PIXELS
+from pipeline.stages.images import MAX_BYTES, MAX_PIXELS
 from schemas.manifest import open_manifest
 from tests.support import killed
 from tests.support.files import mutated
@@ -118,7 +118,7 @@ def test_hundreds_of_hostile_files(photographs: Path, open_folder: Path) -> None
     rng, folder = random.Random(7), open_folder / "photographs"
     folder.mkdir()
     originals = list(encoded(photographs))
-    assert len({suffix for suffix, _ in originals}) == 9 and len(FORMATS) > 9
+    assert len({suffix for suffix, _ in originals}) == 9
     status = specials(folder, originals[0][1])
     for number in range(MUTANTS):
         suffix, content = rng.choice(originals)

@@ -31,7 +31,8 @@ from pipeline.build.plan import plan_build, prepare
 from pipeline.build.publish import finish
 from pipeline.build.shard import build_shard
 from pipeline.config import BuildConfig
-from pipeline.stages.images import find, load
+from pipeline.inputs.photographs import find
+from pipeline.stages.images import load
 from pipeline.storage import StorageError, StoragePath
 from tests.conftest import run_stages
 from tests.support.upstream import save_depth_anything

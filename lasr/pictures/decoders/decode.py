@@ -1,6 +1,7 @@
 """The bytes of a picture file → its samples, by the decoder of its format."""
 
 import importlib
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -8,6 +9,9 @@ from collections.abc import Callable
 from PIL import Image
 
 from lasr.errors import one_line
+from lasr.pictures.formats.extras import why_not_read
+from lasr.pictures.formats.recognise import recognise
+from lasr.pictures.formats.table import Reader
 from lasr.pictures.samples import Check, NotSupported, Samples
 
 Decoder = Callable[[bytes, Check], Samples]
@@ -37,18 +41,28 @@ class Damaged(ValueError):
     """A file that cannot be decoded to its end; the text says why."""
 
 
-def decode(content: bytes, check: Check) -> Samples:
+def decode(content: bytes, check: Check, name: str = "") -> Samples:
     """Decode a picture file of any format that is read.
 
-    Raises NotSupported: a kind of picture that is not read, or no picture. Damaged: it cannot be
-    decoded. Also what `check` raises, and MemoryError.
+    name: the file's; its suffix counts where the content does not tell the format.
+    Raises NotSupported: a kind of picture that is not read here. Damaged: it cannot be decoded, or
+    is no picture. Also what `check` raises, and MemoryError.
     """
+    kind = recognise(io.BytesIO(content), name)
+    if kind and (why := why_not_read(kind, name)):
+        raise NotSupported(why) if kind.is_picture else Damaged(why)
+    if kind and kind.reader is not Reader.BASE:
+        return _guarded(_decoder(kind.reader.name.lower(), "decode"), content, check)
     for offset, magic, module, function in _BY_CONTENT:
         if content.startswith(magic, offset):
-            decoders = importlib.import_module(f"lasr.pictures.decoders.{module}")
-            decoder: Decoder = getattr(decoders, function)
-            return _guarded(decoder, content, check)
+            return _guarded(_decoder(module, function), content, check)
     raise Damaged("not a picture in a known format")
+
+
+def _decoder(module: str, function: str) -> Decoder:
+    decoders = importlib.import_module(f"lasr.pictures.decoders.{module}")
+    decoder: Decoder = getattr(decoders, function)
+    return decoder
 
 
 def _guarded(decoder: Decoder, content: bytes, check: Check) -> Samples:

@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from pipeline.config import BuildConfig
+from pipeline.inputs.photographs import find
 from pipeline.query.__main__ import main
 from pipeline.query.questions import QUESTIONS, page
 from pipeline.query.views import connect
-from pipeline.stages.images import find, load
+from pipeline.stages.images import load
 from schemas.manifest import split_of
 from tests.conftest import run_stages
 

@@ -1,24 +1,27 @@
 """Photographs in every form they come in, and files that are none."""
 
+import errno
 import io
-import os
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image, ImageCms
 
-from lasr.errors import UserError
-from pipeline.stages import images
-from pipeline.stages.images import Found, Unusable, find, load
+from lasr.pictures.formats import extras
+from pipeline.inputs.photographs import Found
+from pipeline.stages.images import Unusable, load
+from pipeline.storage import StoragePath
+from tests.support.raw import save_dng
 
 SIDE = 32
 
 
 def found(path: Path) -> Found:
-    return Found(path.name, path, 0, 0)
+    return Found(path.name, StoragePath(str(path)), 0, 0)
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -124,7 +127,13 @@ def encoded(form: str) -> bytes:
     ("content", "status", "reason"),
     [
         (b"", "unreadable", "empty"),
-        (b"no picture", "unreadable", "not a picture"),
+        (
+            b"no picture",
+            "unreadable",
+            "not a picture but text, though its name ends as that of PNG",
+        ),
+        (b"<!DOCTYPE html><html>404", "unreadable", "a web page"),
+        (b"PK\3\4" + b"\0" * 99, "unreadable", "a zip archive"),
         (encoded("PNG")[: len(encoded("PNG")) // 2], "unreadable", "damaged"),
         (encoded("JPEG")[:700], "unreadable", "damaged"),
         (bomb(100_000, 100_000), "too_large", "pixels"),
@@ -145,58 +154,60 @@ def test_a_vanished_file_is_unreadable(tmp_path: Path) -> None:
         load(found(tmp_path / "gone.png"), SIDE)
 
 
-def test_find_walks_folders_files_globs_and_lists(tmp_path: Path) -> None:
-    for name in ("b/two.JPG", "a.png", "b/.hidden.png", ".dir/c.png", "b/notes.doc", "über x.webp"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    names = ["a.png", "b/two.JPG", "über x.webp"]
-    assert [f.name for f in find([str(tmp_path)])] == names
-    (tmp_path / "list.txt").write_text(f"{tmp_path}/a.png\n\n{tmp_path}/b\n")
-    assert [f.name for f in find([str(tmp_path / "list.txt")])] == names[:2]
-    assert [f.name for f in find([str(tmp_path / "*.png"), str(tmp_path / "a.png")])] == ["a.png"]
+@pytest.mark.parametrize(("number", "reason"), [(errno.EACCES, "denied"), (errno.EIO, "I/O error")])
+def test_a_file_that_cannot_be_opened_or_read_has_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, reason: str
+) -> None:
+    colourful().save(tmp_path / "a.png")
+
+    def fail(path: StoragePath) -> bytes:
+        raise OSError(number, "on purpose: " + reason, str(path))
+
+    monkeypatch.setattr(StoragePath, "read_bytes", fail)
+    with pytest.raises(Unusable, match=f"cannot be read: .*{reason}") as caught:
+        load(found(tmp_path / "a.png"), SIDE)
+    assert caught.value.status == "unreadable"
 
 
-def test_find_records_links_to_nothing_and_survives_loops(tmp_path: Path) -> None:
-    (tmp_path / "a.png").touch()
-    (tmp_path / "broken.png").symlink_to(tmp_path / "gone")
-    (tmp_path / "loop").symlink_to(tmp_path)
-    assert [f.name for f in find([str(tmp_path)])] == ["a.png", "broken.png"]
+def test_pictures_that_extras_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the extra their pixels; without it a status and the command that installs it."""
+    pillow_heif.from_pillow(colourful()).save(tmp_path / "a.heic", quality=-1)
+    save_dng(tmp_path / "b.dng", np.asarray(colourful(80, 120)) / 255)
+    reference = np.asarray(pillow_heif.open_heif(tmp_path / "a.heic").to_pillow())
+    np.testing.assert_array_equal(pixels(tmp_path / "a.heic"), reference)
+    assert pixels(tmp_path / "b.dng").shape == (80, 120, 3)
+    monkeypatch.setattr(extras, "installed_extras", tuple)
+    for name, extra in (("a.heic", "heif"), ("b.dng", "raw")):
+        with pytest.raises(Unusable, match=rf"pip install 'la-sr\[{extra}\]'") as caught:
+            load(found(tmp_path / name), SIDE)
+        assert caught.value.status == "unsupported"
 
 
-def test_names_that_are_no_utf8_are_spelt_out(tmp_path: Path) -> None:
-    bytes_name = os.fsencode(tmp_path) + b"/caf\xe9.png"
-    with open(bytes_name, "wb") as file:
-        file.write(encoded("PNG"))
-    (one,) = find([str(tmp_path)])
-    assert one.name == r"caf\xe9.png" and load(one, SIDE).pixels.shape == (40, 60, 3)
-
-
-def test_find_says_what_leads_nowhere(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"missing: no such folder"):
-        find([str(tmp_path / "missing")])
-    with pytest.raises(UserError, match="no photograph found"):
-        find([str(tmp_path)])
-
-
-def test_find_follows_links_and_reads_lists_of_addresses(
+def test_a_format_that_is_not_read_is_not_read_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What `lasr.pictures.find` adds reaches the manifest: linked folders, pipes, lists."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "data" / "a.png").touch()
-    (tmp_path / "photos" / "b.png").touch()
-    (tmp_path / "photos" / "set").symlink_to(tmp_path / "data")
-    os.mkfifo(tmp_path / "photos" / "pipe.png")
-    photos = str(tmp_path / "photos")
-    assert [(f.name, f.size) for f in find([photos])] == [
-        ("b.png", 0), ("pipe.png", -1), ("set/a.png", 0)
-    ]  # fmt: skip
-    assert [f.name for f in find([photos, str(tmp_path / "data")])] == [
-        "data/a.png", "photos/b.png", "photos/pipe.png"
-    ]  # fmt: skip
-    asked = []
-    monkeypatch.setattr(images, "_in_object_storage", lambda given: asked.append(given) or [])
-    (tmp_path / "list.txt").write_text(f"{photos}/b.png\ns3://bucket/photos\n")
-    assert [f.name for f in find([str(tmp_path / "list.txt")])] == ["b.png"]
-    assert asked == ["s3://bucket/photos"]
+    (tmp_path / "a.jxl").write_bytes(b"\xff\x0a" + b"\0" * 99)
+    monkeypatch.setattr(StoragePath, "read_bytes", lambda path: pytest.fail("read"))
+    with pytest.raises(Unusable, match="JPEG XL is not read") as caught:
+        load(found(tmp_path / "a.jxl"), SIDE)
+    assert caught.value.status == "unsupported"
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tiff"])
+def test_the_first_of_several_frames_is_used_and_noted(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (60, 40), (shade, 0, 0)) for shade in (200, 100, 0)]
+    lossless = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], **lossless)
+    loaded = load(found(tmp_path / f"a.{suffix}"), SIDE)
+    assert loaded.note and "the first of its 3 frames" in loaded.note
+    assert np.abs(loaded.pixels.astype(int) - (200, 0, 0)).max() <= 2
+    frames[0].save(tmp_path / "one.png")
+    assert load(found(tmp_path / "one.png"), SIDE).note is None
+
+
+@pytest.mark.parametrize("name", ["a.jfif", "a.JPE", "no suffix", "a.tif", "a.png"])
+def test_the_content_decides_how_a_photograph_is_read(tmp_path: Path, name: str) -> None:
+    colourful().save(tmp_path / "a", "JPEG", quality=95)
+    (tmp_path / "a").rename(tmp_path / name)
+    expected = np.asarray(Image.open(tmp_path / name).convert("RGB"))
+    np.testing.assert_array_equal(pixels(tmp_path / name), expected)

@@ -1,11 +1,13 @@
 """Which file belongs to which picture: names as other programs write them."""
 
+import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lasr.errors import UserError
-from trainer.evaluate.testset import match
+from trainer.evaluate.testset import from_images, from_references, match
 
 
 @pytest.mark.parametrize(
@@ -45,3 +47,16 @@ def test_the_same_name_wins_and_doubt_is_an_error() -> None:
         match(["a"], [Path("f/a_out.png"), Path("f/a_sr.png")])
     with pytest.raises(UserError, match=r"a_out\.png: matches both a and a_x4; rename"):
         match(["a", "a_x4"], [Path("f/a_out.png")])
+
+
+@pytest.mark.timeout(20)
+def test_a_named_pipe_is_named_and_does_not_block(tmp_path: Path) -> None:
+    """Its content is hashed before it is read as a picture."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    first, second = from_images([tmp_path], [], 4)
+    assert len(first.identity) == 64
+    with pytest.raises(UserError, match=r"b\.png: not a regular file"):
+        _ = second.identity
+    with pytest.raises(UserError, match=r"b\.png: not a regular file"):
+        from_references([tmp_path], "rgb", tmp_path / "out", 4)

@@ -1,0 +1,1 @@
+"""Parts of `lasr.pictures.find`: what inputs name, and what was found."""
