@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TextIO
 
 from lasr import help as pages
-from lasr.errors import UserError, one_line, printable
+from lasr.errors import UserError, is_out_of_memory, one_line, printable
 from lasr.flags import HELP, HELP_ALL, HELP_SHORT, Config, Flags, UsageError, summary
 from lasr.weights.locate import use_folder
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 OURS = ("lasr", "pipeline", "trainer", "schemas", "benchmarks")
+STOPPED = "stopped; run the same command again to resume"
+LESS_MEMORY = ("batch_size", "tile", "patches", "shard_size")  # fields: with less, less is needed
 
 
 @dataclass
@@ -61,7 +63,8 @@ class Command(Generic[Config]):
             return refuse(error)
         if "weights_dir" in common:
             use_folder(str(common["weights_dir"]))
-        return run_command(lambda: self.run(config), debug=bool(common.get("debug")))
+        less = [self.flags.label(name) for name in LESS_MEMORY if name in self.model.model_fields]
+        return run_command(lambda: self.run(config), bool(common.get("debug")), less)
 
     @property
     def summary(self) -> str:
@@ -153,10 +156,13 @@ def refuse(error: UsageError) -> int:
     return 2
 
 
-def run_command(command: Callable[[], object], debug: bool = False) -> int:
+def run_command(
+    command: Callable[[], object], debug: bool = False, less: Sequence[str] = ()
+) -> int:
     """Run a command's body; an error becomes one line on stderr. Returns the exit status.
 
     debug: log at debug level and show the traceback of an unexpected error; so does LASR_DEBUG=1.
+    less: flags to lower where memory runs out.
     """
     debug = debug or os.environ.get("LASR_DEBUG", "0") not in ("", "0")
     _set_up_logging(debug)
@@ -164,19 +170,30 @@ def run_command(command: Callable[[], object], debug: bool = False) -> int:
         with _until_pipe_closes():
             command()
     except KeyboardInterrupt:
-        print("stopped; run the same command again to resume", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         return 130
     except Exception as error:
-        if debug:
-            traceback.print_exception(error)
-        print(f"error: {_describe(error)}", file=sys.stderr)
+        print_error(error, less=less)
         return 1
     return 0
 
 
-def _describe(error: Exception) -> str:
+def print_error(error: BaseException, rank: str = "", less: Sequence[str] = ()) -> None:
+    """Print an error as one line, with its traceback before it if the log is at debug level.
+
+    rank: put in front, such as "rank 1: ". less: flags to lower where memory runs out.
+    """
+    if logging.getLogger(OURS[0]).isEnabledFor(logging.DEBUG):
+        traceback.print_exception(error)
+    print(f"error: {rank}{_describe(error, less)}", file=sys.stderr, flush=True)
+
+
+def _describe(error: BaseException, less: Sequence[str]) -> str:
     if isinstance(error, UserError):
         return printable(str(error))
+    if is_out_of_memory(error):
+        lower = f"lower {' or '.join(less)}, or " if less else ""
+        return f"out of memory ({one_line(error, 100)}); {lower}close other programs"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return printable(f"{error.filename}: {error.strerror}")
     return (

@@ -1,12 +1,27 @@
 """Errors that a user can act on, on one line, and packages that only some commands need."""
 
+import contextlib
+import errno
 import importlib
 import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from schemas.errors import UserError
 
-__all__ = ["UserError", "note_traceback", "one_line", "printable", "require"]
+__all__ = [
+    "UserError", "is_out_of_memory", "note_traceback", "one_line", "printable", "require",
+    "space_on_disk", "writing",
+]  # fmt: skip
+
+# What allocators say: the CPU's of PyTorch, ONNX Runtime, OpenCV.
+_NO_MEMORY = (
+    "can't allocate memory", "not enough memory", "out of memory", "failed to allocate",
+    "insufficient memory",
+)  # fmt: skip
 
 _noted: set[type[BaseException]] = set()
 
@@ -44,4 +59,44 @@ def require(module: str, extra: str) -> Any:
         raise UserError(
             f"this needs {error.name or module}, which is not installed",
             f"run `pip install 'la-sr[{extra}]'`",
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or a CPU, as any of the libraries says it."""
+    if isinstance(error, UserError):
+        return False
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    is_enomem = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return is_enomem or any(words in str(error).lower() for words in _NO_MEMORY)
+
+
+def space_on_disk(path: Path, needed: int | None = None) -> str:
+    """The free bytes where `path` would be written, and the needed ones if they are known."""
+    folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
+    free = f"{_bytes(shutil.disk_usage(folder).free)} free"
+    return free if needed is None else f"{free}, {_bytes(needed)} needed"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+@contextlib.contextmanager
+def writing(path: Path, fix: str, needed: int | None = None) -> Iterator[None]:
+    """Turn an error of the disk, such as that it is full, into a UserError that names `path`.
+
+    needed: bytes that are to be written. fix: what to do about it.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else one_line(error, 100)
+        raise UserError(
+            f"{path}: cannot be written ({why}; {space_on_disk(path, needed)})", fix
         ) from error

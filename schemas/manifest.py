@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from schemas.columns import fits
 from schemas.errors import UserError
 from schemas.parquet import METADATA_KEY, decoded_metadata
 
@@ -138,6 +139,7 @@ def open_manifest(path: Path | str, columns: Iterable[str] = PATCHES.names) -> M
     # Readers of Parquet folders skip names that begin with a dot or an underscore.
     names = path.glob("*.parquet") if path.is_dir() else [path]
     files = tuple(sorted(f for f in names if not f.name.startswith((".", "_"))))
+    _refuse_partitions(path)
     if not files:
         raise ManifestError(f"{path}: the folder holds no *.parquet part", "build it again")
     first = _read_schema(files[0])
@@ -151,6 +153,18 @@ def open_manifest(path: Path | str, columns: Iterable[str] = PATCHES.names) -> M
                 f"{file}: its columns differ from those of {files[0].name}", "build it again"
             )
     return Manifest(path, files, first, metadata)
+
+
+def _refuse_partitions(path: Path) -> None:
+    """Raise ManifestError if parts are in folders such as `role=lr`, whose names hold values."""
+    for folder in sorted(path.glob("*=*/")) if path.is_dir() else ():
+        if next(folder.rglob("*.parquet"), None):
+            sql = f"COPY (FROM read_parquet('{path}/**/*.parquet', hive_partitioning = true))"
+            raise ManifestError(
+                f"{path}: is partitioned into folders such as {folder.name}, and rows there lack"
+                f" the column '{folder.name.partition('=')[0]}'",
+                f"write it as one file, in DuckDB: {sql} TO 'one.parquet' (ROW_GROUP_SIZE 256)",
+            )
 
 
 def _read_schema(file: Path) -> pa.Schema:
@@ -168,7 +182,7 @@ def _checked_metadata(schema: pa.Schema, file: Path) -> dict[str, Any]:
         metadata = decoded_metadata(schema)
         if not isinstance(metadata.get("parameters", {}), dict):
             raise ValueError("its parameters are no JSON object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError(
             f"{file}: its metadata '{METADATA_KEY.decode()}' cannot be read ({error})",
             "build the manifest again",
@@ -192,27 +206,11 @@ def check_columns(schema: pa.Schema, columns: Iterable[str], file: Path) -> None
             raise ManifestError(
                 f"{file}: column '{name}' is missing", "keep it in the SELECT, or use SELECT *"
             )
+        if len(schema.get_all_field_indices(name)) > 1:
+            raise ManifestError(f"{file}: two columns are named '{name}'", "rename one of them")
         found, wanted = schema.field(name).type, PATCHES.field(name).type
-        if _kind(found) != _kind(wanted):
+        if not fits(found, wanted):
             raise ManifestError(
                 f"{file}: column '{name}' is {found}, expected {wanted}",
                 "keep the types of the manifest",
             )
-
-
-def _kind(type_: pa.DataType) -> Any:
-    """Reduce a type to its kind: polars writes large_string, pandas float64, SQL int64."""
-    if pa.types.is_struct(type_):
-        return tuple((child.name, _kind(child.type)) for child in type_)
-    for is_list in (pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view):
-        if is_list(type_):
-            return ("list", _kind(type_.value_type))
-    for kind, members in {
-        "integer": (pa.types.is_integer,),
-        "float": (pa.types.is_floating,),
-        "string": (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
-        "binary": (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),
-    }.items():
-        if any(member(type_) for member in members):
-            return kind
-    return _kind(type_.value_type) if pa.types.is_dictionary(type_) else str(type_)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lasr import ownership
-from lasr.errors import UserError, one_line
+from lasr.errors import UserError, one_line, space_on_disk, writing
 from lasr.files import IsOurs, atomic_path, write_bytes
 from lasr.marks import KEY
 from trainer.config import MAY_CHANGE, TrainConfig
@@ -48,9 +48,19 @@ def save(folder: Path, step: int, **states: dict[str, Any]) -> None:
                 os.replace(path, folder / PREVIOUS)
     except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
         raise UserError(
-            f"{path}: the checkpoint of step {step} cannot be written ({one_line(error)})",
+            f"{path}: the checkpoint of step {step} cannot be written ({one_line(error, 100)};"
+            f" {space_on_disk(path, _size(states))})",
             "free some disk space and run the same command, which resumes from the last checkpoint",
         ) from error
+
+
+def _size(state: Any) -> int:
+    """The bytes of all tensors in a state."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    if isinstance(state, dict):
+        return sum(map(_size, state.values()))
+    return sum(map(_size, state)) if isinstance(state, list | tuple) else 0
 
 
 def load(folder: Path) -> dict[str, Any] | None:
@@ -178,7 +188,9 @@ def claim_folder(config: TrainConfig, manifest: str, weights: dict[str, str]) ->
                     "choose another --out",
                 )
     content = json.dumps(settings, indent=2) + "\n"
-    write_bytes(config.folder / "config.json", content.encode())
+    path = config.folder / "config.json"
+    with writing(path, "free some disk space and run the same command", len(content)):
+        write_bytes(path, content.encode())
 
 
 def read_config(folder: Path) -> tuple[TrainConfig, dict[str, str]]:

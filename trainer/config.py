@@ -19,7 +19,7 @@ VGGDistance = Literal["l1", "l2"]
 # that is compared by content (the manifest, the weights).
 MAY_CHANGE = {
     "out", "steps", "log_every", "sample_every", "checkpoint_every", "weights_every", "workers",
-    "dry_run",
+    "dry_run", "max_skipped",
     "manifest", "profile", "sr_init", "clip", "vgg",
 }  # fmt: skip
 
@@ -36,7 +36,7 @@ class TrainConfig(BaseModel):
             "weight_content", "weight_quality", "weight_vgg", "good", "bad", "vgg_layers",
             "vgg_distance",
         ),
-        "Data": ("pairing", "workers"),
+        "Data": ("pairing", "workers", "max_skipped"),
         "Speed": ("precision", "compile"),
         "Output": ("log_every", "sample_every", "checkpoint_every", "weights_every", "ema"),
     }  # fmt: skip
@@ -120,6 +120,13 @@ class TrainConfig(BaseModel):
         " training (figure 8); 0 = none",
     )
     workers: int = Field(4, ge=1, description="threads that read and decode patches")
+    max_skipped: float = Field(
+        0.001,
+        ge=0,
+        le=1,
+        description="share of the manifest's rows that may be unusable; more of them, and more than"
+        " four, stop the run; 0 = stop at the first",
+    )
     device: Device = Field("auto", description="where the networks run")
     dry_run: bool = Field(False, description="check everything, print what would be done, and stop")
 

@@ -10,25 +10,27 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
 import torch
 
 from lasr.cli import progress
-from lasr.errors import UserError, one_line
+from lasr.errors import UserError, is_out_of_memory, one_line, writing
+from lasr.lock import sole_writer
 from trainer import checkpoint
 from trainer.config import TrainConfig
 from trainer.data.dataset import Patches
 from trainer.data.prefetch import AsyncNumbers, prefetch
+from trainer.data.skipped import NAME, SkippedRows, read_skipped, trim_lines
 from trainer.distributed import World, process_group
 from trainer.models.encoders import load_encoders
 from trainer.models.load import load_sr
 from trainer.models.save import save_network, write_tensors
 from trainer.models.vgg import load_vgg
-from trainer.plan import RunWeights, check_compiler, find_weights, open_patches
-from trainer.run_log import Monitor, PendingStep, RunLog
+from trainer.plan import BEING_TRAINED, RunWeights, check_compiler, find_weights, open_patches
+from trainer.run_log import RESUME, Monitor, PendingStep, RunLog
 from trainer.step import TrainStep
 
 log = logging.getLogger(__name__)
@@ -43,20 +45,25 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
     the paths of the final weights, on rank 0. Raises UserError for what the user can fix, and
     KeyboardInterrupt when the run was asked to stop.
     """
-    with process_group(config.device) as (world, device):
+    with process_group(config.device) as (world, device), ExitStack() as stack:
         # --- Check: whatever is wrong is reported before a network is loaded ----------------------
         patches = world.on_all_ranks(lambda: open_patches(config, world.size))
         weights = world.on_all_ranks(lambda: find_weights(config))
         if config.compile != "off":
             world.on_all_ranks(lambda: check_compiler(device, config.compile))
 
+        world.on_rank_zero(lambda: stack.enter_context(sole_run(config.folder)))
+
         # --- Load the networks, then their state after the last checkpoint, if there is one -------
         torch.backends.cudnn.benchmark = True  # shapes never change
-        train_step = world.on_all_ranks(lambda: load_step(config, weights, device, world))
-        world.on_rank_zero(
-            lambda: checkpoint.claim_folder(config, patches.manifest.identity, weights.identities)
-        )
-        done = resume(config, train_step, world)
+        with enough_memory(config, device, world, "loading the networks"):
+            train_step = world.on_all_ranks(lambda: load_step(config, weights, device, world))
+            world.on_rank_zero(
+                lambda: checkpoint.claim_folder(
+                    config, patches.manifest.identity, weights.identities
+                )
+            )
+            done = resume(config, train_step, world)
         log.info(
             "%d patches a step, %d on each of %d processes, %s on %s, after step %d",
             config.batch_size, config.batch_size // world.size, world.size, config.precision,
@@ -64,21 +71,84 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
         )  # fmt: skip
 
         # --- Train --------------------------------------------------------------------------------
+        skipped = open_skipped(config, patches, world, done)
         run_log = RunLog(config.folder, done, command) if world.is_main else None
         try:
-            train_steps(config, train_step, patches, world, run_log, done)
+            train_steps(config, train_step, patches, world, run_log, skipped, done)
         finally:
             if run_log:
                 run_log.close()
 
-        # --- Write the final weights --------------------------------------------------------------
-        if not world.is_main:
-            return []
-        is_ours = checkpoint.may_replace(config.folder)
-        paths = save_network(train_step.sr_network, config.folder, "model", is_ours)
-        if train_step.average is not None:
-            paths += save_network(train_step.average, config.folder, "model_ema", is_ours)
+        # --- Write the final weights; the other ranks wait, so that they learn of an error --------
+        paths: list[Path] = []
+        world.on_rank_zero(lambda: paths.extend(save_weights(config.folder, train_step)))
         return paths
+
+
+@contextmanager
+def sole_run(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder. Raises UserError: another run holds it."""
+    with ExitStack() as stack:
+        with writing(folder, RESUME):
+            stack.enter_context(sole_writer(folder, BEING_TRAINED))
+        yield
+
+
+def save_weights(folder: Path, train_step: TrainStep) -> list[Path]:
+    """Write the trained network, and its moving average if there is one. Raises UserError."""
+    networks = {"model": train_step.sr_network, "model_ema": train_step.average}
+    is_ours = checkpoint.may_replace(folder)
+    paths = []
+    for name, network in networks.items():
+        if network is not None:
+            needed = 2 * sum(p.nbytes for p in network.parameters())  # two files
+            with writing(folder / f"{name}.safetensors", RESUME, needed):
+                paths += save_network(network, folder, name, is_ours)
+    return paths
+
+
+def open_skipped(config: TrainConfig, patches: Patches, world: World, done: int) -> SkippedRows:
+    """The rows that the run has skipped until step `done`. Raises UserError: they are too many."""
+    path = config.folder / NAME if world.is_main else None
+
+    def read() -> dict[int, str]:
+        if path is None:
+            return {}
+        with writing(path, RESUME):
+            trim_lines(path, done)
+        return read_skipped(config.folder, done)
+
+    known = world.exchange(world.on_all_ranks(read))[0]
+    skipped = SkippedRows(patches, config.max_skipped, known, path)
+    if skipped.too_many:
+        world.on_all_ranks(skipped.refuse)
+    return skipped
+
+
+@contextmanager
+def enough_memory(
+    config: TrainConfig, device: torch.device, world: World, doing: str
+) -> Iterator[None]:
+    """Turn an error of memory into a UserError that says what to lower."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        memory = "the GPU" if device.type == "cuda" else "this machine"
+        lower = []
+        if config.batch_size > max(2, world.size):
+            lower.append(f"lower --batch-size ({config.batch_size} now)")
+        if device.type == "cuda" and config.precision == "float32":
+            lower.append("pass --precision bfloat16")
+        if config.ema:
+            lower.append("omit --ema")
+        if not lower:
+            lower.append("close other programs, or train on a device with more memory")
+        raise UserError(
+            f"{doing}: {memory} is out of memory ({one_line(error, 100)})",
+            f"{' or '.join(lower)}, with another --out",
+        ) from error
 
 
 def load_step(
@@ -137,12 +207,13 @@ def train_steps(
     patches: Patches,
     world: World,
     run_log: RunLog | None,
+    skipped: SkippedRows,
     done: int,
 ) -> None:
     """Run the steps after `done`.
 
-    Raises UserError (a number is not finite, a patch is unreadable, the device is out of memory) or
-    KeyboardInterrupt.
+    Raises UserError (a number is not finite, too many patches are unreadable, memory or the disk is
+    full) or KeyboardInterrupt.
     """
     first_batch = world.on_all_ranks(lambda: patches.batch(0, max(SAMPLES, 2)))
     samples = first_batch.lr[:SAMPLES].to(train_step.device)  # the same on every sheet
@@ -160,21 +231,19 @@ def train_steps(
         progress(config.steps, "steps", "step", done, not world.is_main) as bar,
         graceful_shutdown() as shutdown,
     ):
-        monitor = Monitor(config, train_step, patches, world, run_log, bar, done)
+        monitor = Monitor(config, train_step, patches, world, run_log, skipped, bar, done)
         for step in range(done + 1, config.steps + 1):
             # --- Launch this step; the host does not wait for the device --------------------------
-            with monitor.waiting("data"):
-                batch, tokens = next(batches)
-            # Networks that drop paths at random draw from this seed: checkpoints need no RNG state.
-            torch.manual_seed(((config.seed << 32) + step * world.size + world.rank) % 2**63)
-            try:
-                numbers = AsyncNumbers(train_step(batch, tokens, shutdown.requested))
-            except torch.OutOfMemoryError as error:
-                raise UserError(
-                    f"step {step}: the GPU is out of memory ({one_line(error, 100)})",
-                    "lower --batch-size or pass --precision bfloat16, with another --out",
-                ) from error
-            pending.append(PendingStep(step, time.perf_counter(), dict(monitor.waited), numbers))
+            with enough_memory(config, train_step.device, world, f"step {step}"):
+                with monitor.waiting("data"):
+                    batch, tokens = next(batches)
+                # Networks that drop paths draw from this seed: checkpoints need no RNG state.
+                torch.manual_seed(((config.seed << 32) + step * world.size + world.rank) % 2**63)
+                stop = shutdown.requested
+                # Ranks that skipped rows set the flag, too: the monitor then asks all of them why.
+                numbers = AsyncNumbers(train_step(batch, tokens, stop or bool(batch.skipped)))
+            launched, waited = time.perf_counter(), dict(monitor.waited)
+            pending.append(PendingStep(step, launched, waited, numbers, stop, batch.skipped))
             bar.update()
 
             # --- Read the step before, or all steps before something is written -------------------
@@ -194,6 +263,8 @@ def train_steps(
             if run_log and (save or stop):
                 run_log.flush()
                 checkpoint.save(config.folder, step, **train_step.state())
+            if skipped.too_many and not last:
+                world.on_all_ranks(skipped.refuse)
             if stop and not last:
                 raise KeyboardInterrupt
 
@@ -205,7 +276,9 @@ def save_snapshot(train_step: TrainStep, path: Path) -> None:
     """
     network = train_step.sr_network if train_step.average is None else train_step.average
     state = {name: tensor.float() for name, tensor in network.state_dict().items()}
-    write_tensors(path, state, is_ours=checkpoint.may_replace(path.parent.parent))
+    is_ours = checkpoint.may_replace(path.parent.parent)
+    with writing(path, RESUME, sum(tensor.nbytes for tensor in state.values())):
+        write_tensors(path, state, is_ours=is_ours)
 
 
 class GracefulShutdown:

@@ -7,11 +7,15 @@ import torch
 
 from lasr.device import pick_device
 from lasr.errors import UserError
+from lasr.lock import check_free
 from lasr.weights.locate import Located, locate_all
 from schemas.manifest import SCALE, open_manifest
 from trainer.checkpoint import check_folder, inputs_of
 from trainer.config import CompileMode, TrainConfig
 from trainer.data.dataset import COLUMNS, Patches
+from trainer.data.skipped import check_index
+
+BEING_TRAINED = "being trained"  # what the holder of a run's lock does
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ def open_patches(config: TrainConfig, processes: int = 1) -> Patches:
     check_folder(config.folder, inputs_of(config))
     manifest = open_manifest(config.manifest, COLUMNS)
     patches = Patches(manifest, config.seed, config.degrade, config.pairing)
+    check_index(patches, config.max_skipped)
     if len(patches) < config.batch_size:
         most = len(patches) // processes * processes
         fix = "build the manifest from more photographs, or with a larger --k"
@@ -78,11 +83,13 @@ def check_compiler(device: torch.device, mode: CompileMode) -> None:
 def describe(config: TrainConfig, processes: int = 1) -> str:
     """What a run would do and what it needs, for --dry-run. Loads no network."""
     patches = open_patches(config, processes)
+    check_free(config.folder, BEING_TRAINED)
+    faulty = len(patches.reader.index.faulty)
     epochs = config.steps * config.batch_size / len(patches)
     return "\n".join(
         [
-            f"manifest: {config.manifest}, {len(patches)} lr and"
-            f" {len(patches.is_lr) - len(patches)} hr patches",
+            f"manifest: {config.manifest}, {len(patches.rows['lr'])} lr and"
+            f" {len(patches.rows['hr'])} hr patches{f', {faulty} of them unusable' * (faulty > 0)}",
             f"run:      {config.steps} steps of {config.batch_size}, {epochs:.1f} epochs,"
             f" x{SCALE} on {pick_device(config.device)}, {config.precision}",
             f"batch:    {config.batch_size} LR and as many HR patches,"

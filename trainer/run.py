@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lasr.cli import Command
-from lasr.errors import UserError
+from lasr.errors import UserError, one_line
 from lasr.ownership import check_folder
 from lasr.weights.locate import untrained
 from schemas.manifest import open_manifest
@@ -36,6 +36,7 @@ def run(config: TrainConfig) -> None:
         check_folder(config.folder, [config.manifest])
         open_manifest(config.manifest)
     from trainer import checkpoint, loop, plan  # loads PyTorch, after the manifest is checked
+    from trainer.data.skipped import NAME, read_skipped
     from trainer.distributed import world_from_environment
 
     started = time.monotonic()
@@ -52,27 +53,24 @@ def run(config: TrainConfig) -> None:
     weights = loop.train(config, main.line)
     print(f"weights: {', '.join(map(str, weights))} (.pth: Real-ESRGAN's layout)")
     print(f"samples: {config.folder / 'samples'}")
+    if skipped := len(read_skipped(config.folder, config.steps)):
+        print(f"skipped: {skipped} rows of the manifest, listed in {config.folder / NAME}")
     print(f"stats:   {config.folder / 'stats.jsonl'} (tensorboard --logdir {config.folder})")
     print(f"time:    {time.monotonic() - started:.0f} s")
     print(f"next:    lasr upscale --weights {weights[0]} PICTURE --out data/upscaled")
 
 
 def run_on_other_rank(config: TrainConfig) -> None:
-    """Run on a non-zero rank: train, and report only errors that rank 0 does not report."""
+    """Run on a non-zero rank: train in silence. The first process that fails prints the error."""
     if config.dry_run:
         return
-    from trainer import loop
-    from trainer.distributed import ReportedElsewhere
-
     logging.disable(logging.WARNING)
     try:
+        from trainer import loop
+
         loop.train(config)
-    except ReportedElsewhere:
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:  # rank 0 says so
-        raise SystemExit(130) from None
-    except UserError as error:
-        raise UserError(f"rank {RANK}: {error.problem}", error.fix) from error
+    except Exception as error:  # before the processes know each other
+        raise UserError(f"rank {RANK}: {one_line(error)}") from error
 
 
 def train(manifest: str | os.PathLike[str], **parameters: Any) -> list[Path]:

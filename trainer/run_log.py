@@ -3,27 +3,32 @@
 import json
 import math
 import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
-from lasr.errors import UserError
+from lasr.errors import UserError, writing
 from lasr.files import write_bytes
 from lasr.marks import signed
 from lasr.ownership import is_ours
+from lasr.pictures.patch import png_size
 from trainer.config import TrainConfig
 from trainer.data.dataset import Patches
 from trainer.data.prefetch import AsyncNumbers
+from trainer.data.reader import BadRow
+from trainer.data.skipped import SkippedRows, trim_lines
 from trainer.distributed import World
 from trainer.sheets import write_comparison
 from trainer.step import TrainStep
@@ -42,30 +47,41 @@ README = """\
   before it, used if the first is damaged
 - `model.safetensors`, `model.pth`: the SR network after the last step, the `.pth` in the layout of
   Real-ESRGAN and chaiNNer; with `--ema` also `model_ema.*`, the moving average of its weights
+- `skipped.jsonl`: written only if a row of the manifest cannot be used: one line for each, with the
+  step that met it first, its part, its row there and the reason
+- `lock`, `lock.json`: which process trains here
 - `nonfinite.json`: written only if a number is not finite: the step and its patches
 """
 
 
+RESUME = "free some disk space and run the same command, which resumes from the last checkpoint"
+
+
 class RunLog:
-    """The log of a run that continues after step `done`. Rank 0 alone has one."""
+    """The log of a run that continues after step `done`. Rank 0 alone has one.
+
+    All methods raise UserError where the disk is full.
+    """
 
     def __init__(self, folder: Path, done: int, command: str):
-        trim_stats(folder / "stats.jsonl", done)
+        self.folder, self._path = folder, folder / "stats.jsonl"
+        with writing(self._path, RESUME):
+            trim_lines(self._path, done)
+            self._stats = open(self._path, "a")  # noqa: SIM115  (closed by close)
         readme = folder / "README.md"
         if not os.path.lexists(readme) or is_ours(readme):  # else somebody wrote into it
-            text = signed(README.format(name=folder.name, folder=folder, command=command))
-            write_bytes(readme, text.encode())
-        self.folder = folder
-        self._stats = open(folder / "stats.jsonl", "a")  # noqa: SIM115  (closed by close)
-        # It writes in its own thread. The queue is long, so a slow disk does not block training.
-        self._tensorboard = SummaryWriter(folder, max_queue=1000, purge_step=done + 1)
+            text = signed(README.format(name=folder.name, folder=folder, command=command)).encode()
+            with writing(readme, RESUME, len(text)):
+                write_bytes(readme, text)
+        self._events = EventFile(folder, done)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Append a line to stats.jsonl, and the same to TensorBoard."""
-        self._stats.write(json.dumps({"step": step} | values) + "\n")
-        self._stats.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+        line = json.dumps({"step": step} | values) + "\n"
+        with writing(self._path, RESUME, len(line)):
+            self._stats.write(line)
+            self._stats.flush()
+        self._events.scalars(step, values)
 
     @torch.no_grad()
     def samples(self, step: int, network: nn.Module, lr: Tensor) -> None:
@@ -75,9 +91,10 @@ class RunLog:
         sr = network.forward(lr)  # not a compiled __call__, which is specialised to one shape
         network.train(training)
         path = self.folder / "samples" / f"step{step:07}.png"
-        write_comparison(path, lr, sr)
-        sheet = np.asarray(Image.open(path))
-        self._tensorboard.add_image("samples", sheet, step, dataformats="HWC")
+        with writing(path, RESUME, sr.nelement()):
+            write_comparison(path, lr, sr)
+            sheet = path.read_bytes()
+        self._events.picture(step, "samples", sheet)
 
     def nonfinite(
         self, step: int, values: dict[str, float], parts: Sequence[Path], rows: dict[str, list[int]]
@@ -87,7 +104,7 @@ class RunLog:
         parts: the manifest's files. rows: by role, row numbers in the whole manifest.
         """
         columns = [c for c in ("patch_id", "image_path") if c in pq.read_schema(parts[0]).names]
-        table = pq.read_table(list(parts), columns=columns)
+        table = pq.read_table(list(parts), columns=columns, partitioning=None)
         content = {
             "step": step,
             "numbers": {name: repr(value) for name, value in values.items()},
@@ -96,17 +113,60 @@ class RunLog:
                 for role, of_role in rows.items()
             },
         }
-        write_bytes(self.folder / "nonfinite.json", json.dumps(content, indent=2).encode())
+        path = self.folder / "nonfinite.json"
+        with writing(path, RESUME):
+            write_bytes(path, json.dumps(content, indent=2).encode())
 
     def flush(self) -> None:
         """Make everything written so far durable. Call it before a checkpoint is saved."""
-        os.fsync(self._stats.fileno())
-        self._tensorboard.flush()
+        with writing(self._path, RESUME):
+            os.fsync(self._stats.fileno())
 
     def close(self) -> None:
-        """Write what is buffered and close the files."""
-        self._stats.close()
-        self._tensorboard.close()
+        """Close the files. What a full disk did not take was reported when it was written."""
+        for file in (self._stats, self._events):
+            with suppress(OSError):
+                file.close()
+
+
+class EventFile:
+    """A run's events for TensorBoard, of the steps after `done`.
+
+    Not PyTorch's SummaryWriter, whose thread dies with a traceback where the disk is full, and then
+    blocks the run. Events come once per log step and are written at once.
+    """
+
+    def __init__(self, folder: Path, done: int):
+        stem = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self.path = next(p for n in count() if not (p := folder / f"{stem}.{n}").exists())
+        with writing(self.path, RESUME):
+            self._file = open(self.path, "wb")  # noqa: SIM115  (closed by close)
+        self._records = RecordWriter(self._file)
+        self._write(Event(file_version="brain.Event:2"))
+        # TensorBoard drops what an earlier process wrote from this step on.
+        self._write(Event(step=done + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Add numbers by name."""
+        numbers = [Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
+        self._write(Event(step=step, summary=Summary(value=numbers)))
+
+    def picture(self, step: int, name: str, png: bytes) -> None:
+        """Add a picture in RGB."""
+        width, height = png_size(png)
+        image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png)
+        self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)])))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        record = event.SerializeToString()
+        with writing(self.path, RESUME, len(record)):
+            self._records.write(record)
+            self._file.flush()
 
 
 @dataclass(frozen=True)
@@ -117,6 +177,8 @@ class PendingStep:
     launched: float  # host clock, seconds
     waited: dict[str, float]  # seconds that the host has waited until then, by reason
     numbers: AsyncNumbers
+    stop: bool  # whether this rank had been asked to stop
+    skipped: list[BadRow]  # rows of this rank's slice that others took the place of
 
 
 class Monitor:
@@ -129,11 +191,12 @@ class Monitor:
         patches: Patches,
         world: World,
         run_log: RunLog | None,
+        skipped: SkippedRows,
         bar: Any,
         done: int,
     ):
         self.config, self.train_step, self.patches = config, train_step, patches
-        self.world, self.run_log, self.bar = world, run_log, bar
+        self.world, self.run_log, self.skipped, self.bar = world, run_log, skipped, bar
         self.waited = {"data": 0.0, "device": 0.0}  # seconds that the host has waited, by reason
         self._logged = done, time.perf_counter(), dict(self.waited)  # step last logged, its times
 
@@ -145,13 +208,20 @@ class Monitor:
         self.waited[reason] += time.perf_counter() - started
 
     def read(self, pending: PendingStep) -> bool:
-        """Read a step's numbers and log them if due; whether a rank was asked to stop by then."""
+        """Read a step's numbers and log them if due; whether the run has to stop now.
+
+        It has to if a rank was asked to stop by then, or if too many rows have been skipped.
+        """
         with self.waiting("device"):
             numbers = pending.numbers.read()
         values = dict(zip(self.train_step.names, numbers, strict=True))
         if not all(map(math.isfinite, values.values())):
             self.world.on_rank_zero(lambda: self._fail(pending.step, values))
-        stop = values.pop("stop") > 0
+        stop = False
+        if values.pop("stop") > 0:  # the mean over ranks: all of them read the same number here
+            news = self.world.exchange((pending.stop, pending.skipped))
+            stop = any(asked for asked, _ in news)
+            self.skipped.add(pending.step, [row for _, rows in news for row in rows])
         if pending.step % self.config.log_every == 0 or pending.step == self.config.steps:
             step, launched, waited = self._logged
             elapsed = pending.launched - launched
@@ -162,7 +232,7 @@ class Monitor:
                 self.run_log.scalars(pending.step, values)
             self.bar.set_postfix(total=f"{values['total']:.4f}")
             self._logged = pending.step, pending.launched, pending.waited
-        return stop
+        return stop or self.skipped.too_many
 
     def _fail(self, step: int, values: dict[str, float]) -> None:
         """Write nonfinite.json and raise UserError that names the numbers and the patches."""
@@ -177,17 +247,3 @@ class Monitor:
             " changed no weight, and the last checkpoint is intact",
             "lower --lr or leave these patches out, with another --out",
         )
-
-
-def trim_stats(path: Path, step: int) -> None:
-    """Drop the lines of stats.jsonl after `step`, which are written again, and damaged ones."""
-    if not path.exists():
-        return
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                lines.append(line)
-        except (ValueError, KeyError, TypeError):
-            pass  # a line that a kill cut short, or that another program wrote
-    write_bytes(path, "".join(line + "\n" for line in lines).encode())

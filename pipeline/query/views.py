@@ -3,10 +3,16 @@
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from pipeline.query.sandbox import readable_files
-from schemas.manifest import Manifest, open_manifest
+from schemas.manifest import PATCHES, Manifest, open_manifest
 
+_NUMBERS = {
+    field.name: {pa.int32(): "INTEGER", pa.float32(): "FLOAT"}[field.type]
+    for field in PATCHES
+    if field.type in (pa.int32(), pa.float32())
+}
 # Columns that describe a photograph, not one of its patches.
 _PHOTOGRAPH = ("image_id", "image_path", "image_width", "image_height", "split")
 
@@ -24,16 +30,30 @@ def with_views(manifest: Manifest) -> duckdb.DuckDBPyConnection:
     """
     connection = duckdb.connect()
     # Not stored in a database file: its relative paths would break in another working directory.
-    connection.read_parquet([str(file) for file in manifest.files]).create_view("patches")
+    # Folders such as `role=lr` above a manifest are no columns of it.
+    patches = connection.read_parquet(
+        [str(file) for file in manifest.files], hive_partitioning=False
+    )
+    patches.project(_projection(manifest.schema)).create_view("patches")
     for file in readable_files(manifest)[1:]:
         if file.suffix == ".parquet" and file.is_file():
-            connection.read_parquet(str(file)).create_view(file.name.split(".")[-2])
+            beside = connection.read_parquet(str(file), hive_partitioning=False)
+            beside.create_view(file.name.split(".")[-2])
     columns = manifest.schema.names
     if "words" in columns:
         connection.execute(f"CREATE VIEW words AS {_words(columns)}")
     if {"image_id", "role"} <= {*columns}:
         connection.execute(f"CREATE VIEW pairs AS {_pairs(columns)}")
     return connection
+
+
+def _projection(schema: pa.Schema) -> str:
+    """The columns of a manifest, numbers in the types of `PATCHES`: unsigned ones overflow."""
+    casts = []
+    for name, sql in _NUMBERS.items():
+        if name in schema.names and schema.field(name).type != PATCHES.field(name).type:
+            casts.append(f"CAST({name} AS {sql}) AS {name}")
+    return f"* REPLACE ({', '.join(casts)})" if casts else "*"
 
 
 def _words(columns: list[str]) -> str:

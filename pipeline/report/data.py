@@ -18,6 +18,13 @@ BINS = 36
 WORDS = 12  # of each role
 EXAMPLES = 3  # photographs named for each status
 MEASURES = ("texture", "sharpness")  # compared between far and near, if the manifest has them
+# A row that lacks one of these, or has a size of its own, is counted but not drawn.
+_DRAWABLE = """(
+    FROM patches WHERE size = CASE role WHEN 'lr' THEN 56 WHEN 'hr' THEN 224 END
+    AND x >= 0 AND y >= 0 AND image_id IS NOT NULL AND patch_id IS NOT NULL
+    AND image_path IS NOT NULL AND image_width > 0 AND image_height > 0
+    AND distance IS NOT NULL AND texture IS NOT NULL
+)"""
 
 
 class ReportData:
@@ -163,7 +170,7 @@ class ReportData:
         """A random sample of the photographs that have patches."""
         return self._ask(
             "SELECT image_id, any_value(image_path) AS path, any_value(image_width) AS width,"
-            " any_value(image_height) AS height FROM patches GROUP BY image_id"
+            f" any_value(image_height) AS height FROM {_DRAWABLE} GROUP BY image_id"
             " ORDER BY md5(image_id || $seed) LIMIT $n",
             seed=self.seed,
             n=photographs,
@@ -172,7 +179,7 @@ class ReportData:
     def patches_of(self, image_ids: Sequence[str]) -> list[str]:
         """Ids of all patches of these photographs."""
         rows = self._ask(
-            "SELECT patch_id FROM patches WHERE image_id IN (SELECT unnest($ids))",
+            f"SELECT patch_id FROM {_DRAWABLE} WHERE image_id IN (SELECT unnest($ids))",
             ids=list(image_ids),
         )
         return [row["patch_id"] for row in rows]
@@ -183,15 +190,15 @@ class ReportData:
         Every photograph is drawn once before any is drawn again.
         """
         return self._ask(
-            """
+            f"""
             WITH photographs AS (
-                SELECT image_id FROM patches GROUP BY image_id
+                SELECT image_id FROM {_DRAWABLE} GROUP BY image_id
                 HAVING bool_or(role = 'lr') AND bool_or(role = 'hr')
                 ORDER BY md5(image_id || $seed) LIMIT $n
             ), drawn AS (
                 SELECT patch_id, image_id, role, row_number() OVER (
                     PARTITION BY image_id, role ORDER BY md5(patch_id || $seed)
-                ) AS turn FROM patches SEMI JOIN photographs USING (image_id)
+                ) AS turn FROM {_DRAWABLE} SEMI JOIN photographs USING (image_id)
             )
             SELECT far.image_id, far.patch_id AS lr, near.patch_id AS hr, far.turn
             FROM drawn AS far JOIN drawn AS near
@@ -207,7 +214,9 @@ class ReportData:
         """Patches by id with their pixels (`png`, bytes); lr first, by rank."""
         rows = self._ask(
             "SELECT patch_id, image_id, image_path, role, x, y, size, distance, texture,"
-            " depth_model, words, image.bytes AS png FROM patches"
+            " coalesce(depth_model, '') AS depth_model,"
+            " list_filter(coalesce(words, []), lambda word: word IS NOT NULL) AS words,"
+            f" image.bytes AS png FROM {_DRAWABLE}"
             " WHERE patch_id IN (SELECT unnest($ids)) ORDER BY role DESC, rank, patch_id",
             ids=list(patch_ids),
         )

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from lasr.pictures.png import decode_png
+from lasr.pictures.patch import decode_patch
 from pipeline.query.views import connect
 from schemas.manifest import PATCH_SIZE, open_manifest
 
@@ -86,7 +86,7 @@ def contact_sheet(connection: duckdb.DuckDBPyConnection) -> Image.Image:
     """
     chosen = connection.sql(f"""
         SELECT role, dense_rank() OVER (ORDER BY image_id) - 1 AS position, image.bytes
-        FROM patches WHERE rank = 0 AND image_id IN (
+        FROM patches WHERE rank = 0 AND role IN ('lr', 'hr') AND image_id IN (
             SELECT DISTINCT image_id FROM patches ORDER BY image_id LIMIT {COLUMNS}
         )
     """).fetchall()
@@ -95,9 +95,21 @@ def contact_sheet(connection: duckdb.DuckDBPyConnection) -> Image.Image:
     for role, position, png in chosen:
         # LR patches are enlarged without smoothing, so that their pixels can be seen.
         how = Image.Resampling.NEAREST if role == "lr" else Image.Resampling.BOX
-        tile = Image.fromarray(decode_png(png)).resize((TILE, TILE), how)
+        tile = patch_or_cross(png, PATCH_SIZE[role]).resize((TILE, TILE), how)
         sheet.paste(tile, (position * step, lines.index(role) * step))
     return sheet
+
+
+def patch_or_cross(png: bytes | None, side: int) -> Image.Image:
+    """Decode a patch; in place of one that cannot be decoded, a cross of its size."""
+    try:
+        return Image.fromarray(decode_patch(png, side))
+    except ValueError:
+        cross = Image.new("RGB", (side, side), (160, 160, 160))
+        draw = ImageDraw.Draw(cross)
+        for ends in ((0, 0, side, side), (0, side, side, 0)):
+            draw.line(ends, fill=(90, 90, 90), width=side // 28)
+        return cross
 
 
 def rows_of(answer: duckdb.DuckDBPyRelation) -> list[Row]:

@@ -11,10 +11,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from lasr.pictures.png import decode_png
 from pipeline.report.originals import Missing, Originals
-from pipeline.report.overview import Row
-from schemas.manifest import PATCH_SIZE
+from pipeline.report.overview import Row, patch_or_cross
+from schemas.manifest import PATCH_SIZE, Role
 
 PHOTOGRAPH = 1200  # pixels of the longer side of a photograph in memory; see also Detail
 _BACKGROUND = (128, 128, 128)  # of a photograph that is not here
@@ -91,17 +90,17 @@ def _patches_alone(photograph: Row, patches: Sequence[Row]) -> Image.Image:
 
 
 def patch_picture(patch: Row) -> Image.Image:
-    """Decode a patch."""
-    return Image.fromarray(decode_png(patch["png"]))
+    """Decode a patch; one that cannot be decoded is a cross on grey, of the patch's size."""
+    return patch_or_cross(patch["png"], PATCH_SIZE[patch["role"]])
 
 
 @functools.lru_cache(maxsize=1024)  # slow to write, and independent of the detail
-def pixels_uri(png: bytes) -> str:
+def pixels_uri(png: bytes | None, role: Role) -> str:
     """The middle of a patch, as large as a far patch, without loss.
 
     A far and a near patch side by side thus have the same enlargement.
     """
-    picture = patch_picture({"png": png})
+    picture = patch_or_cross(png, PATCH_SIZE[role])
     side = PATCH_SIZE["lr"]
     left, top = ((length - side) // 2 for length in picture.size)
     middle = picture.crop((left, top, left + side, top + side))

@@ -37,3 +37,9 @@ def make_step(
 
 def first_batch(manifest: Path, size: int = 3) -> Batch:
     return Patches(open_manifest(manifest, COLUMNS)).batch(0, size)
+
+
+def flags(settings: TrainConfig) -> list[str]:
+    """The command line of `lasr train` with these settings."""
+    changed = settings.model_dump(exclude_defaults=True)
+    return [x for name, v in changed.items() for x in (f"--{name.replace('_', '-')}", str(v))]

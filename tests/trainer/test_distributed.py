@@ -9,12 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,11 +21,13 @@ import trainer.run
 from lasr.errors import UserError
 from schemas.manifest import ManifestError, open_manifest
 from tests.support import processes
+from tests.support.bad_rows import one_table, with_pictures
+from tests.support.training import flags
 from tests.support.weights import load_encoders, load_rrdb
 from trainer import distributed, loop
 from trainer.config import TrainConfig
 from trainer.data.dataset import COLUMNS, Patches
-from trainer.distributed import World
+from trainer.distributed import World, group
 from trainer.models.vgg import untrained_vgg
 from trainer.step import TrainStep
 
@@ -111,12 +111,14 @@ def test_two_processes_give_the_loss_and_gradients_of_one(
                 assert error < 1e-9, (number, name, float(error))
 
 
-def torchrun(arguments: list[str]) -> "subprocess.Popen[str]":
+def torchrun(
+    arguments: list[str], program: Sequence[str] = ("-m", "trainer.run")
+) -> "subprocess.Popen[str]":
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-        "--master-port", str(free_port()), "-m", "trainer.run", *arguments,
+        "--master-port", str(free_port()), *program, *arguments,
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -125,11 +127,6 @@ def torchrun(arguments: list[str]) -> "subprocess.Popen[str]":
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def flags(settings: TrainConfig) -> list[str]:
-    changed = settings.model_dump(exclude_defaults=True)
-    return [x for name, v in changed.items() for x in (f"--{name.replace('_', '-')}", str(v))]
 
 
 def stats(folder: Path) -> list[dict[str, float]]:
@@ -191,25 +188,54 @@ def test_a_mistake_is_said_once(manifest: Path, models: Path, tmp_path: Path) ->
     ]
 
 
-def test_a_patch_that_only_rank_1_reads_is_named(
+def test_two_processes_skip_the_rows_that_one_skips(
     manifest: Path, models: Path, tmp_path: Path
 ) -> None:
-    damaged = tmp_path / "damaged.parquet"
-    table = pa.concat_tables(pq.read_table(file) for file in open_manifest(manifest).files)
-    pq.write_table(table, damaged, row_group_size=16)
-    third = Patches(open_manifest(damaged, COLUMNS)).batch(2, 4, rank=1, world=2)
-    row = third.lr_rows[0]
-    images = table["image"].to_pylist()
-    images[row]["bytes"] = b"no PNG"
-    column = pa.array(images, table.schema.field("image").type)
-    table = table.set_column(table.column_names.index("image"), "image", column)
-    pq.write_table(table, damaged, row_group_size=16)
+    rows = one_table(manifest)["role"].to_pylist()
+    bad = dict.fromkeys(range(0, len(rows), 4), b"no PNG")
+    damaged = with_pictures(manifest, tmp_path / "damaged.parquet", bad)
+    changes: dict[str, Any] = {"steps": 3, "max_skipped": 0.5}
+    alone, two = (config(damaged, models, tmp_path / x, **changes) for x in ("one", "two"))
+    loop.train(alone)
+    process = torchrun(flags(two))
+    out, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    skipped = (alone.folder / "skipped.jsonl").read_text()
+    assert (two.folder / "skipped.jsonl").read_text() == skipped
+    count = len(skipped.splitlines())
+    assert count > 2 and f"skipped: {count} rows of the manifest" in out
+    assert said.count("WARNING: step ") == 1, said
+    for a, b in zip(stats(alone.folder), stats(two.folder), strict=True):
+        assert b["total"] == pytest.approx(a["total"], rel=2e-3)
 
-    said = "".join(said_by_both(config(damaged, models, tmp_path / "run"), tmp_path))
+
+SABOTAGE = """
+import os, runpy, sys
+import trainer.step
+real, calls = trainer.step.TrainStep.terms, []
+def terms(*arguments):
+    calls.append(1)
+    if len(calls) == 2 and os.environ["RANK"] == "1":
+        raise RuntimeError("a bug in a kernel")
+    return real(*arguments)
+trainer.step.TrainStep.terms = terms
+sys.argv[0] = "trainer.run"
+runpy.run_module("trainer.run", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_under_torchrun_an_error_of_rank_1_is_printed_once(
+    manifest: Path, models: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "script.py").write_text(SABOTAGE)
+    settings = config(manifest, models, tmp_path / "run")
+    process = torchrun(flags(settings), [str(tmp_path / "script.py")])
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode != 0
     errors = re.findall("^error: .*", said, re.MULTILINE)
-    named = f"error: rank 1: manifest row {row}: no picture, expected a 56x56 PNG; leave this row"
-    assert [line.startswith(named) for line in errors].count(True) == 1, said
-    assert len(errors) <= 2 and "trainer/" not in said, said  # rank 0: another process has ended
+    assert len(errors) == 1, said
+    assert errors[0].startswith("error: rank 1: unexpected RuntimeError: a bug in a kernel; run")
+    assert "trainer/" not in said, said
 
 
 def outcomes(rank: int, port: int, folder: Path) -> None:
@@ -255,19 +281,14 @@ def test_an_error_on_any_rank_ends_all_and_rank_0_says_it(tmp_path: Path) -> Non
     ]  # fmt: skip
 
 
-def test_a_rank_without_a_gpu_says_so_and_a_machine_without_one_once(
+def test_a_rank_without_a_gpu_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match="process 2 of this machine has no GPU, there are 1") as own:
-        distributed._device_of_rank("cuda")
-    assert not isinstance(own.value, distributed.ReportedElsewhere)
+    with pytest.raises(UserError, match="process 2 of this machine has no GPU, there are 1"):
+        group._device_of_rank("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(distributed.ReportedElsewhere, match="PyTorch sees no GPU"):
-        distributed._device_of_rank("cuda")
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(UserError, match="PyTorch sees no GPU") as said:
-        distributed._device_of_rank("cuda")
-    assert not isinstance(said.value, distributed.ReportedElsewhere)
+    with pytest.raises(UserError, match="PyTorch sees no GPU"):
+        group._device_of_rank("cuda")

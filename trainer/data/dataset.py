@@ -10,27 +10,33 @@ holds one window of encoded PNGs, about 0.5 GB.
 Randomness. The order is a function of seed and epoch alone, the augmentation and degradation of the
 i-th pair of a run of seed and i. A batch is therefore the same for any number of threads and
 processes, and a checkpoint needs no state of the data.
+
+Bad rows. A row that cannot be used (a cut PNG, another size, no caption, a damaged page) is
+replaced by the next row of its role in the manifest that can be; after the last comes the first.
+The replacement depends on the manifest alone, so that threads, processes and resumed runs agree.
 """
 
 import itertools
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from schemas.manifest import PATCH_SIZE, Manifest, Role
+from schemas.manifest import PATCH_SIZE, Manifest, ManifestError, Role
 from trainer.config import Degradation, Pairing
-from trainer.data.reader import COLUMNS, LARGE_ROW_GROUP, Reader, decode
+from trainer.data.index import ROLES
+from trainer.data.reader import COLUMNS, LARGE_ROW_GROUP, BadRow, Reader, decode
 from trainer.data.realesrgan import degrade
 
 __all__ = ["COLUMNS", "Batch", "Patches"]
 
 WINDOW = 8192  # rows that are shuffled together
+SEARCH = 10_000  # rows that are tried in place of a bad one
 AHEAD = 256  # pairs prepared ahead, 160 MB; training uses them while the next window is read
 
 
@@ -44,14 +50,15 @@ class Batch:
     hr_captions: list[str]
     lr_rows: list[int]  # row numbers in the manifest, to name a patch in an error
     hr_rows: list[int]
+    skipped: list[BadRow] = field(default_factory=list)  # rows that others took the place of
 
 
 class Patches:
     """The patches of a manifest, read lazily. Thread-safe.
 
     degradation: of LR patches (table 5). pairing: an LR patch is paired with an HR patch of its own
-    photograph, or with any of the window. Raises ManifestError at once if the manifest cannot be
-    trained on.
+    photograph, or with any of the window. Raises ManifestError at once if the manifest has no row
+    or lacks a role.
     """
 
     def __init__(
@@ -64,12 +71,14 @@ class Patches:
         self.manifest, self.seed = manifest, seed
         self.degradation, self.pairing = degradation, pairing
         self.reader = Reader(manifest, cache_rows=WINDOW + LARGE_ROW_GROUP)
-        self.is_lr = self.reader.is_lr
+        self.rows = {
+            role: np.flatnonzero(self.reader.index.role == n) for n, role in enumerate(ROLES)
+        }
         self.epoch = lru_cache(maxsize=2)(self._epoch)
 
     def __len__(self) -> int:
         """Pairs in an epoch: one per LR patch."""
-        return int(self.is_lr.sum())
+        return len(self.rows["lr"])
 
     def _epoch(self, epoch: int) -> np.ndarray:
         """The pairs of an epoch in order, (n, 2) int64: row of the LR patch, row of the HR patch.
@@ -80,9 +89,10 @@ class Patches:
         rng = np.random.default_rng([self.seed, 0, epoch])
         chunks = [self.reader.chunks[i] for i in rng.permutation(len(self.reader.chunks))]
         spans = [np.arange(chunk.first, chunk.first + chunk.rows) for chunk in chunks]
-        windows = -(-len(self.is_lr) // WINDOW)
+        total = len(self.reader.index.role)
+        windows = -(-total // WINDOW)
         before = np.cumsum([0] + [chunk.rows for chunk in chunks[:-1]])
-        cuts = np.searchsorted(before, np.arange(1, windows) * len(self.is_lr) / windows)
+        cuts = np.searchsorted(before, np.arange(1, windows) * total / windows)
         return np.concatenate(
             [
                 self._pairs(np.concatenate(spans[start:stop]), rng)
@@ -92,12 +102,13 @@ class Patches:
 
     def _pairs(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The pairs of a window, (n, 2), shuffled."""
-        photograph, chunk_of = self.reader.photograph, self.reader.chunk_of
-        lr, hr = (rng.permutation(rows[self.is_lr[rows] == role]) for role in (True, False))
+        photograph, chunk_of = self.reader.index.photograph, self.reader.chunk_of
+        role = self.reader.index.role
+        lr, hr = (rng.permutation(rows[role[rows] == number]) for number in range(len(ROLES)))
         lr = lr[_spread(photograph[lr], rng)]
         lr = lr[_spread(chunk_of[lr], rng)]
         if not len(hr):
-            hr = rng.permutation(np.flatnonzero(~self.is_lr))
+            hr = rng.permutation(self.rows["hr"])
         any_hr = np.resize(hr, len(lr))
         if self.pairing == "random":
             return np.stack([lr, any_hr], axis=1)
@@ -119,28 +130,60 @@ class Patches:
         start, stop = (size * (step * world + r) // world for r in (rank, rank + 1))
         numbers = range(start, stop)  # of the pairs, counted from the start of the run
         pairs = np.array([self.epoch(i // len(self))[i % len(self)] for i in numbers])
-        lr_rows, hr_rows = pairs.T.tolist()
-        lr, lr_captions = self._patches(lr_rows, "lr", numbers)
-        hr, hr_captions = self._patches(hr_rows, "hr", numbers)
-        return Batch(lr, hr, lr_captions, hr_captions, lr_rows, hr_rows)
+        skipped: list[BadRow] = []
+        lr, lr_captions, lr_rows = self._patches(pairs[:, 0].tolist(), "lr", numbers, skipped)
+        hr, hr_captions, hr_rows = self._patches(pairs[:, 1].tolist(), "hr", numbers, skipped)
+        return Batch(lr, hr, lr_captions, hr_captions, lr_rows, hr_rows, skipped)
 
-    def _patches(self, rows: list[int], role: Role, numbers: range) -> tuple[Tensor, list[str]]:
-        """The augmented patches (n, 3, h, w) in [0, 1] of `rows`, and their captions.
+    def _patches(
+        self, rows: list[int], role: Role, numbers: range, skipped: list[BadRow]
+    ) -> tuple[Tensor, list[str], list[int]]:
+        """The augmented patches (n, 3, h, w) in [0, 1] of `rows`, their captions and rows.
 
-        numbers: of their pairs, which the augmentation depends on.
+        numbers: of their pairs, which the augmentation depends on. Bad rows are added to `skipped`;
+        the rows that took their places are returned.
         """
         pictures = np.empty((len(rows), PATCH_SIZE[role], PATCH_SIZE[role], 3), np.uint8)
-        captions = []
+        captions, used = [], []
         stored = self.reader.read(rows)
-        for picture, row, number, (content, caption) in zip(
-            pictures, rows, numbers, stored, strict=True
-        ):
+        for picture, row, number, found in zip(pictures, rows, numbers, stored, strict=True):
+            pixels, caption, row_used = self._usable(row, role, found, skipped)
             rng = np.random.default_rng([self.seed, 1, number, int(role == "hr")])
-            picture[:] = flip_and_rotate(decode(content, role, row), int(rng.integers(8)))
+            picture[:] = flip_and_rotate(pixels, int(rng.integers(8)))
             if role == "lr" and self.degradation == "realesrgan":
                 picture[:] = degrade(picture, rng)
             captions.append(caption)
-        return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(255), captions
+            used.append(row_used)
+        return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(255), captions, used
+
+    def _usable(
+        self, row: int, role: Role, found: tuple[np.ndarray, str] | BadRow, skipped: list[BadRow]
+    ) -> tuple[np.ndarray, str, int]:
+        """Pixels, caption and number of a row, or of the next row of its role that can be used.
+
+        found: what the reader says of `row`. Raises ManifestError: none of SEARCH rows can be used.
+        """
+        rows = self.rows[role]
+        position = int(np.searchsorted(rows, row))
+        for tried in range(1, min(SEARCH, len(rows)) + 1):
+            if not isinstance(found, BadRow):
+                try:
+                    return decode(found[0], role), found[1], row
+                except ValueError as error:
+                    found = BadRow(row, str(error))
+            skipped.append(found)
+            row = int(rows[(position + tried) % len(rows)])
+            (found,) = self.reader.read([row])
+        raise ManifestError(
+            f"{self.manifest.path}: {tried} '{role}' patches in a row cannot be used; row"
+            f" {rows[position]} {skipped[-tried].reason}",
+            "build the manifest again",
+        )
+
+    def pixels(self, role: Role, rows: np.ndarray) -> list[np.ndarray]:
+        """The pixels of patches as they are stored, of the next usable ones for bad rows."""
+        found = zip(rows.tolist(), self.reader.read(rows.tolist()), strict=True)
+        return [self._usable(row, role, stored, [])[0] for row, stored in found]
 
     def batches(
         self, start: int, stop: int, size: int, workers: int, rank: int = 0, world: int = 1

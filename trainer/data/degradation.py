@@ -34,17 +34,13 @@ def draw_sheet(config: SheetConfig) -> None:
     open_manifest(config.manifest, columns=())  # a wrong path is reported before PyTorch loads
     import torch
 
-    from trainer.data.reader import COLUMNS, Reader, decode
+    from trainer.data.dataset import COLUMNS, Patches
     from trainer.data.realesrgan import degrade
     from trainer.sheets import nearest, write_sheet
 
-    reader = Reader(open_manifest(config.manifest, COLUMNS), cache_rows=1)
+    patches_of = Patches(open_manifest(config.manifest, COLUMNS))
     rng = np.random.default_rng(config.seed)
-    rows = rng.permutation(np.flatnonzero(reader.is_lr))[: config.patches].tolist()
-    patches = [
-        decode(content, "lr", row)
-        for row, (content, _) in zip(rows, reader.read(rows), strict=True)
-    ]
+    patches = patches_of.pixels("lr", rng.permutation(patches_of.rows["lr"])[: config.patches])
     columns = {"LR": patches}
     for number in range(1, config.draws + 1):
         columns[f"degraded {number}"] = [degrade(pixels, rng) for pixels in patches]

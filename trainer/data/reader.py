@@ -7,7 +7,6 @@ copied, in record batches of 256 rows, to an unnamed temporary file in TMPDIR, w
 removes when the process ends.
 """
 
-import itertools
 import logging
 import mmap
 import tempfile
@@ -15,7 +14,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,16 +23,27 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lasr.errors import one_line
-from lasr.pictures.png import decode_png
-from schemas.manifest import PATCH_SIZE, Manifest, ManifestError, Role
+from lasr.pictures.patch import decode_patch
+from schemas.columns import convert_column
+from schemas.manifest import PATCH_SIZE, PATCHES, Manifest, ManifestError, Role
 from schemas.parquet import ROW_GROUP
+from trainer.data.index import Index, damage, opened, read_index
 
 log = logging.getLogger(__name__)
 
-INDEX = ["image_id", "role", "size", "caption"]  # read and checked before the first step
 CONTENT = ["image.bytes", "caption"]  # read when a batch needs them
 COLUMNS = ("image_id", "role", "size", "caption", "image")  # all that training needs
 LARGE_ROW_GROUP = 2048  # rows, about 0.1 GB of patches
+_PIECE = pa.schema([("bytes", pa.binary()), ("caption", pa.string())])
+_IMAGE = PATCHES.field("image").type
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be trained on, and why."""
+
+    row: int  # in the whole manifest
+    reason: str  # the end of a sentence that begins with the row
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,7 @@ class Reader:
     """The rows of a manifest. Thread-safe.
 
     cache_rows: rows whose encoded patches may stay in memory; the least recently used chunks are
-    dropped first. Raises ManifestError at once if the manifest cannot be trained on: no rows, a
-    role is missing or unknown, sizes are not those of the role, an image_id or caption is missing.
+    dropped first. Raises ManifestError at once if the manifest has no row or lacks a role.
     """
 
     def __init__(self, manifest: Manifest, cache_rows: int):
@@ -61,9 +69,9 @@ class Reader:
         self._large = [_largest_group(footer) > LARGE_ROW_GROUP for footer in self._footers]
         self.chunks = self._find_chunks()
         self.chunk_of = np.repeat(np.arange(len(self.chunks)), [c.rows for c in self.chunks])
-        self.photograph, self.is_lr = _read_index(manifest, self._footers)  # one entry per row
-        self._cache: OrderedDict[int, Future[pa.Table]] = OrderedDict()
-        self._copies: dict[int, pa.RecordBatchFileReader] = {}
+        self.index: Index = read_index(manifest, self._footers)
+        self._cache: OrderedDict[int, Future[pa.Table | str]] = OrderedDict()
+        self._copies: dict[int, _Copy] = {}
         self._lock, self._copying = threading.Lock(), threading.Lock()
 
     def _find_chunks(self) -> list[Chunk]:
@@ -79,23 +87,56 @@ class Reader:
                     first, left, piece = first + rows, left - rows, piece + 1
         return chunks
 
-    def read(self, rows: list[int]) -> Iterator[tuple[np.ndarray, str]]:
-        """The encoded patch (its bytes, as uint8) and the caption of each row, in this order."""
-        numbers = self.chunk_of[rows].tolist()
-        tables = {number: self._chunk(number) for number in dict.fromkeys(numbers)}
-        for row, number in zip(rows, numbers, strict=True):
-            offset = row - self.chunks[number].first
-            table = tables[number]
-            content, caption = (table.column(name)[offset] for name in ("bytes", "caption"))
-            if not content.is_valid:
-                raise ManifestError(
-                    f"{self.manifest.path}: row {row} has no picture",
-                    "leave such rows out, or build the manifest again",
-                )
-            yield np.frombuffer(content.as_buffer(), np.uint8), caption.as_py()
+    def read(self, rows: list[int]) -> Iterator[tuple[np.ndarray, str] | BadRow]:
+        """The encoded patch (its bytes, as uint8) and the caption of each row, in this order.
 
-    def _chunk(self, number: int) -> pa.Table:
-        """A chunk's patches and captions. One thread reads it, others wait for the result."""
+        A row that cannot be used gives a BadRow. Raises ManifestError: a file is gone.
+        """
+        numbers = self.chunk_of[rows].tolist()
+        chunks = {number: self._chunk(number) for number in dict.fromkeys(numbers)}
+        for row, number in zip(rows, numbers, strict=True):
+            chunk = chunks[number]
+            if reason := self.index.fault_of(row):
+                yield BadRow(row, reason)
+            elif isinstance(chunk, str):
+                yield BadRow(row, chunk)
+            else:
+                offset = row - self.chunks[number].first
+                content, caption = (chunk.column(name)[offset] for name in ("bytes", "caption"))
+                if content.is_valid and caption.is_valid:
+                    yield np.frombuffer(content.as_buffer(), np.uint8), caption.as_py()
+                else:
+                    yield BadRow(row, "has no picture" if caption.is_valid else "has no caption")
+
+    def locate(self, row: int) -> tuple[str, int, str | None]:
+        """Name a row: its part, its number in that part (from 0), and its patch_id.
+
+        The patch_id is None if the manifest has none or it cannot be read.
+        """
+        chunk = self.chunks[self.chunk_of[row]]
+        first = next(c.first for c in self.chunks if c.file == chunk.file)
+        file, offset = self.manifest.files[chunk.file], row - first
+        return file.name, offset, self._patch_id(file, offset)
+
+    def _patch_id(self, file: Path, offset: int) -> str | None:
+        try:
+            with pq.ParquetFile(file, page_checksum_verification=True) as part:
+                for group in range(part.num_row_groups):
+                    rows = part.metadata.row_group(group).num_rows
+                    if offset < rows:
+                        column = part.read_row_group(group, columns=["patch_id"])["patch_id"]
+                        value = column[offset].as_py()
+                        return None if value is None else str(value)
+                    offset -= rows
+        except (pa.ArrowException, OSError, KeyError):
+            pass
+        return None
+
+    def _chunk(self, number: int) -> pa.Table | str:
+        """A chunk's patches and captions, or why it cannot be read.
+
+        One thread reads it, others wait for the result.
+        """
         with self._lock:
             future = self._cache.get(number)
             is_mine = future is None
@@ -112,43 +153,44 @@ class Reader:
                 future.set_exception(error)
         return future.result()
 
-    def _load(self, chunk: Chunk) -> pa.Table:
+    def _load(self, chunk: Chunk) -> pa.Table | str:
         file = self.manifest.files[chunk.file]
         if self._large[chunk.file]:
             with self._copying:
                 if chunk.file not in self._copies:
                     self._copies[chunk.file] = _copy_in_pieces(file)
-            return _content(
-                pa.Table.from_batches([self._copies[chunk.file].get_batch(chunk.index)])
-            )
-        with _arrow_errors(file):
-            part = pq.ParquetFile(file, metadata=self._footers[chunk.file])
-            return _content(part.read_row_group(chunk.index, columns=CONTENT))
-
-
-@contextmanager
-def _arrow_errors(file: Path) -> Iterator[None]:
-    """Turn Arrow's errors about a damaged or missing file into a ManifestError that names it."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise ManifestError(
-            f"{file}: cannot be read ({one_line(error)})", "build the manifest again"
-        ) from error
+            copy = self._copies[chunk.file]
+            return copy.damage.get(chunk.index) or copy.pieces.get_batch(chunk.index)
+        with opened(file, self._footers[chunk.file]) as part:
+            try:
+                return _content(part.read_row_group(chunk.index, columns=CONTENT))
+            except (pa.ArrowException, OSError) as error:
+                return damage(error)
 
 
 def _content(table: pa.Table) -> pa.Table:
     """The columns `bytes` and `caption` of a row group, each in one piece."""
-    content = pc.struct_field(table["image"], "bytes")
-    return pa.table({"bytes": content, "caption": table["caption"]}).combine_chunks()
+    image = convert_column(table["image"], _IMAGE)
+    caption = convert_column(table["caption"], pa.string())
+    # Arrow's struct_field gives null where the struct is null; the child alone would not.
+    content = pc.struct_field(image, "bytes")
+    return pa.table({"bytes": content, "caption": caption}).combine_chunks()
 
 
 def _largest_group(footer: pq.FileMetaData) -> int:
     return max((footer.row_group(g).num_rows for g in range(footer.num_row_groups)), default=0)
 
 
-def _copy_in_pieces(file: Path) -> pa.RecordBatchFileReader:
-    """A copy of a file's content in record batches of 256 rows, none across two row groups.
+@dataclass(frozen=True)
+class _Copy:
+    """A copy of a file with large row groups."""
+
+    pieces: pa.RecordBatchFileReader  # of ROW_GROUP rows, none across two row groups
+    damage: dict[int, str]  # number of a piece that could not be read: why
+
+
+def _copy_in_pieces(file: Path) -> _Copy:
+    """Copy a file's content in record batches of 256 rows, none across two row groups.
 
     The file is read as a stream, so that memory holds a page of it. The copy is memory-mapped: the
     system decides how much of it stays in memory.
@@ -158,17 +200,11 @@ def _copy_in_pieces(file: Path) -> pa.RecordBatchFileReader:
         " this, write the file with COPY … (FORMAT parquet, ROW_GROUP_SIZE %d)",
         *(file, LARGE_ROW_GROUP, tempfile.gettempdir(), ROW_GROUP),
     )
-    part = pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
-    pieces = (
-        piece
-        for group in range(part.num_row_groups)
-        for piece in part.iter_batches(ROW_GROUP, row_groups=[group], columns=CONTENT)
-    )
+    failed: dict[int, str] = {}
     try:
         with tempfile.TemporaryFile() as copy:
-            first = next(pieces)
-            with pa.ipc.new_file(copy, first.schema) as writer:
-                for piece in itertools.chain([first], pieces):
+            with pa.ipc.new_file(copy, _PIECE) as writer:
+                for piece in _pieces(file, failed):
                     writer.write_batch(piece)
             copy.flush()
             mapped = mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ)
@@ -178,74 +214,30 @@ def _copy_in_pieces(file: Path) -> pa.RecordBatchFileReader:
             "set TMPDIR to a folder with free space, or write the file with ROW_GROUP_SIZE"
             f" {ROW_GROUP}",
         ) from error
-    return pa.ipc.open_file(pa.py_buffer(mapped))
+    return _Copy(pa.ipc.open_file(pa.py_buffer(mapped)), failed)
 
 
-def _read_index(
-    manifest: Manifest, footers: list[pq.FileMetaData]
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each row a number for its photograph, and whether it is `lr`; no pixel is read.
-
-    Raises ManifestError as `Reader` does.
-    """
-    photographs, roles, first = [], [], 0
-    for file, footer in zip(manifest.files, footers, strict=True):
-        with _arrow_errors(file):
-            part = pq.ParquetFile(file, metadata=footer)
-            for batch in part.iter_batches(2**16, columns=INDEX):
-                _check_rows(manifest.path, batch, first)
-                photographs.append(batch["image_id"])
-                roles.append(pc.equal(batch["role"], "lr"))
-                first += len(batch)
-    if not first:
-        raise ManifestError(f"{manifest.path}: no rows", "loosen the query, or build it again")
-    is_lr = np.concatenate([part.to_numpy(zero_copy_only=False) for part in roles])
-    for role, missing in (("lr", not is_lr.any()), ("hr", is_lr.all())):
-        if missing:
-            raise ManifestError(
-                f"{manifest.path}: no '{role}' rows, training needs both roles",
-                "select both in the WHERE clause",
-            )
-    codes = pa.chunked_array(photographs).dictionary_encode().combine_chunks().indices
-    return codes.to_numpy(), is_lr
+def _pieces(file: Path, failed: dict[int, str]) -> Iterator[pa.RecordBatch]:
+    """The content of a file; pieces that cannot be read are empty values, and noted in `failed`."""
+    number = 0
+    with pq.ParquetFile(
+        file, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True
+    ) as part:
+        for group in range(part.num_row_groups):
+            left, reason = part.metadata.row_group(group).num_rows, ""
+            try:
+                for piece in part.iter_batches(ROW_GROUP, row_groups=[group], columns=CONTENT):
+                    yield _content(pa.Table.from_batches([piece])).to_batches()[0]
+                    left, number = left - len(piece), number + 1
+            except (pa.ArrowException, OSError) as error:
+                reason = damage(error)
+            while left:
+                rows = min(left, ROW_GROUP)
+                yield pa.record_batch([pa.nulls(rows, t) for t in _PIECE.types], schema=_PIECE)
+                failed[number] = reason
+                left, number = left - rows, number + 1
 
 
-def _check_rows(path: Path, rows: pa.RecordBatch, first: int) -> None:
-    """Check that every row has an image_id, a role, that role's size and a caption.
-
-    first: number of the first of these rows. Raises ManifestError that names the first bad row.
-    """
-    role, caption = rows["role"].cast(pa.string()), rows["caption"].cast(pa.string())
-
-    def refuse(wrong: pa.Array, problem: str, fix: str) -> None:
-        offset = pc.index(wrong, True).as_py()
-        if offset >= 0:
-            raise ManifestError(f"{path}: row {first + offset} {problem}", fix)
-
-    refuse(pc.is_null(rows["image_id"]), "has no image_id", "select image_id as it was built")
-    roles = pa.array(list(PATCH_SIZE))
-    refuse(pc.invert(pc.is_in(role, roles)), "is neither 'lr' nor 'hr'", "correct its role")
-    for name, size in PATCH_SIZE.items():
-        off = pc.fill_null(pc.not_equal(rows["size"], size), True)
-        refuse(
-            pc.and_(pc.equal(role, name), off),
-            f"is an '{name}' patch of another size than {size} pixels",
-            "build the manifest again",
-        )
-    empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(caption), ""), True)
-    refuse(empty, "has no caption", "leave such rows out: WHERE trim(caption) <> ''")
-
-
-def decode(content: np.ndarray, role: Role, row: int) -> np.ndarray:
-    """Decode a PNG to n x n x 3 uint8 RGB, n the size of the role. Raises ManifestError."""
-    size = PATCH_SIZE[role]
-    fix = "leave this row out, or build the manifest again"
-    expected = f"expected a {size}x{size} PNG"
-    try:
-        pixels = decode_png(content)
-    except ValueError as error:
-        raise ManifestError(f"manifest row {row}: no picture, {expected}", fix) from error
-    if pixels.shape != (size, size, 3):
-        found = f"{pixels.shape[1]}x{pixels.shape[0]} pixels"
-        raise ManifestError(f"manifest row {row}: {found}, {expected}", fix)
-    return pixels
+def decode(content: np.ndarray, role: Role) -> np.ndarray:
+    """Decode a patch to n x n x 3 uint8 RGB, n the size of the role. Raises ValueError."""
+    return decode_patch(content, PATCH_SIZE[role])

@@ -9,6 +9,7 @@ weights. After an interruption the same command continues. See docs/evaluate.md.
 
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,12 +17,13 @@ from pydantic import BaseModel, Field, model_validator
 
 from lasr.cli import Command
 from lasr.device import Device, pick_device
-from lasr.errors import UserError
+from lasr.errors import UserError, writing
+from lasr.lock import sole_writer
 from lasr.ownership import check_folder
 from lasr.weights.digests import sha256
 from schemas.manifest import SCALE
 from trainer.evaluate import scores, testset
-from trainer.evaluate.methods import locate_weights, parse_methods
+from trainer.evaluate.methods import Method, locate_weights, parse_methods
 from trainer.evaluate.metrics import METRICS, Colour, load_metric
 from trainer.evaluate.pyiqa_backend import MetricUnavailable
 
@@ -132,6 +134,14 @@ def run(config: EvaluateConfig) -> None:
         config.out, inputs, _targets(config, [m.name for m in named if not m.is_folder], names)
     )
     methods = locate_weights(named)
+    fix = "free some disk space, or choose another --out"
+    with ExitStack() as stack:
+        with writing(config.out, fix):  # pictures and scores of earlier evaluations are used again
+            stack.enter_context(sole_writer(config.out, "being evaluated into"))
+        _evaluate(config, methods)
+
+
+def _evaluate(config: EvaluateConfig, methods: list[Method]) -> None:
     if config.images:
         pictures = testset.from_images(config.images, config.reference, config.scale)
     else:

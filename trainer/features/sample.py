@@ -1,15 +1,21 @@
 """Which patches a map shows, and by which caption words they are coloured."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lasr.errors import UserError
-from schemas.manifest import PATCH_SIZE, Manifest, ManifestError, Role
+from lasr.errors import UserError, one_line
+from lasr.pictures.patch import decode_patch
+from schemas.columns import convert
+from schemas.manifest import PATCH_SIZE, PATCHES, Manifest, ManifestError, Role
+
+log = logging.getLogger(__name__)
 
 COLUMNS = ("patch_id", "image_id", "role", "words", "image")
 WORDS = 6  # colours of the map by word, unless words are named
@@ -22,23 +28,33 @@ def choose(manifest: Manifest, per_role: int, seed: int) -> pa.Table:
 
     manifest: opened with COLUMNS. Row groups are read in random order until there are enough
     patches; each gives at least _SPREAD. Of a thousand row groups (a million patches) some 60 are
-    read, not all. Raises ManifestError: fewer than FEWEST patches of a role.
+    read, not all. Rows that cannot be used are left out, with a warning that counts them. Raises
+    ManifestError: fewer than FEWEST patches of a role, or a file is gone.
     """
-    files = [(file, pq.ParquetFile(file).num_row_groups) for file in manifest.files]
+    files = [(file, pq.read_metadata(file).num_row_groups) for file in manifest.files]
     groups = [(file, group) for file, count in files for group in range(count)]
     rng = np.random.default_rng(seed)
     quota = max(-(-per_role // max(len(groups), 1)), _SPREAD)
     chosen: dict[Role, list[pa.Table]] = {role: [] for role in PATCH_SIZE}
     missing = dict.fromkeys(PATCH_SIZE, per_role)
+    bad = 0
     for number in rng.permutation(len(groups)).tolist():
         file, group = groups[number]
-        rows = pq.ParquetFile(file).read_row_group(group, columns=list(COLUMNS))
+        rows = _read(file, group)
+        if rows is None:
+            bad += pq.read_metadata(file).row_group(group).num_rows
+            continue
         for role in PATCH_SIZE:
-            own = rng.permutation(np.flatnonzero(pc.equal(rows["role"], role)))
-            chosen[role].append(rows.take(own[: min(quota, missing[role])]))
-            missing[role] -= len(chosen[role][-1])
+            own = rng.permutation(np.flatnonzero(pc.fill_null(pc.equal(rows["role"], role), False)))
+            drawn = own[: min(quota, missing[role])]
+            usable = [row for row in drawn.tolist() if _is_usable(rows, row, PATCH_SIZE[role])]
+            bad += len(drawn) - len(usable)
+            chosen[role].append(rows.take(usable))
+            missing[role] -= len(usable)
         if not any(missing.values()):
             break
+    if bad:
+        log.warning("%s: %d rows cannot be used and are left out", manifest.path, bad)
     for role, count in missing.items():
         if per_role - count < FEWEST:
             raise ManifestError(
@@ -49,6 +65,29 @@ def choose(manifest: Manifest, per_role: int, seed: int) -> pa.Table:
     return pa.concat_tables(pa.concat_tables(tables)[:both] for tables in chosen.values())
 
 
+def _read(file: Path, group: int) -> pa.Table | None:
+    """A row group in the types of the schema; None: it is damaged."""
+    try:
+        part = pq.ParquetFile(file, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(
+            f"{file}: cannot be read ({one_line(error)})", "build the manifest again"
+        ) from error
+    with part:
+        try:
+            return convert(part.read_row_group(group, columns=list(COLUMNS)), PATCHES)
+        except (pa.ArrowException, OSError):
+            return None
+
+
+def _is_usable(rows: pa.Table, row: int, side: int) -> bool:
+    try:
+        decode_patch((rows["image"][row].as_py() or {}).get("bytes"), side)
+    except ValueError:
+        return False
+    return rows["image_id"][row].is_valid and rows["patch_id"][row].is_valid
+
+
 def word_labels(table: pa.Table, words: Sequence[str] | None) -> np.ndarray:
     """Label each HR patch with the first of `words` in its caption, or None.
 
@@ -56,7 +95,7 @@ def word_labels(table: pa.Table, words: Sequence[str] | None) -> np.ndarray:
     Raises UserError: a word that no caption has.
     """
     captions = [
-        row["words"] if row["role"] == "hr" else []
+        [word for word in row["words"] or [] if word] if row["role"] == "hr" else []
         for row in table.select(["role", "words"]).to_pylist()
     ]
     if words is None:

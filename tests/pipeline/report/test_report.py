@@ -23,6 +23,7 @@ from PIL import Image
 from pipeline.build.cache import Cache
 from pipeline.build.fingerprint import fingerprint
 from pipeline.query.views import connect
+from pipeline.report import overview as report_overview
 from pipeline.report import pictures as report_pictures
 from pipeline.report.__main__ import main
 from pipeline.report.comparison import Comparison, Histogram
@@ -32,6 +33,7 @@ from pipeline.report.page import build_page, figures
 from pipeline.stages import depth
 from pipeline.storage import StoragePath
 from schemas.manifest import PATCHES
+from tests.support.bad_rows import bad_pictures, one_table, replaced, with_pictures
 
 pytestmark = pytest.mark.xdist_group("report")  # one browser, one large manifest
 CHROMIUM = shutil.which("chromium")
@@ -479,3 +481,33 @@ def test_mistakes_get_one_line(
         ]
         assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], lines
     assert not (tmp_path / "page.html").exists()
+
+
+def test_rows_that_cannot_be_drawn_are_counted_and_the_page_is_made(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every kind of bad picture, shown as a cross, and values that curated manifests may lack."""
+    table = one_table(manifest)
+    lr, hr = ([i for i, x in enumerate(table["role"].to_pylist()) if x == r] for r in ("lr", "hr"))
+    small, large = (table["image"][rows[0]].as_py()["bytes"] for rows in (lr, hr))
+    kinds = list(bad_pictures(small, large).values())
+    bad = with_pictures(
+        manifest, tmp_path / "m.parquet", dict(zip(lr + hr, kinds * 4, strict=False))
+    )
+    odd: dict[str, dict[int, Any]] = {
+        "role": {2: None, 3: "far"}, "words": {4: None, 5: [], 6: [None]}, "caption": {7: None},
+        "distance": {8: math.nan, 9: None, 10: math.inf}, "rank": {11: None}, "x": {12: None},
+        "size": {13: None, 14: 60_000}, "texture": {15: math.nan, 16: None}, "split": {17: None},
+        "image_id": {18: None}, "patch_id": {19: None}, "depth_model": {20: None},
+        "image_path": {21: None}, "image_width": {22: None}, "word_scores": {23: [math.nan] * 24},
+    }  # fmt: skip
+    table = pq.read_table(bad)
+    for name, values in odd.items():
+        table = replaced(table, name, values)
+    pq.write_table(table, bad)
+    monkeypatch.chdir(tmp_path)  # the photographs are not here, so that patches are drawn alone
+    argv = ["--manifest", "m.parquet", "--out", "r.html", "--photographs", "3", "--pairs", "9"]
+    assert main(argv) == 0
+    with connect(bad) as connection:
+        contact_sheet = report_overview.contact_sheet(connection)
+    assert (np.asarray(contact_sheet) == (160, 160, 160)).all(2).mean() > 0.1

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from schemas.manifest import PATCHES, Role, open_manifest
+from schemas.manifest import PATCHES, ManifestError, Role, open_manifest
 from schemas.parquet import ROW_GROUP
+from tests.support.bad_rows import bad_pictures, with_pictures
 from tests.support.parts import write_part
 from trainer.config import Degradation, Pairing
 from trainer.data import dataset as module
@@ -35,7 +36,8 @@ def table(manifest: Path) -> list[dict[str, object]]:
 
 def together(slices: list[Batch]) -> Batch:
     """One batch of the slices of several processes."""
-    columns = zip(*(dataclasses.astuple(part) for part in slices), strict=True)
+    names = [column.name for column in dataclasses.fields(Batch)]
+    columns = zip(*([getattr(part, n) for n in names] for part in slices), strict=True)
     return Batch(*(torch.cat(c) if torch.is_tensor(c[0]) else [*chain(*c)] for c in columns))
 
 
@@ -139,7 +141,7 @@ def test_the_eight_symmetries_of_a_square() -> None:
 def test_patches_of_both_roles_come_in_all_eight_symmetries(manifest: Path, role: Role) -> None:
     data = patches(manifest)
     row = int(data.epoch(0)[0, int(role == "hr")])
-    seen = {data._patches([row], role, range(p, p + 1))[0].numpy().tobytes() for p in range(60)}
+    seen = {data._patches([row], role, range(p, p + 1), [])[0].numpy().tobytes() for p in range(60)}
     assert len(seen) == 8
 
 
@@ -168,11 +170,9 @@ def test_slices_of_several_processes_are_the_batch(manifest: Path, world: int) -
 def test_a_process_decodes_only_its_slice(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
     decode = module.decode
-    monkeypatch.setattr(
-        module, "decode", lambda c, role, row: decoded.append(row) or decode(c, role, row)
-    )  # type: ignore[func-returns-value]
-    batch = patches(manifest).batch(2, 8, rank=1, world=2)
-    assert sorted(decoded) == sorted(batch.lr_rows + batch.hr_rows) and len(decoded) == 8
+    monkeypatch.setattr(module, "decode", lambda c, role: decoded.append(role) or decode(c, role))  # type: ignore[func-returns-value]
+    patches(manifest).batch(2, 8, rank=1, world=2)
+    assert sorted(decoded) == ["hr"] * 4 + ["lr"] * 4
 
 
 def test_degradation_touches_lr_patches_alone(manifest: Path) -> None:
@@ -215,3 +215,57 @@ def test_photographs_without_near_patches_borrow_one(manifest: Path, tmp_path: P
     pairs = data.epoch(0)
     assert len(pairs) == len(data) > 20
     assert {rows[int(i)].as_py() for i in pairs[:, 1]} == {"china.jpg"}
+
+
+@pytest.fixture(scope="module")
+def damaged(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[int]]:
+    """A manifest with a bad picture of every kind, some of them one after the other."""
+    rows = table(manifest)
+    lr, hr = ([i for i, row in enumerate(rows) if row["role"] == role] for role in ("lr", "hr"))
+    small, large = (rows[i[0]]["image"]["bytes"] for i in (lr, hr))  # type: ignore[index]
+    kinds = list(bad_pictures(small, large).values())
+    bad = dict(zip([*lr[3:12], *lr[-2:], *hr[-3:]], kinds, strict=True))
+    target = tmp_path_factory.mktemp("damaged") / "m.parquet"
+    return with_pictures(manifest, target, bad), set(bad)
+
+
+def next_good(rows: list[dict[str, object]], row: int, bad: set[int]) -> int:
+    """The same row, or the next of its role, around the end."""
+    while row in bad:
+        role = rows[row]["role"]
+        row = next(i % len(rows) for i in range(row + 1, 3 * len(rows))
+                   if rows[i % len(rows)]["role"] == role)  # fmt: skip
+    return row
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_the_next_row_of_the_role_takes_the_place_of_a_bad_one(
+    manifest: Path, damaged: tuple[Path, set[int]], world: int
+) -> None:
+    """Whatever the number of threads and processes, and wherever a run resumes."""
+    path, bad = damaged
+    data, rows = patches(path), table(manifest)
+    pairs, steps = data.epoch(0), len(data) // 6
+    parts = [list(patches(path).batches(1, steps, 6, 3, rank, world)) for rank in range(world)]
+    met = set()
+    for step, slices in enumerate(zip(*parts, strict=True), start=1):
+        batch, wanted = together(list(slices)), pairs[6 * step : 6 * step + 6]
+        assert batch.lr_rows == [next_good(rows, row, bad) for row in wanted[:, 0].tolist()]
+        assert batch.hr_rows == [next_good(rows, row, bad) for row in wanted[:, 1].tolist()]
+        assert batch.lr_captions == [rows[row]["caption"] for row in batch.lr_rows]
+        assert {row.row for row in batch.skipped} <= bad
+        assert {*wanted.flatten().tolist()} & bad <= {row.row for row in batch.skipped}
+        met |= {row.row for row in batch.skipped}
+        again = patches(path).batch(step, 6)  # as of a run that starts here
+        assert torch.equal(again.lr, batch.lr) and torch.equal(again.hr, batch.hr)
+        assert {row.row for row in again.skipped} == {row.row for row in batch.skipped}
+    assert len(met) > len(bad) / 2
+
+
+def test_a_role_without_a_usable_row_is_said(manifest: Path, tmp_path: Path) -> None:
+    rows = table(manifest)
+    bad = {i: b"no picture" for i, row in enumerate(rows) if row["role"] == "hr"}
+    data = patches(with_pictures(manifest, tmp_path / "m.parquet", bad))
+    message = rf"{len(bad)} 'hr' patches in a row cannot be used; row \d+ has a picture that is no"
+    with pytest.raises(ManifestError, match=message):
+        data.batch(0, 2)

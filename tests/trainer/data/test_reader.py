@@ -1,6 +1,7 @@
 """Rows by their number: the right ones, nothing else read, little held, failures said clearly."""
 
 import io
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from schemas.manifest import ManifestError, open_manifest
 from trainer.data import reader as module
-from trainer.data.reader import COLUMNS, Reader, decode
+from trainer.data.reader import COLUMNS, BadRow, Reader
 
 
 def reader(manifest: Path, cache_rows: int = 10**6) -> Reader:
@@ -37,7 +38,11 @@ def sql(
 
 
 def found(source: Reader, rows: list[int]) -> list[tuple[bytes, str]]:
-    return [(content.tobytes(), caption) for content, caption in source.read(rows)]
+    """The rows as they are stored; of bad ones, no bytes and the reason."""
+    return [
+        (b"", answer.reason) if isinstance(answer, BadRow) else (answer[0].tobytes(), answer[1])
+        for answer in source.read(rows)
+    ]
 
 
 def test_rows_in_any_order_and_from_many_threads(manifest: Path) -> None:
@@ -114,7 +119,7 @@ def test_nothing_is_read_that_is_not_used(
     found(source, [7, 12])  # of the same row group, which was kept
     assert column_bytes(parts, pixels, second) <= counted.count
     assert counted.count <= column_bytes(parts, everything, second)
-    found(source, list(range(len(source.is_lr))))
+    found(source, list(range(len(source.index.role))))
     assert column_bytes(parts, pixels) <= counted.count
     assert counted.count <= column_bytes(parts, everything)  # each row group once
 
@@ -123,7 +128,7 @@ def test_memory_holds_what_may_be_kept_and_no_more(manifest: Path, tmp_path: Pat
     cut = sql(manifest, "*", tmp_path / "m.parquet")
     pq.write_table(pq.read_table(cut), tmp_path / "cut.parquet", row_group_size=5)
     source = reader(tmp_path / "cut.parquet", cache_rows=10)
-    for row in range(len(source.is_lr)):
+    for row in range(len(source.index.role)):
         found(source, [row])
         assert len(source._cache) <= 2
 
@@ -186,12 +191,8 @@ def test_what_polars_writes_can_be_read(manifest: Path, tmp_path: Path) -> None:
     [
         ("* REPLACE ('lr' AS role, 56::INTEGER AS size)", "no 'hr' rows"),
         ("* REPLACE ('hr' AS role, 224::INTEGER AS size)", "no 'lr' rows"),
-        ("* REPLACE (28::INTEGER AS size)", "row 0 is an 'lr' patch of another size than 56"),
-        ("* REPLACE (if(rank = 1, 'far', role) AS role)", "row 1 is neither 'lr' nor 'hr'"),
-        ("* REPLACE (if(rank = 1, NULL, role) AS role)", "row 1 is neither 'lr' nor 'hr'"),
-        ("* REPLACE (if(rank = 2, NULL, caption) AS caption)", "row 2 has no caption"),
-        ("* REPLACE (if(rank = 2, ' ', caption) AS caption)", "row 2 has no caption"),
-        ("* REPLACE (if(rank = 3, NULL, image_id) AS image_id)", "row 3 has no image_id"),
+        ("* REPLACE ('far' AS role)", "no 'lr' rows"),
+        ("* REPLACE (NULL AS role)", "no 'lr' rows"),
     ],
 )
 def test_what_cannot_be_trained_on_is_said_at_once(
@@ -201,40 +202,98 @@ def test_what_cannot_be_trained_on_is_said_at_once(
         reader(sql(manifest, select, tmp_path / "m.parquet"))
 
 
+@pytest.mark.parametrize(
+    ("select", "rank", "reason", "order"),
+    [
+        ("28::BIGINT AS size", 2, "is an 'lr' patch of another size than 56 pixels", True),
+        ("(if(rank = 2, 4294967352, size))::BIGINT AS size", 2, "of another size", True),
+        ("if(rank = 1, 'far', role) AS role", 1, "is neither 'lr' nor 'hr'", False),
+        ("if(rank = 1, NULL, role) AS role", 1, "is neither 'lr' nor 'hr'", False),
+        ("if(rank = 2, NULL, caption) AS caption", 2, "has no caption", True),
+        ("if(rank = 2, ' ', caption) AS caption", 2, "has no caption", True),
+        ("if(rank = 3, NULL, image_id) AS image_id", 3, "has no image_id", True),
+        (
+            "{'bytes': if(rank = 2, NULL, image.bytes), 'path': image.path} AS image",
+            2, "has no picture", True,
+        ),
+        ("if(rank = 2, NULL, image) AS image", 2, "has no picture", True),
+    ],
+)  # fmt: skip
+def test_bad_rows_say_what_they_lack_and_the_others_are_read(
+    manifest: Path, tmp_path: Path, select: str, rank: int, reason: str, order: bool
+) -> None:
+    source = reader(sql(manifest, f"* REPLACE ({select})", tmp_path / "m.parquet"))
+    rows = [r for f in open_manifest(manifest).files for r in pq.read_table(f).to_pylist()]
+    everything = select.startswith("28")
+    for row, answer in enumerate(found(source, list(range(len(rows))))):
+        if rows[row]["rank"] == rank or everything:
+            content, text = answer
+            assert not content and (reason in text or rows[row]["role"] == "hr"), text
+        else:
+            assert answer == (rows[row]["image"]["bytes"], rows[row]["caption"])
+    assert (source.index.role >= 0).all() == order  # without a role a row is in no order
+
+
 def test_an_empty_manifest_is_refused(manifest: Path, tmp_path: Path) -> None:
     duckdb.sql(f"COPY (SELECT * FROM '{manifest}/*.parquet' LIMIT 0) TO '{tmp_path}/m.parquet'")
     with pytest.raises(ManifestError, match="no rows"):
         reader(tmp_path / "m.parquet")
 
 
-def test_a_missing_picture_names_its_row(manifest: Path, tmp_path: Path) -> None:
-    struct = "{'bytes': if(rank = 2, NULL, image.bytes), 'path': image.path}"
-    source = reader(sql(manifest, f"* REPLACE ({struct} AS image)", tmp_path / "m.parquet"))
-    assert len(found(source, [0, 1])) == 2
-    with pytest.raises(ManifestError, match="row 2 has no picture; leave"):
-        found(source, [0, 2])
-
-
-def test_damaged_files_are_named(manifest: Path, tmp_path: Path) -> None:
+def test_a_damaged_file_gives_bad_rows_and_one_that_is_gone_an_error(
+    manifest: Path, tmp_path: Path
+) -> None:
     one = sql(manifest, "*", tmp_path / "m.parquet")
     source, whole = reader(one), one.read_bytes()
     one.write_bytes(b"x" * 1000)
-    with pytest.raises(ManifestError, match=r"(?s)m\.parquet: cannot be read .*build the manifest"):
-        found(source, [0])
+    ((content, reason),) = found(source, [0])
+    assert not content and reason.startswith("is in a row group that cannot be read")
     footer = 8 + int.from_bytes(whole[-8:-4], "little")
     one.write_bytes(b"PAR1" + b"x" * (len(whole) - footer - 4) + whole[-footer:])
-    with pytest.raises(ManifestError, match=r"(?s)m\.parquet: cannot be read .*build the manifest"):
+    with pytest.raises(ManifestError, match=r"rows are in damaged parts of its files, and no 'lr'"):
         reader(one)
+    one.unlink()
+    source._cache.clear()
+    with pytest.raises(ManifestError, match=r"m\.parquet: cannot be read .*build the manifest"):
+        found(source, [0])
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [(b"no PNG", "no picture"), (None, "224x224 pixels, expected a 56x56")]
-)
-def test_pictures_of_other_sizes_are_refused(
-    manifest: Path, content: bytes | None, message: str
+@pytest.mark.parametrize("name", ["caption", "role", "image.bytes"])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_page_that_fails_its_checksum_loses_its_row_group_alone(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, large: bool
 ) -> None:
-    source = reader(manifest)
-    row = int(np.flatnonzero(~source.is_lr)[0])
-    content = content or found(source, [row])[0][0]
-    with pytest.raises(ManifestError, match=f"row {row}: {message}"):
-        decode(np.frombuffer(content, np.uint8), "lr", row)
+    """Of every column in its own way: captions are read twice, roles once, pixels when needed."""
+    if large:
+        monkeypatch.setattr(module, "LARGE_ROW_GROUP", 8)
+        monkeypatch.setattr(module, "ROW_GROUP", 5)
+    path, expected = tmp_path / "m.parquet", stored(manifest)
+    table = pq.read_table(sql(manifest, "*", tmp_path / "plain.parquet"))
+    pq.write_table(
+        table, path, row_group_size=12, compression="none", use_dictionary=False,
+        write_page_checksum=True,
+    )  # fmt: skip
+    footer = pq.read_metadata(path).row_group(1)
+    columns = [footer.column(i) for i in range(footer.num_columns)]
+    (column,) = (c for c in columns if c.path_in_schema == name)
+    whole = bytearray(path.read_bytes())
+    whole[column.data_page_offset + column.total_compressed_size - 1] ^= 1
+    path.write_bytes(whole)
+    source = reader(path)
+    for row, answer in enumerate(found(source, list(range(len(expected))))):
+        if 12 <= row < 24:
+            assert not answer[0] and re.match("is (in a|neither)", answer[1]), answer
+        else:
+            assert answer == expected[row]
+    assert ((source.index.role < 0).nonzero()[0].tolist() == [*range(12, 24)]) == (name == "role")
+
+
+def test_rows_are_named_by_part_number_and_patch_id(manifest: Path, tmp_path: Path) -> None:
+    source, row = reader(manifest), 0
+    for file in open_manifest(manifest).files:
+        for number, patch_id in enumerate(pq.read_table(file)["patch_id"].to_pylist()):
+            if number % 7 == 0:
+                assert source.locate(row) == (file.name, number, patch_id)
+            row += 1
+    curated = sql(manifest, "* EXCLUDE (patch_id)", tmp_path / "m.parquet")
+    assert reader(curated).locate(3) == ("m.parquet", 3, None)

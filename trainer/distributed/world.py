@@ -1,4 +1,4 @@
-"""Training on several devices under `torchrun`: ranks, and what they exchange.
+"""The processes of a run, and what they exchange.
 
 Gradients are averaged by plain all-reduces and not by DistributedDataParallel, which regroups its
 buckets after the first backward pass of a process: a resumed run would add in another order than an
@@ -9,10 +9,7 @@ Every rank computes the loss of the global batch from gathered features, so the 
 the parameters' gradients is the gradient of that loss.
 """
 
-import datetime
-import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,12 +17,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lasr.device import Device, pick_device
 from lasr.errors import UserError
 
 T = TypeVar("T")
 
 BUCKET_BYTES = 64 * 2**20  # gradients that are reduced together
+
+
+KNOWN_TO_ALL = "known to all ranks"  # a note on an exception: its text names the rank already
 
 
 class ReportedElsewhere(UserError):
@@ -69,7 +68,10 @@ class World:
             if text and not self.is_main:
                 raise ReportedElsewhere(*text)
             if text:
-                raise error or UserError(f"rank {rank}: {text[0]}", text[1])
+                said = error or UserError(f"rank {rank}: {text[0]}", text[1])
+                if self.size > 1:
+                    said.add_note(KNOWN_TO_ALL)
+                raise said
         return results[0]
 
     def on_rank_zero(self, action: Callable[[], object]) -> None:
@@ -136,53 +138,3 @@ def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
             bucket, size = [], 0
     if bucket:
         yield bucket
-
-
-def world_from_environment() -> World:
-    """This process's rank and the number of processes, from the variables that `torchrun` sets."""
-    return World(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-
-
-@contextmanager
-def process_group(wanted: Device) -> Iterator[tuple[World, torch.device]]:
-    """Join the process group (NCCL on GPUs, Gloo on CPUs); yield the world and the device to use.
-
-    Raises UserError: no GPU for this process, or another process has ended.
-    """
-    world = world_from_environment()
-    if world.size == 1:
-        yield world, pick_device(wanted)
-        return
-    device = _device_of_rank(wanted)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    # Long enough for rank 0 to write a checkpoint while the others wait.
-    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
-    try:
-        yield world, device
-    except RuntimeError as error:
-        if "onnection" in str(error) or isinstance(error, dist.DistBackendError):
-            kind = UserError if world.is_main else ReportedElsewhere
-            raise kind("another process of this run has ended", "see its message") from error
-        raise
-    finally:
-        dist.destroy_process_group()
-
-
-def _device_of_rank(wanted: Device) -> torch.device:
-    local = int(os.environ.get("LOCAL_RANK", 0))  # rank on this machine
-    try:
-        device = pick_device(wanted)
-    except UserError as error:
-        if local:  # the first process of the machine raises the same
-            raise ReportedElsewhere(error.problem, error.fix) from error
-        raise
-    if device.type == "cuda":
-        if local >= torch.cuda.device_count():
-            raise UserError(
-                f"process {local + 1} of this machine has no GPU, there are"
-                f" {torch.cuda.device_count()}",
-                "lower --nproc-per-node or pass --device cpu",
-            )
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
-    return device

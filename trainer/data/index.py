@@ -1,0 +1,167 @@
+"""What is known of every row before the first step: its photograph, its role, and what is wrong.
+
+Only the small columns are read. A row without a role belongs to neither side and is left out. A row
+with another fault keeps its position in the order of training, and another row takes its place when
+its turn comes (see trainer/data/dataset.py).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lasr.errors import one_line
+from schemas.columns import convert
+from schemas.manifest import PATCH_SIZE, PATCHES, Manifest, ManifestError
+
+COLUMNS = ["image_id", "role", "size", "caption"]
+NO_ROLE = -1
+ROLES = list(PATCH_SIZE)  # a role is its position here
+
+FINE, UNREADABLE, NO_PHOTOGRAPH, NO_SUCH_ROLE, NO_CAPTION, OTHER_SIZE = range(6)
+_FAULTS = {
+    UNREADABLE: ("is in a damaged part of the file", "build the manifest again"),
+    NO_PHOTOGRAPH: ("has no image_id", "select image_id as it was built"),
+    NO_SUCH_ROLE: ("is neither 'lr' nor 'hr'", "correct its role"),
+    NO_CAPTION: ("has no caption", "leave such rows out: WHERE trim(caption) <> ''"),
+}
+
+
+@dataclass(frozen=True)
+class Index:
+    """One entry for each row of a manifest."""
+
+    photograph: np.ndarray  # int64: the same number for rows of one photograph
+    role: np.ndarray  # int8: 0 lr, 1 hr, NO_ROLE
+    fault: np.ndarray  # int8: FINE, or one of the others above
+
+    @property
+    def faulty(self) -> np.ndarray:
+        """The rows that cannot be trained on, as far as the small columns tell."""
+        return np.flatnonzero(self.fault)
+
+    def fault_of(self, row: int) -> str:
+        """What is wrong with a row, as the end of a sentence; "" if nothing is."""
+        return self.describe(row)[0] if self.fault[row] else ""
+
+    def describe(self, row: int) -> tuple[str, str]:
+        """What is wrong with a faulty row, and how to fix it."""
+        fault = int(self.fault[row])
+        if fault == OTHER_SIZE:
+            role = ROLES[self.role[row]]
+            return (
+                f"is an '{role}' patch of another size than {PATCH_SIZE[role]} pixels",
+                "build the manifest again",
+            )
+        return _FAULTS[fault]
+
+
+def read_index(manifest: Manifest, footers: list[pq.FileMetaData]) -> Index:
+    """Read the index of a manifest; no pixel is read.
+
+    Raises ManifestError: a file is gone, there is no row, or none of one role.
+    """
+    photographs: list[pa.ChunkedArray] = []
+    roles: list[np.ndarray] = []
+    faults: list[np.ndarray] = []
+    for file, footer in zip(manifest.files, footers, strict=True):
+        for table, damaged in _tables(file, footer):
+            photograph, role, fault = _check(table, damaged)
+            photographs.append(photograph)
+            roles.append(role)
+            faults.append(fault)
+    if not sum(map(len, roles)):
+        raise ManifestError(f"{manifest.path}: no rows", "loosen the query, or build it again")
+    chunks = [chunk for column in photographs for chunk in column.chunks]
+    codes = pa.chunked_array(chunks, pa.string()).dictionary_encode().combine_chunks().indices
+    index = Index(codes.to_numpy(), np.concatenate(roles), np.concatenate(faults))
+    for number, name in enumerate(ROLES):
+        if not (index.role == number).any():
+            if damaged := int((index.fault == UNREADABLE).sum()):
+                raise ManifestError(
+                    f"{manifest.path}: {damaged} of {len(index.role)} rows are in damaged parts of"
+                    f" its files, and no '{name}' row is left",
+                    "build the manifest again",
+                )
+            raise ManifestError(
+                f"{manifest.path}: no '{name}' rows, training needs both roles",
+                "select both in the WHERE clause",
+            )
+    return index
+
+
+def _tables(file: Path, footer: pq.FileMetaData) -> Iterator[tuple[pa.Table, bool]]:
+    """The index columns of a file, and whether one of them is damaged.
+
+    A damaged file is read by row groups and columns; a damaged column is all null.
+    """
+    with opened(file, footer) as part:
+        schema = pa.schema([part.schema_arrow.field(name) for name in COLUMNS])
+        try:
+            batches = list(part.iter_batches(2**16, columns=COLUMNS))
+            yield pa.Table.from_batches(batches, schema), False
+            return
+        except (pa.ArrowException, OSError):
+            pass
+        for group in range(footer.num_row_groups):
+            columns = {name: _column(part, group, name) for name in COLUMNS}
+            damaged = None in columns.values()
+            rows = footer.row_group(group).num_rows
+            nothing = pa.chunked_array([pa.nulls(rows)])
+            yield pa.table({k: nothing if c is None else c for k, c in columns.items()}), damaged
+
+
+def _column(part: pq.ParquetFile, group: int, name: str) -> pa.ChunkedArray | None:
+    try:
+        return part.read_row_group(group, columns=[name])[name]
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def _check(table: pa.Table, damaged: bool) -> tuple[pa.ChunkedArray, np.ndarray, np.ndarray]:
+    """Photograph, role and fault of each row of a table, all of it if it is damaged."""
+    sizes = table["size"].cast(pa.int64(), safe=False)  # a size may be beyond 32 bit
+    table = convert(table.drop_columns(["size"]), PATCHES)
+    image_id, caption = table["image_id"], pc.utf8_trim_whitespace(table["caption"])
+    role = _plain(pc.fill_null(pc.index_in(table["role"], pa.array(ROLES)), NO_ROLE))
+    size_of_role = np.array([*PATCH_SIZE.values(), 0])[role]
+    fault = np.select(
+        [
+            np.full(len(table), damaged),
+            _plain(pc.is_null(image_id)),
+            role == NO_ROLE,
+            _plain(pc.fill_null(sizes, 0)) != size_of_role,
+            _plain(pc.fill_null(pc.equal(caption, ""), True)),
+        ],
+        [UNREADABLE, NO_PHOTOGRAPH, NO_SUCH_ROLE, OTHER_SIZE, NO_CAPTION],
+        FINE,
+    )
+    return pc.fill_null(image_id, ""), role.astype(np.int8), fault.astype(np.int8)
+
+
+def _plain(column: pa.ChunkedArray) -> np.ndarray:
+    array: np.ndarray = column.to_numpy()
+    return array
+
+
+@contextmanager
+def opened(file: Path, footer: pq.FileMetaData) -> Iterator[pq.ParquetFile]:
+    """Open a part, with the footer that was read before. Raises ManifestError: it is gone."""
+    try:
+        part = pq.ParquetFile(file, metadata=footer, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(
+            f"{file}: cannot be read ({one_line(error)})", "build the manifest again"
+        ) from error
+    with part:
+        yield part
+
+
+def damage(error: Exception) -> str:
+    """Why a row group cannot be read, as the end of a sentence that begins with a row."""
+    return f"is in a row group that cannot be read ({one_line(error, 120)})"

@@ -1,0 +1,153 @@
+"""Rows that a run skips: skipped.jsonl, and how many are too many.
+
+A row is counted and listed once, at the step that met it first. Which rows a step meets does not
+depend on the number of processes, so neither do the file and the moment when a run has skipped too
+many.
+"""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from lasr.errors import UserError
+from lasr.files import write_bytes
+from schemas.manifest import ManifestError
+from trainer.data.dataset import Patches
+from trainer.data.index import NO_ROLE, ROLES
+from trainer.data.reader import BadRow
+
+log = logging.getLogger(__name__)
+
+NAME = "skipped.jsonl"
+FEW = 4  # rows that may be skipped in any manifest: with fewer rows, a share says little
+
+
+def most_skipped(rows: int, share: float) -> int:
+    """How many rows of a manifest of `rows` may be skipped: the share of them, but at least FEW.
+
+    A share of 0 allows none.
+    """
+    return max(int(rows * share), FEW) if share else 0
+
+
+def check_index(patches: Patches, share: float) -> None:
+    """Raise ManifestError if more rows than allowed are bad as far as the small columns tell."""
+    index, rows = patches.reader.index, len(patches.reader.index.role)
+    faulty = index.faulty
+    most = most_skipped(rows, share)
+    if len(faulty) > most:
+        fault, fix = index.describe(int(faulty[0]))
+        raise ManifestError(
+            f"{patches.manifest.path}: {len(faulty)} of {rows} rows cannot be trained on, and"
+            f" --max-skipped {share:g} allows {most}; row {faulty[0]} {fault}",
+            fix,
+        )
+
+
+class SkippedRows:
+    """The rows that a run has skipped so far, the same on every process.
+
+    known: rows in skipped.jsonl, as `read_skipped` returns them. path: of skipped.jsonl, on the
+    process that writes it.
+    """
+
+    def __init__(self, patches: Patches, share: float, known: dict[int, str], path: Path | None):
+        self.patches, self.share, self.path = patches, share, path
+        rows = len(patches.reader.index.role)
+        self.known = {row: reason for row, reason in known.items() if row < rows}
+        self.most = most_skipped(rows, share)
+        self._warned = bool(known)
+        index = patches.reader.index  # rows without a role are in no batch
+        lost = [row for row in index.faulty.tolist() if index.role[row] == NO_ROLE]
+        self.add(0, [BadRow(row, index.fault_of(row)) for row in lost])
+
+    @property
+    def too_many(self) -> bool:
+        """Whether more rows than --max-skipped allows have been skipped."""
+        return len(self.known) > self.most
+
+    def add(self, step: int, rows: list[BadRow]) -> None:
+        """Note rows that a step met, of all processes; those that are known are not noted again."""
+        new = {row.row: row for row in rows if row.row not in self.known}
+        for _, row in sorted(new.items()):
+            self.known[row.row] = row.reason
+            if self.path:
+                self._write(step, row)
+
+    def refuse(self) -> None:
+        """Raise UserError for too many skipped rows."""
+        row, reason = next(iter(self.known.items()))
+        rows = len(self.patches.reader.index.role)
+        raise UserError(
+            f"{self.patches.manifest.path}: {len(self.known)} of {rows} rows cannot be trained on,"
+            f" and --max-skipped {self.share:g} allows {self.most}; row {row} {reason};"
+            f" {NAME} in the run's folder lists all",
+            "build the manifest again, or allow more and run the same command, which resumes",
+        )
+
+    def _write(self, step: int, bad: BadRow) -> None:
+        assert self.path
+        part, row, patch_id = self.patches.reader.locate(bad.row)
+        role = int(self.patches.reader.index.role[bad.row])
+        line = {
+            "step": step,
+            "patch_id": patch_id,
+            "part": part,
+            "row": row,
+            "role": None if role == NO_ROLE else ROLES[role],
+            "reason": bad.reason,
+            "manifest_row": bad.row,
+        }
+        append_line(self.path, line)
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "step %d: row %d of %s %s: it is skipped, and the next '%s' patch takes its place;"
+                " further ones are listed in %s",
+                *(step, row, part, bad.reason, line["role"], self.path),
+            )
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Append a line of JSON, durably: a checkpoint may follow."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def trim_lines(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drop the lines of a JSON Lines file after `step`, and damaged ones; returns the others.
+
+    A run that resumes after `step` writes the later ones again.
+    """
+    lines = read_lines(path, step)
+    if path.exists():
+        write_bytes(path, "".join(text + "\n" for text, _ in lines).encode())
+    return [line for _, line in lines]
+
+
+def read_lines(path: Path, step: int) -> list[tuple[str, dict[str, Any]]]:
+    """The lines of a JSON Lines file up to `step`, as text and decoded, without damaged ones."""
+    lines = []
+    content = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for text in content.splitlines():
+        try:
+            line = json.loads(text)
+            if line["step"] <= step:
+                lines.append((text, line))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass  # a line that a kill cut short, or that another program wrote
+    return lines
+
+
+def read_skipped(folder: Path, step: int) -> dict[int, str]:
+    """The rows that a run had skipped after `step`, and why."""
+    known = {}
+    for _, line in read_lines(folder / NAME, step):
+        row, reason = line.get("manifest_row"), line.get("reason")
+        if isinstance(row, int) and isinstance(reason, str) and row >= 0:
+            known[row] = reason
+    return known
