@@ -30,7 +30,7 @@ def torment(
     adopt_orphans()
     end, report = time.monotonic() + 60 * minutes, Report()
     world = World.create(folder, random.Random(seed))
-    report.typical = prepare(world)
+    report.seconds = prepare(world)
     for number in range(1, first + episodes):
         rng = random.Random(f"{seed}:{number}")
         if number < first:
