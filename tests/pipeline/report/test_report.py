@@ -42,8 +42,9 @@ HOSTILE = """a"b'<script>document.title='taken'</script><img src=x onerror=alert
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine: `apt-get install chromium`")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=500_000)  # however slow the machine is
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
@@ -60,6 +61,7 @@ def page_file(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(browser: Any, file: Path, **context: Any) -> tuple[Any, list[str]]:
     """A loaded page, and what it asked for or complained of."""
     page, noise = browser.new_context(**context).new_page(), []
+    page.set_default_timeout(500_000)
     page.on("console", lambda message: noise.append(message.text))
     page.on("pageerror", lambda error: noise.append(str(error)))
     page.on("dialog", lambda dialog: (noise.append(dialog.message), dialog.dismiss()))
