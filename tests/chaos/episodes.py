@@ -129,21 +129,30 @@ def check_left_behind(before: set[int]) -> None:
 
 
 def settle(world: World, variant: str, report: Report) -> None:
-    """Build without disturbance.
+    """Build without disturbance, and do what a refusal may ask of a user.
 
-    A file that was damaged beyond recognition may be refused as not ours: the user removes it.
+    A file that was damaged beyond recognition may be refused as not ours, and a folder whose
+    photographs were all removed may be taken for one that is not mounted.
     """
     verify = ["--verify"] if world.damaged and "verify" in BuildConfig.model_fields else []
     for _ in range(3):
         program = world.build(variant, *verify)
         require(program.wait(PATIENCE), f"{program.log.name}: still running")
-        named = [path for path in world.damaged if f"/{path.name}: " in program.text]
-        if program.outcome != "refused" or not named:
+        if program.outcome != "refused":
             break
         check_end(program, report)
-        for path in named:
+        wrong = [path for path in world.damaged if f"/{path.name}: " in program.text]
+        hollow = [
+            path for path in world.photos.rglob("*") if path.is_dir() and not any(path.iterdir())
+        ]
+        for path in wrong:
             path.unlink(missing_ok=True)
-            report.outcomes["damaged file removed by hand"] += 1
+        if "nothing is there" in program.text:
+            for path in hollow:
+                path.rmdir()
+        elif not wrong:
+            break
+        report.outcomes["a refusal followed"] += 1
     check_done(program)
 
 
