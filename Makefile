@@ -1,6 +1,7 @@
 # make demo   photographs → manifest → report, SQL → a trained network → an upscaled picture
 # make test   linter, types, tests
-# Both install what they need into .venv first. A second call installs nothing.
+# make chaos  kills, damage and full disks at random for MINUTES (docs/testing.md)
+# They install what they need into .venv first. A second call installs nothing.
 # Without a GPU (docs/install.md):  make demo TORCH="--index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3
@@ -11,6 +12,8 @@ INSTALL := $(PIP) install --constraint constraints.txt
 DEMO := data/demo
 PHOTOGRAPHS := $(DEMO)/photographs
 RUN := data/runs/demo
+MINUTES ?= 60
+SEED ?= 0
 
 # No telemetry, no model hub, and a Prefect database inside the project.
 export DO_NOT_TRACK = 1
@@ -19,7 +22,7 @@ export HF_HUB_OFFLINE = 1
 export PREFECT_HOME = $(CURDIR)/data/prefect
 unexport PREFECT_API_URL
 
-.PHONY: demo test lint clean
+.PHONY: demo test chaos lint clean
 
 demo: .venv/demo
 	$(BIN)/python -m pipeline.demo $(PHOTOGRAPHS)
@@ -44,6 +47,9 @@ demo: .venv/demo
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+chaos: .venv/test
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED)
 
 lint: .venv/test
 	$(BIN)/ruff check .

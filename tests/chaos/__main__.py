@@ -27,25 +27,26 @@ def torment(
 
     flow_every: of so many episodes, one builds through Prefect; 0 = none.
     """
-    adopt_orphans()
-    end, report = time.monotonic() + 60 * minutes, Report()
-    world = World.create(folder, random.Random(seed))
-    report.typical = prepare(world)
-    for number in range(1, first + episodes):
-        rng = random.Random(f"{seed}:{number}")
-        if number < first:
-            continue
-        if time.monotonic() > end:
-            break
-        flow = flow_every > 0 and number % flow_every == 0
-        begun = time.monotonic()
-        try:
-            said = episode(world, rng, report, flow)
-        except Violation as error:
-            raise Violation(f"seed {seed}, episode {number}: {error}") from error
-        report.episodes += 1
-        print(f"{number:4} {time.monotonic() - begun:5.1f} s  {said}", flush=True)
-    return report
+    adopt_orphans(True)
+    try:
+        end, report = time.monotonic() + 60 * minutes, Report()
+        world = World.create(folder, random.Random(seed))
+        report.seconds = prepare(world)
+        for number in range(first, first + episodes):
+            if time.monotonic() > end:
+                break
+            rng, begun = random.Random(f"{seed}:{number}"), time.monotonic()
+            flow = flow_every > 0 and number % flow_every == 0
+            try:
+                said = episode(world, rng, report, flow)
+            except Violation as error:
+                raise Violation(f"seed {seed}, episode {number}: {error}") from error
+            report.episodes += 1
+            print(f"{number:4} {time.monotonic() - begun:5.1f} s  {said}", flush=True)
+        return report
+    finally:
+        unmount(folder / "data")  # of an episode that ended half-way
+        adopt_orphans(False)
 
 
 def main() -> int:
@@ -72,7 +73,6 @@ def main() -> int:
     except BaseException:
         print(f"the folder is kept: {folder}", file=sys.stderr)
         raise
-    unmount(folder / "data")
     shutil.rmtree(folder)
     print(f"{report.episodes} episodes, seed {given.seed}, no violation")
     for title, counts in (("disturbances", report.disturbances), ("outcomes", report.outcomes)):

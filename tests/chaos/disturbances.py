@@ -147,6 +147,7 @@ def damage_build(world: World, rng: random.Random) -> str:
         path = rng.choice(sorted(path for path in files if path.suffix == suffix))
         kind = rng.choice(KINDS)
         damage(path, kind, rng)
+        world.damaged.append(path)
         said.append(f"{kind} {path.relative_to(world.data)}")
     return ", ".join(said)
 

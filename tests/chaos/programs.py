@@ -40,9 +40,9 @@ def obey_permissions() -> None:
     libc.capset(ctypes.byref(header), sets)
 
 
-def adopt_orphans() -> None:
+def adopt_orphans(yes: bool) -> None:
     """Make this process the parent of what its children leave behind, so that it is seen."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0)
 
 
 def build_here(config: BuildConfig) -> None:

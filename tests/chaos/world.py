@@ -64,6 +64,7 @@ class World:
     losses: Rows = field(default_factory=list)  # of a run that was left alone
     weights: str = ""  # digest of its network
     stats_damaged: bool = False  # the statistics of the run that is under way
+    damaged: list[Path] = field(default_factory=list)  # files of builds, in this episode
 
     @classmethod
     def create(cls, folder: Path, rng: random.Random) -> "World":

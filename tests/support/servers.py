@@ -40,7 +40,7 @@ def free_port() -> int:
         return port
 
 
-def wait_for(what: str, ready: Callable[[], object], log: Path, seconds: int = 90) -> None:
+def wait_for(what: str, ready: Callable[[], object], log: Path, seconds: int = 500) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if ready():
@@ -51,7 +51,7 @@ def wait_for(what: str, ready: Callable[[], object], log: Path, seconds: int = 9
 
 def answers(url: str) -> bool:
     try:
-        return bool(urllib.request.urlopen(url, timeout=2).status == 200)
+        return bool(urllib.request.urlopen(url, timeout=30).status == 200)
     except OSError:
         return False
 

@@ -11,13 +11,6 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from transformers import (
-    DepthAnythingConfig,
-    DepthAnythingForDepthEstimation,
-    Dinov2Config,
-    DPTImageProcessor,
-)
 
 from lasr.weights.registry import TABLE, File
 from tests.support.ldm_unet import LdmUNet
@@ -72,6 +65,13 @@ def save_depth_anything(folder: Path, **changes: Any) -> None:
 
     changes: of the ViT's configuration.
     """
+    from transformers import (  # like diffusers below, seconds that most tests do not need
+        DepthAnythingConfig,
+        DepthAnythingForDepthEstimation,
+        Dinov2Config,
+        DPTImageProcessor,
+    )
+
     torch.manual_seed(0)
     stages = ["stage1", "stage2", "stage3", "stage4"]
     backbone = Dinov2Config(
@@ -139,6 +139,8 @@ def save_depthfm(path: Path, hparams: dict[str, Any], **changes: Any) -> LdmUNet
 
 def save_vae(folder: Path) -> None:
     """Stable Diffusion's autoencoder, with its four levels for its factor of 8."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 16, 16),
         down_block_types=("DownEncoderBlock2D",) * 4,

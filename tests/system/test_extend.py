@@ -39,7 +39,7 @@ class Copy:
         variables = environment(self.folder) | {"PYTHONPATH": str(self.folder)}
         command = [sys.executable, "-m", *argv]
         done = subprocess.run(
-            command, cwd=self.folder, env=variables, capture_output=True, text=True, timeout=200
+            command, cwd=self.folder, env=variables, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -219,7 +219,7 @@ def test_libraries_that_do_not_load_are_a_line_each_and_stop_nothing_else(
         (tmp_path / "first" / f"{library}.py").write_text(f"raise RuntimeError({message!r})\n")
     variables = {**os.environ, "PYTHONPATH": f"{tmp_path / 'first'}:{ROOT}"}
     command = [sys.executable, "-m", "lasr.doctor", "--profile", "offline"]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     for library in broken:
         names = {"torch": "PyTorch", "cv2": "OpenCV", "pyarrow": "DuckDB", "duckdb": "DuckDB"}
@@ -250,7 +250,7 @@ assert doctor.main(["--profile", "offline", "--program", "trainer"]) == 0
 assert doctor.main(["--profile", "offline"]) == 1
 """
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     for package in ("prefect", "duckdb", "diffusers"):
         assert f"✗ package: {package} is missing" in done.stdout

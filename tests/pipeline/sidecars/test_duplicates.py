@@ -36,11 +36,11 @@ def every_pair(found: np.ndarray, most: int) -> set[tuple[int, int]]:
     return pairs
 
 
-def test_a_hundred_thousand_hashes_against_all_with_all() -> None:
-    found = np.unique(hashes(100_000))
+def test_many_hashes_against_all_with_all() -> None:
+    found = np.unique(hashes(30_000))
     earlier, later, bits = _near_pairs(found, MAX_BITS["lr"])
     assert set(zip(earlier, later, strict=True)) == every_pair(found, MAX_BITS["lr"])
-    assert len(earlier) > 5000 and len(set(zip(earlier, later, strict=True))) == len(earlier)
+    assert len(earlier) > 1500 and len(set(zip(earlier, later, strict=True))) == len(earlier)
     differing = np.bitwise_count(found[earlier] ^ found[later])
     assert differing.tolist() == bits and min(bits) >= 1
 
@@ -55,7 +55,7 @@ def test_who_is_kept_is_decided_in_order(most: int, seed: int) -> None:
     expected: list[int] = []
     for i, value in enumerate(found):
         kept = [j for j in range(i) if expected[j] == j]
-        bits = [int(np.bitwise_count(found[j] ^ value)) for j in kept]
+        bits = np.bitwise_count(found[kept] ^ value).tolist()
         near = [(b, j) for b, j in zip(bits, kept, strict=True) if b <= most]
         expected.append(min(near)[1] if near else i)
     result = first_alike(found, most)
