@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from lasr.errors import UserError, one_line
+from lasr.errors import UserError, no_space, of_machine, one_line
 from lasr.files import foreign, fsync_folder, remove, replace_file
 
 _BLOCK = 1 << 22  # bytes per write of an upload
@@ -235,6 +235,9 @@ def reported(path: StoragePath, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if path.is_local and no_space(error):
+            full = of_machine(error, path.path)
+            raise StorageError(full.problem, full.fix) from error
         fix = "fix it and run the same command again; finished parts are kept"
         if not path.is_local:
             fix = f"check the address, the credentials and the endpoint; {fix}"
