@@ -231,6 +231,8 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, (UserError, OSError)):
         record.exc_info = None
+    if _own_run.get() and str(record.msg).startswith("Finished in state Failed"):
+        return False  # the command says it itself
     record.msg, record.args = printable(record.getMessage()), ()  # names of files are foreign
     if _embedded.get() and str(record.msg).startswith("View at "):
         return False  # the embedded server has no web pages

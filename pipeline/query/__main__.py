@@ -71,7 +71,7 @@ class QueryConfig(BaseModel):
 def check_outputs(config: QueryConfig) -> None:
     """Refuse an output that is not ours to replace, or that belongs to the manifest queried."""
     path = config.manifest
-    read = [path, *(path.with_name(beside(path.name, name)) for name in BESIDE)]
+    read = [path, *(path.parent / beside(path.name, name) for name in BESIDE)]
     if config.out and config.overwrite and config.out.is_file() and not config.out.is_symlink():
         check_apart(config.out, read)
     elif config.out:
@@ -83,7 +83,7 @@ def check_outputs(config: QueryConfig) -> None:
             )
         check_file(config.save, read, "--save")
         for name in BESIDE:
-            check_file(config.save.with_name(beside(config.save.name, name)), read, "--save")
+            check_file(config.save.parent / beside(config.save.name, name), read, "--save")
 
 
 def run(config: QueryConfig) -> None:

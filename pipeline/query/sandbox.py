@@ -24,7 +24,7 @@ _EXECUTES = "JSON_EXECUTE_SERIALIZED_SQL"
 
 def readable_files(manifest: Manifest) -> list[Path]:
     """Return all that a question may read: the manifest, then the files beside it."""
-    others = [manifest.path.with_name(beside(manifest.path.name, name)) for name in BESIDE]
+    others = [manifest.path.parent / beside(manifest.path.name, name) for name in BESIDE]
     return [manifest.path, *others]
 
 
