@@ -135,9 +135,7 @@ def _here(build: "Build", bar: Any) -> Iterator[str]:
 
     def check() -> None:
         if stop and stop.is_set():
-            raise Stopped(
-                f"{made} of {parts} parts made, {bar.n} of {build.to_do} photographs done"
-            )
+            raise Stopped(f"{len(made)} of {parts} parts made")
 
     def tick(photographs: int) -> None:
         bar.update(photographs)
