@@ -207,11 +207,6 @@ def _describe(error: BaseException, less: Sequence[str]) -> str:
         return f"out of memory ({one_line(error, 100)}); {lower}close other programs"
     if isinstance(error, OSError) and error.strerror:
         return printable(str(of_machine(error)))
-    if is_out_of_memory(error):
-        lower = f"lower {' or '.join(less)}, or " if less else ""
-        return f"out of memory ({one_line(error, 100)}); {lower}close other programs"
-    if isinstance(error, OSError) and error.strerror:
-        return printable(str(of_machine(error)))
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from"):  # pathlib
         return printable(f"{str(error)[19:-1]}: a link that leads to itself; name another path")
     return (
