@@ -14,7 +14,7 @@ from lasr.errors import UserError, no_space, of_machine
 
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100
-_NAME_MAX = 255  # bytes of a name, on nearly all file systems
+NAME_MAX = 255  # bytes of a name, on nearly all file systems
 _MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -51,7 +51,7 @@ def read_text(path: Path) -> str:
 def beside(path: Path, suffix: str) -> Path:
     """A hidden name beside `path` for the time of writing; always the same one for a path."""
     name = f".{path.name}{suffix}"
-    if len(os.fsencode(name)) > _NAME_MAX:
+    if len(os.fsencode(name)) > NAME_MAX:
         name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{suffix}"
     return path.with_name(name)
 

@@ -23,7 +23,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lasr.errors import UserError, no_space, of_machine, one_line
-from lasr.files import foreign, fsync_folder, remove, replace_file
+from lasr.files import NAME_MAX, foreign, fsync_folder, remove, replace_file
 
 _BLOCK = 1 << 22  # bytes per write of an upload
 # Seconds. The library makes three attempts. A copy inside the storage sends nothing until it ends.
@@ -219,7 +219,10 @@ def scratch(folder: StoragePath, name: str) -> Iterator[Path]:
                 yield Path(f"/proc/self/fd/{file.fileno()}")
             return
         folder.path.mkdir(parents=True, exist_ok=True)
-        temporary = folder.path / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
+        unique = f"{uuid.uuid4().hex[:8]}.tmp"
+        temporary = folder.path / f".{name}.{unique}"
+        if len(os.fsencode(temporary.name)) > NAME_MAX:
+            temporary = folder.path / f".{unique}"
         try:
             yield temporary
         finally:
