@@ -1,25 +1,29 @@
-"""Commands: what runs behind `lasr NAME`, errors as one line, and progress bars."""
+"""Commands: what runs behind `lasr NAME`, and errors as one line."""
 
-import contextlib
+import atexit
 import difflib
 import importlib
 import logging
 import os
 import shlex
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TextIO
+from typing import TYPE_CHECKING, Any, Generic
 
 from lasr import help as pages
-from lasr.errors import UserError, is_out_of_memory, one_line, printable
+from lasr.errors import UserError, is_out_of_memory, of_machine, one_line, printable
 from lasr.flags import HELP, HELP_ALL, HELP_SHORT, Config, Flags, UsageError, summary
+from lasr.terminal.output import safe_streams, until_pipe_closes
+from lasr.terminal.progress import progress, set_up_logging
 from lasr.weights.locate import use_folder
 
 if TYPE_CHECKING:
     import cyclopts
-    from tqdm import tqdm
+
+__all__ = ["Command", "Group", "Lazy", "progress", "refuse", "run_command", "show"]
 
 OURS = ("lasr", "pipeline", "trainer", "schemas", "benchmarks")
 STOPPED = "stopped; run the same command again to resume"
@@ -144,15 +148,14 @@ class Group:
 
 def show(text: str) -> int:
     """Print what was asked for; returns the exit status."""
-    with _until_pipe_closes():
-        print(text)
-    return 0
+    return run_command(lambda: print(text))
 
 
 def refuse(error: UsageError) -> int:
     """Print what is wrong with the arguments; returns the exit status."""
     if os.environ.get("RANK", "0") == "0":  # under torchrun, one process of many prints it
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        with safe_streams():
+            print(f"error: {printable(str(error))}", file=sys.stderr)
     return 2
 
 
@@ -165,12 +168,20 @@ def run_command(
     less: flags to lower where memory runs out.
     """
     debug = debug or os.environ.get("LASR_DEBUG", "0") not in ("", "0")
-    _set_up_logging(debug)
+    with safe_streams():
+        return _run(command, debug, less)
+
+
+def _run(command: Callable[[], object], debug: bool, less: Sequence[str]) -> int:
+    set_up_logging(logging.DEBUG if debug else logging.INFO, OURS)
     try:
-        with _until_pipe_closes():
+        with until_pipe_closes():
             command()
-    except KeyboardInterrupt:
-        print(STOPPED, file=sys.stderr)
+    except KeyboardInterrupt as error:
+        # What runs at exit may take seconds: another Ctrl-C then ends the process without a word.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        so_far = f"stopped ({error});" if error.args else "stopped;"
+        print(STOPPED.replace("stopped;", so_far), file=sys.stderr)
         return 130
     except Exception as error:
         print_error(error, less=less)
@@ -194,75 +205,11 @@ def _describe(error: BaseException, less: Sequence[str]) -> str:
     if is_out_of_memory(error):
         lower = f"lower {' or '.join(less)}, or " if less else ""
         return f"out of memory ({one_line(error, 100)}); {lower}close other programs"
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return printable(f"{error.filename}: {error.strerror}")
+    if isinstance(error, OSError) and error.strerror:
+        return printable(str(of_machine(error)))
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from"):  # pathlib
+        return printable(f"{str(error)[19:-1]}: a link that leads to itself; name another path")
     return (
         f"unexpected {type(error).__name__}: {one_line(error)}; run again with --debug for the"
         " traceback, and report it"
-    )
-
-
-def _set_up_logging(debug: bool) -> None:
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
-    for name in OURS:
-        logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.INFO)
-
-
-@contextlib.contextmanager
-def _until_pipe_closes() -> Iterator[None]:
-    """End quietly where the reader of a pipe is gone, such as `| head`."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class _Lines:
-    """A stream for tqdm where there is no terminal: a plain line now and then, no control codes."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def write(self, text: str) -> None:
-        line = text.strip("\r\n ")
-        if line:
-            self._stream.write(line + "\n")
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-
-def progress(
-    total: int | None,
-    what: str,
-    unit: str,
-    initial: int = 0,
-    quiet: bool = False,
-    scaled: bool = False,
-) -> "tqdm[Any]":
-    """A progress bar with rate and ETA on a terminal, a log line every ten seconds elsewhere.
-
-    quiet: show nothing, where another process shows it. scaled: 12.3M instead of 12300000.
-    """
-    from tqdm import tqdm
-
-    if sys.stderr.isatty():
-        style: dict[str, Any] = {"dynamic_ncols": True, "smoothing": 0.1}
-    else:
-        style = {
-            "file": _Lines(sys.stderr),
-            "mininterval": 10,
-            "ascii": True,
-            "bar_format": "{desc}: {n_fmt}/{total_fmt} {unit}"
-            " ({rate_fmt}, ETA {remaining}){postfix}",
-        }
-    return tqdm(
-        total=total,
-        desc=what,
-        unit=unit,
-        initial=initial,
-        disable=quiet,
-        unit_scale=scaled,
-        **style,
     )

@@ -1,7 +1,9 @@
-"""The device that networks run on."""
+"""The device that networks run on, and the machine's memory."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lasr.errors import UserError
@@ -32,3 +34,14 @@ def device_name(device: torch.device) -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def machine_memory() -> int:
+    """Bytes of the machine's memory, or of the container's limit, whichever is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            return min(total, int(Path(limit).read_text()))
+        except (OSError, ValueError):  # no container, or one without a limit
+            continue
+    return total

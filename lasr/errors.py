@@ -13,8 +13,8 @@ from typing import Any
 from schemas.errors import UserError
 
 __all__ = [
-    "UserError", "is_out_of_memory", "note_traceback", "one_line", "printable", "require",
-    "space_on_disk", "writing",
+    "UserError", "is_out_of_memory", "no_space", "note_traceback", "of_machine", "one_line",
+    "printable", "require", "space_on_disk", "writing", "written_out",
 ]  # fmt: skip
 
 # What allocators say: the CPU's of PyTorch, ONNX Runtime, OpenCV.
@@ -35,7 +35,41 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 def printable(text: str) -> str:
     """Text on one line: white space becomes a space, other control characters are escaped."""
     line = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return "".join(c if c.isprintable() else written_out(c) for c in line)
+
+
+def written_out(character: str) -> str:
+    """A control character as an escape, such as \\x1b."""
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode keeps a byte that is not UTF-8 like this
+        code -= 0xDC00
+    return (
+        f"\\x{code:02x}"
+        if code < 0x100
+        else f"\\u{code:04x}"
+        if code < 0x10000
+        else f"\\U{code:08x}"
+    )
+
+
+def no_space(error: BaseException) -> bool:
+    """Whether a disk, or the user's part of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def of_machine(error: OSError, path: str | Path | None = None) -> UserError:
+    """An error of the file system as a user reads it: which file, and what is wrong with it.
+
+    path: what was written, where the error does not say.
+    """
+    where = str(error.filename or path or "standard output")
+    problem = f"{where}: {error.strerror or one_line(error)}"
+    if not no_space(error):
+        return UserError(problem)
+    return UserError(
+        f"{where}: cannot be written ({error.strerror}; {space_on_disk(Path(where))})",
+        "free some space and run the same command again; what is finished is kept",
+    )
 
 
 def note_traceback(logger: logging.Logger, error: BaseException) -> None:

@@ -1,17 +1,60 @@
-"""Atomic writing: a reader, or a machine that loses power, sees the old file or the new one."""
+"""Text that users wrote, and atomic writing: a reader sees the old file or the new one."""
 
+import codecs
 import contextlib
 import ctypes
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lasr.errors import UserError
+from lasr.errors import UserError, no_space, of_machine
 
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100
+NAME_MAX = 255  # bytes of a name, on nearly all file systems
+_MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that a user wrote, its lines ending in \\n.
+
+    It may be UTF-8, with or without a byte order mark, or UTF-16 or UTF-32 with one; lines may end
+    in CRLF. Raises UserError: another encoding, with the line and the byte; OSError.
+    """
+    content = path.read_bytes()
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    fix = "save it as UTF-8"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        good = error.object[: error.start].decode(encoding, "replace")
+        line, byte = good.count("\n") + 1, error.object[error.start]
+        raise UserError(
+            f"{path}: line {line}, byte {error.start + 1} of the file (0x{byte:02x}) is not"
+            f" {encoding.removesuffix('-sig').upper()}",
+            fix,
+        ) from error
+    if "\0" in text:
+        at = text.index("\0")
+        line, byte = text.count("\n", 0, at) + 1, len(text[:at].encode()) + 1
+        raise UserError(f"{path}: line {line}, byte {byte} of the file (0x00) is not text", fix)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """A hidden name beside `path` for the time of writing; always the same one for a path."""
+    name = f".{path.name}{suffix}"
+    if len(os.fsencode(name)) > NAME_MAX:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{suffix}"
+    return path.with_name(name)
+
 
 IsOurs = Callable[[Path], bool]
 
@@ -27,7 +70,7 @@ def atomic_path(path: Path, is_ours: IsOurs | None = None) -> Iterator[Path]:
     same, so that a rerun after a kill overwrites the leftover file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = beside(path, ".tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -37,6 +80,10 @@ def atomic_path(path: Path, is_ours: IsOurs | None = None) -> Iterator[Path]:
         else:
             replace_file(temporary, path, is_ours)
         fsync_folder(path.parent)
+    except OSError as error:
+        if no_space(error):  # of pyarrow, torch and others it names no file
+            raise of_machine(OSError(error.errno, error.strerror, str(path))) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -97,7 +144,7 @@ def replace_folder(new: Path, old: Path, is_ours: IsOurs) -> None:
     else:
         aside = new
         if not _exchange(new, old):
-            aside = old.with_name(f".{old.name}.old")
+            aside = beside(old, ".old")
             if os.path.lexists(aside) and is_ours(aside):  # of a process that was killed here
                 remove(aside)
             os.rename(old, aside)  # fails if something else has this name

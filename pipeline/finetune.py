@@ -23,6 +23,7 @@ from lasr.errors import UserError
 from lasr.ownership import check_file, own_path
 from lasr.pictures.samples import LARGEST
 from lasr.pictures.search.inputs import expand_lists
+from lasr.terminal.output import say
 from lasr.weights.locate import PROFILES, Profile, locate, untrained
 from pipeline.build.workers import cut_out
 from pipeline.inputs.photographs import Found, find
@@ -186,8 +187,8 @@ def run(config: FinetuneConfig) -> None:
         print("UNTRAINED: tiny-clip; captions are noise, they show the path only", file=sys.stderr)
     counts = write_manifest(config)
     print(f"patches:   {counts['lr']} lr, {counts['hr']} hr")
-    print(f"manifest:  {config.out}")
-    print(f"catalogue: {images_path(config.out)}")
+    say(f"manifest:  {config.out}")
+    say(f"catalogue: {images_path(config.out)}")
 
 
 main = Command(FinetuneConfig, run, name="lasr finetune-set", about=__doc__, weights=True)

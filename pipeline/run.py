@@ -36,10 +36,11 @@ def run(config: BuildConfig) -> None:
     if config.dry_run:
         print(plan_build(prepared).summary())
         return
-    from pipeline.flows import flow
+    from pipeline.flows import server
     from pipeline.summary import Summary
 
-    summary = flow.build(config, prepared)
+    embedded = server.connect()
+    summary = server.load_flow().build(config, prepared, embedded)
     print(Summary(**summary))
     print(f"time:        {time.monotonic() - started:.0f} s")
 

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from lasr.errors import UserError, one_line
-from lasr.files import foreign, fsync_folder, remove, replace_file
+from lasr.errors import UserError, no_space, of_machine, one_line
+from lasr.files import NAME_MAX, foreign, fsync_folder, remove, replace_file
 
 _BLOCK = 1 << 22  # bytes per write of an upload
 # Seconds. The library makes three attempts. A copy inside the storage sends nothing until it ends.
@@ -219,7 +219,10 @@ def scratch(folder: StoragePath, name: str) -> Iterator[Path]:
                 yield Path(f"/proc/self/fd/{file.fileno()}")
             return
         folder.path.mkdir(parents=True, exist_ok=True)
-        temporary = folder.path / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
+        unique = f"{uuid.uuid4().hex[:8]}.tmp"
+        temporary = folder.path / f".{name}.{unique}"
+        if len(os.fsencode(temporary.name)) > NAME_MAX:
+            temporary = folder.path / f".{unique}"
         try:
             yield temporary
         finally:
@@ -235,6 +238,9 @@ def reported(path: StoragePath, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if path.is_local and no_space(error):
+            full = of_machine(error, path.path)
+            raise StorageError(full.problem, full.fix) from error
         fix = "fix it and run the same command again; finished parts are kept"
         if not path.is_local:
             fix = f"check the address, the credentials and the endpoint; {fix}"

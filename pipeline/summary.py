@@ -54,8 +54,8 @@ class Summary:
         files = "1 file" if self.parts == 1 else f"{self.parts} files"
         lines += [
             f"patches:     {self.patches['lr']} lr, {self.patches['hr']} hr",
-            f"manifest:    {self.manifest} ({files})",
-            f"catalogue:   {self.images}",
+            f"manifest:    {printable(self.manifest)} ({files})",
+            f"catalogue:   {printable(self.images)}",
         ]
         return "\n".join(lines)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from lasr import ownership
 from lasr.errors import UserError, one_line, space_on_disk, writing
-from lasr.files import IsOurs, atomic_path, write_bytes
+from lasr.files import IsOurs, atomic_path, read_text, write_bytes
 from lasr.marks import KEY
 from trainer.config import MAY_CHANGE, TrainConfig
 
@@ -115,7 +115,7 @@ def check_folder(folder: Path, inputs: Iterable[object]) -> dict[str, Any]:
         raise ownership.refused(path, "is a link, and a run's is a file")
     if path.exists():
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
+            config = json.loads(read_text(path))
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{path}: cannot be read ({one_line(error)})", "choose another --out"
@@ -200,7 +200,7 @@ def read_config(folder: Path) -> tuple[TrainConfig, dict[str, str]]:
     """
     path = folder / "config.json"
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(read_text(path))
         weights: dict[str, str] = settings["weights"]
         known = {k: v for k, v in settings.items() if k in TrainConfig.model_fields}
         return TrainConfig(**known), weights

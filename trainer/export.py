@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field
 from lasr.cli import Command
 from lasr.errors import UserError
 from lasr.ownership import check_binary, check_file
+from lasr.terminal.output import say
 from lasr.weights.locate import TABLE, Located, locate
 from schemas.manifest import SCALE
 
@@ -96,7 +97,7 @@ def describe(weights: str, licence: str | None) -> tuple[Located, dict[str, str]
 def run(config: ExportConfig) -> None:
     """Export, and print what was written."""
     for path in export(config):
-        print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        say(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 main = Command(ExportConfig, run, name="lasr export", about=__doc__, weights=True)

@@ -20,6 +20,7 @@ from typing import Any
 from lasr.cli import Command
 from lasr.errors import UserError, one_line
 from lasr.ownership import check_folder
+from lasr.terminal.output import say
 from lasr.weights.locate import untrained
 from schemas.manifest import open_manifest
 from trainer.config import TrainConfig
@@ -51,13 +52,13 @@ def run(config: TrainConfig) -> None:
         print(plan.describe(config, world_from_environment().size))
         return
     weights = loop.train(config, main.line)
-    print(f"weights: {', '.join(map(str, weights))} (.pth: Real-ESRGAN's layout)")
-    print(f"samples: {config.folder / 'samples'}")
+    say(f"weights: {', '.join(map(str, weights))} (.pth: Real-ESRGAN's layout)")
+    say(f"samples: {config.folder / 'samples'}")
     if skipped := len(read_skipped(config.folder, config.steps)):
-        print(f"skipped: {skipped} rows of the manifest, listed in {config.folder / NAME}")
-    print(f"stats:   {config.folder / 'stats.jsonl'} (tensorboard --logdir {config.folder})")
+        say(f"skipped: {skipped} rows of the manifest, listed in {config.folder / NAME}")
+    say(f"stats:   {config.folder / 'stats.jsonl'} (tensorboard --logdir {config.folder})")
     print(f"time:    {time.monotonic() - started:.0f} s")
-    print(f"next:    lasr upscale --weights {weights[0]} PICTURE --out data/upscaled")
+    say(f"next:    lasr upscale --weights {weights[0]} PICTURE --out data/upscaled")
 
 
 def run_on_other_rank(config: TrainConfig) -> None:

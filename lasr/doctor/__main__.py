@@ -21,7 +21,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from lasr.cli import Command
-from lasr.doctor import environment, machine
+from lasr.doctor import environment, machine, prefect
 from lasr.doctor.environment import Result
 from lasr.errors import UserError, one_line
 from lasr.weights.locate import weights_folder
@@ -66,7 +66,7 @@ def checks(config: DoctorConfig) -> Iterator[tuple[str, Check, str]]:
     if "pipeline" in extras:
         fix = "run `pip install --force-reinstall pyarrow duckdb`"
         yield "DuckDB", environment.duckdb, fix
-        yield "Prefect", environment.prefect, BUG
+        yield "Prefect", prefect.check, BUG
     yield "weights", lambda: machine.weights(profile, kinds), BUG
     yield "disk", lambda: machine.disk(data, profile, kinds, config.photographs), BUG
     yield "memory", lambda: machine.memory(profile, kinds), BUG
@@ -103,7 +103,9 @@ def run(config: DoctorConfig) -> None:
         if not config.json_:
             show(result)
     if config.json_:
-        print(json.dumps([asdict(result) for result in results], indent=2, ensure_ascii=False))
+        print(
+            json.dumps([asdict(result) for result in results], indent=2)
+        )  # ASCII, for any terminal
     failed = [result.about for result in results if result.level == "wrong"]
     if failed:
         raise UserError(

@@ -15,17 +15,10 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from lasr.errors import UserError, one_line
-
 NAME = "la-sr"
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"  # in a checkout; a wheel has none
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python")
 REINSTALL_OPENCV = "run `pip install --force-reinstall opencv-python-headless`"
-FIX_SERVER = (
-    "start it with `prefect server start`; check PREFECT_API_URL, such as"
-    " http://127.0.0.1:4200/api, and PREFECT_API_AUTH_STRING; or run"
-    " `unset PREFECT_API_URL`, because `lasr build` needs no server"
-)
 
 
 @dataclass(frozen=True)
@@ -156,35 +149,3 @@ def duckdb() -> str:
     if rows != [("sky",), ("sea",)]:
         raise RuntimeError(f"it reads {rows}")
     return f"{duckdb.__version__}, reads what pyarrow {pa.__version__} writes"
-
-
-def prefect() -> str:
-    """Ask the server of PREFECT_API_URL, if any, whether it is healthy. Does not import Prefect."""
-    import httpx
-
-    url = server_url()
-    if not url:
-        return f"{version('prefect')}, with its embedded server"
-    user, _, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
-    try:
-        answer = httpx.get(f"{url}/health", auth=(user, password) if user else None)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise UserError(f"{url} does not answer ({one_line(error)})", FIX_SERVER) from error
-    if answer.status_code != httpx.codes.OK:
-        raise UserError(f"{url} answers {answer.status_code} {answer.reason_phrase}", FIX_SERVER)
-    if answer.text.strip() != "true":
-        raise UserError(f"{url} is not healthy", FIX_SERVER)
-    return f"{version('prefect')}, its server at {url}, healthy"
-
-
-def server_url() -> str:
-    """PREFECT_API_URL from the environment or from Prefect's active profile; "" if not set."""
-    url = os.environ.get("PREFECT_API_URL", "")
-    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
-    try:
-        profiles = tomllib.loads((home / "profiles.toml").read_text(encoding="utf-8"))
-        active = os.environ.get("PREFECT_PROFILE") or profiles["active"]
-        url = url or str(profiles["profiles"][active].get("PREFECT_API_URL", ""))
-    except (OSError, ValueError, KeyError, AttributeError):
-        pass  # no profiles
-    return url.rstrip("/")

@@ -88,8 +88,10 @@ def _free_memory() -> float:
 
 def writable(folder: Path) -> str:
     """Write a temporary file into a folder, or its nearest parent. Raises UserError."""
+    absolute = folder.absolute()
     try:
-        with tempfile.TemporaryFile(dir=_existing(folder)):
+        found = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
+        with tempfile.TemporaryFile(dir=found):  # fails where this is no folder
             return f"{folder.absolute()} can be written"
     except OSError as error:
         problem = f"{folder.absolute()} cannot be written ({error.strerror})"

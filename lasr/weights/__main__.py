@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from lasr.cli import Command, Group
+from lasr.terminal.output import say
 from lasr.weights.locate import WeightsError, found, weights_folder, with_needs
 from lasr.weights.registry import PROFILES, TABLE, Kind, Weights
 
@@ -146,7 +147,7 @@ def show_list() -> None:
     for profile, names in PROFILES.items():
         print(f"profile {profile + ':':9}{', '.join(names.values())}")
     print("* not for commercial use")
-    print(f"folder: {weights_folder()} (--weights-dir or LASR_WEIGHTS choose another)")
+    say(f"folder: {weights_folder()} (--weights-dir or LASR_WEIGHTS choose another)")
 
 
 def _state(weights: Weights) -> str:

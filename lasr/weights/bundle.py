@@ -7,6 +7,7 @@ from pathlib import Path
 from lasr.cli import progress
 from lasr.files import atomic_path
 from lasr.ownership import check_folder, refused
+from lasr.terminal.output import say
 from lasr.weights.digests import SUMS, add_sums, format_problem, read_sums, sha256
 from lasr.weights.fetch import check_free, check_lock, owners, write_lock
 from lasr.weights.locate import (
@@ -45,7 +46,7 @@ def verify(entries: list[Weights] | None) -> None:
             f"{defects} of {len(files)} files are defective, see above",
             "remove them and run `lasr weights fetch` with their names",
         )
-    print(f"{len(files)} files are as published, or as recorded by fetch; folder: {folder}")
+    say(f"{len(files)} files are as published, or as recorded by fetch; folder: {folder}")
 
 
 def _chosen(entries: list[Weights] | None) -> list[Weights]:

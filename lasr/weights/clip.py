@@ -11,6 +11,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
 from lasr.errors import one_line
+from lasr.files import read_text
 from lasr.weights.locate import Located, WeightsError, check_expected
 from lasr.weights.tensors import read_tensors
 
@@ -107,7 +108,7 @@ def _from_folder(located: Located, path: Path) -> tuple[open_clip.CLIP, Preproce
             " `open_clip.push_to_hf_hub.save_for_hf` writes it",
         )
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
+        content = json.loads(read_text(config))
         wanted, preprocess = content["model_cfg"], content.get("preprocess_cfg", {})
         vision, text = wanted["vision_cfg"], wanted["text_cfg"]
         foreign = [key for key in _FOREIGN if key in {*wanted, *vision, *text}]

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from safetensors import SafetensorError, safe_open
 
 from lasr.errors import UserError, one_line
-from lasr.files import write_bytes
+from lasr.files import read_text, write_bytes
 
 SUMS = "SHA256SUMS"
 
@@ -45,10 +45,10 @@ def read_sums(folder: Path) -> dict[str, str]:
     """
     path = folder / SUMS
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"{path}: cannot be read: {one_line(error)}", "remove the file") from error
     sums = {}
     for number, line in enumerate(lines, start=1):

@@ -19,6 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from lasr.errors import UserError
 from lasr.ownership import check_folder, refused
+from lasr.terminal.output import say
 from lasr.weights.digests import SUMS, add_sums, read_sums
 from lasr.weights.download import (
     TransientError,
@@ -69,7 +70,7 @@ def fetch(entries: list[Weights]) -> None:
             except (UserError, OSError) as error:
                 failures.append(f"{weights.name}: {error}")
             else:
-                print(f"{weights.name}: in {folder / weights.name}", flush=True)
+                say(f"{weights.name}: in {folder / weights.name}")
     if failures:
         raise WeightsError(f"could not be fetched: {'; '.join(failures)}")
 

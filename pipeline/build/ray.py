@@ -106,10 +106,10 @@ def connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def task_options(config: BuildConfig, prefect_api: str | None) -> dict[str, Any]:
+def task_options(config: BuildConfig, prefect: dict[str, str] | None) -> dict[str, Any]:
     """The resources that a shard reserves, as arguments of `ray.remote`.
 
-    prefect_api: the URL of a Prefect server that only this machine reaches.
+    prefect: the variables for a Prefect server that only this machine reaches.
     Raises UserError: no machine has these resources. Ray would wait for one for ever.
     """
     ray = _ray()
@@ -128,8 +128,8 @@ def task_options(config: BuildConfig, prefect_api: str | None) -> dict[str, Any]
         )
     variables = {"LASR_WEIGHTS": str(weights_folder().resolve())}
     here = {node["NodeManagerAddress"] for node in nodes} <= {ray.util.get_node_ip_address()}
-    if prefect_api and here:
-        variables["PREFECT_API_URL"] = prefect_api
+    if prefect and here:
+        variables |= prefect
     return {"num_cpus": config.workers, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}
 
 
@@ -140,7 +140,8 @@ def lost(error: Exception) -> UserError | None:
     return UserError(
         f"the Ray cluster lost a shard and could not repeat it ({type(error).__name__}:"
         f" {one_line(error)})",
-        "run the same command again; finished parts are kept",
+        "run the same command again; finished parts are kept. Where memory was short, a larger"
+        " --workers reserves more of a machine for a part, so that fewer run at once",
     )
 
 

@@ -13,13 +13,13 @@ import sys
 
 from lasr.cli import Command
 from lasr.flags import NoFlags
+from pipeline.flows import server
 
 
 def serve(_: NoFlags) -> None:
     """Serve the deployment until stopped. Raises UserError."""
-    from pipeline.flows import flow  # imports Prefect, which takes seconds
-
-    flow.serve()
+    server.chosen()
+    server.load_flow().serve()
 
 
 main = Command(NoFlags, serve, name="lasr serve", about=__doc__)

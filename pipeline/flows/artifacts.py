@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefect import artifacts as ui
 from prefect import get_run_logger
+
+if TYPE_CHECKING:
+    from pipeline.build.publish import Summary
 
 PREFIX = "build-patches"  # of the artifacts' keys
 
@@ -29,6 +33,17 @@ def progress_bar() -> Callable[[float], object]:
         bar = ui.create_progress_artifact(0.0, f"{PREFIX}-progress", "parts done, per cent")
         return partial(ui.update_progress_artifact, bar)
     return lambda percent: None
+
+
+def show_counts(summary: "Summary") -> None:
+    """Create the artifact of a finished run whose manifest is in object storage: counts alone.
+
+    DuckDB reads local files, and a contact sheet would download every part.
+    """
+    with optional():
+        rows = [{"status": s, "photographs": n} for s, n in sorted(summary.status.items())]
+        total = ", ".join(f"{number} {role} patches" for role, number in summary.patches.items())
+        ui.create_table_artifact(rows, f"{PREFIX}-counts", f"photographs by status; {total}")
 
 
 def show_overview(manifest: Path) -> None:

@@ -2,8 +2,11 @@
 
 import inspect
 import logging
+import os
+import signal
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
@@ -11,21 +14,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 from prefect import flow, get_run_logger, task
-from prefect.client.orchestration import get_client
-from prefect.exceptions import FailedRun
+from prefect.exceptions import CancelledRun, FailedRun
 from prefect.futures import as_completed
-from prefect.settings import get_current_settings
-from prefect.states import Failed
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    get_current_settings,
+    temporary_settings,
+)
+from prefect.states import Cancelled, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import unmapped
 from pydantic import ValidationError
 
 from lasr.cli import progress
-from lasr.errors import UserError, one_line
+from lasr.errors import UserError, is_out_of_memory, of_machine, one_line, printable
 from pipeline.config import BuildConfig
 from pipeline.flows import artifacts
 from pipeline.flows.plugin import setup_environment
 from pipeline.roots import VARIABLE, check_parameters, check_photographs, roots
+from pipeline.storage import StoragePath
 
 if TYPE_CHECKING:
     from pipeline.build.parts import Shard
@@ -41,6 +49,10 @@ RETRY_SECONDS = 5
 _prepared: "ContextVar[Prepared | None]" = ContextVar("prepared", default=None)
 # Whether this process was asked for the run by whoever started it, and not through the server.
 _own_run: ContextVar[bool] = ContextVar("own_run", default=False)
+# The variables for this process's embedded server, which other machines do not reach.
+_embedded: "ContextVar[dict[str, str] | None]" = ContextVar("embedded", default=None)
+
+_stop: "ContextVar[threading.Event | None]" = ContextVar("stop", default=None)  # set by Ctrl-C
 
 
 def _build_patches(**parameters: Any) -> Any:
@@ -60,12 +72,17 @@ def _build_patches(**parameters: Any) -> Any:
             sweep(config.work)
             build = plan_build(prepared)
             summary = finish(build, _make_parts(build))
+    except Stopped as stopped:
+        return Cancelled(message=str(stopped))
     except (UserError, OSError, ValidationError) as error:
         failure = _user_error(error)
         return Failed(message=str(failure), data=failure)  # raising it would log a traceback
     log = get_run_logger()
     log.info("%s: %d lr and %d hr patches", summary.manifest, *summary.patches.values())
-    artifacts.show_overview(Path(summary.manifest))
+    if StoragePath(summary.manifest).is_local:
+        artifacts.show_overview(Path(summary.manifest))
+    else:
+        artifacts.show_counts(summary)
     return asdict(summary)
 
 
@@ -74,7 +91,7 @@ def _user_error(error: UserError | OSError | ValidationError) -> UserError:
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError):
-        return UserError(one_line(error))
+        return of_machine(error)
     wrong = [(".".join(map(str, e["loc"])) or "parameters", e["msg"]) for e in error.errors()]
     return UserError(", ".join(f"{field}: {message}" for field, message in wrong))
 
@@ -96,7 +113,7 @@ def _make_parts(build: "Build") -> list[str]:
 
 def _is_transient(task: Any, run: Any, state: Any) -> bool:
     """Whether a failed part is tried again: after any error but one that the user must fix."""
-    return not isinstance(state.data, UserError)
+    return not isinstance(state.data, (UserError, Stopped))
 
 
 def _task_options() -> dict[str, Any]:
@@ -114,19 +131,34 @@ def _here(build: "Build", bar: Any) -> Iterator[str]:
     """Make the parts one after the other in this process; inside a part, stages overlap."""
     from pipeline.build.shard import build_shard
 
+    stop, parts, made = _stop.get(), len(build.plan.to_do), list[str]()
+
+    def check() -> None:
+        if stop and stop.is_set():
+            raise Stopped(f"{len(made)} of {parts} parts made")
+
+    def tick(photographs: int) -> None:
+        bar.update(photographs)
+        check()
+
     # `build` is captured, not passed: Prefect searches every argument for futures, which takes a
     # second for each task with a plan of 88,000 photographs.
     @task(**_task_options())  # type: ignore[untyped-decorator]
     def build_part(shard: "Shard") -> str:
         before = bar.n
+        check()
         try:
-            return build_shard(build.job, shard, bar.update)
+            return build_shard(build.job, shard, tick)
+        except Stopped:
+            raise
         except Exception:
             bar.update(before - bar.n)  # a retry counts these photographs again
             raise
 
     for part in as_completed(build_part.map(list(build.plan.to_do))):
-        yield part.result()
+        name = part.result()
+        made.append(name)
+        yield name
 
 
 def _on_ray(build: "Build", bar: Any) -> Iterator[str]:
@@ -138,12 +170,13 @@ def _on_ray(build: "Build", bar: Any) -> Iterator[str]:
         from prefect_ray import RayTaskRunner  # `connected` has checked that Ray is installed
         from prefect_ray.context import remote_options
 
-        named = get_current_settings().api.url
-        api = None if named else str(get_client(sync_client=True).api_url)
         # An importable function, so that a worker loads its module and caches the models there.
         build_part = task(**_task_options())(cluster.build_part)
         parameters = {"job": unmapped(cluster.portable(build.job)), "shard": build.plan.to_do}
-        with RayTaskRunner() as runner, remote_options(**cluster.task_options(config, api)):
+        with (
+            RayTaskRunner() as runner,
+            remote_options(**cluster.task_options(config, _embedded.get())),
+        ):
             futures = runner.map(build_part, parameters)
             for future, shard in zip(futures, build.plan.to_do, strict=True):
                 try:
@@ -154,11 +187,53 @@ def _on_ray(build: "Build", bar: Any) -> Iterator[str]:
                 yield name
 
 
+class Stopped(Exception):
+    """The user pressed Ctrl-C; how far the build came."""
+
+
+@contextmanager
+def _until_stopped() -> Iterator[None]:
+    """Let Ctrl-C stop the build after the photographs in work, and a second one at once.
+
+    Raises KeyboardInterrupt. Elsewhere than in the main thread, signals cannot be received.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    stop = threading.Event()
+
+    def interrupted(*_: object) -> None:
+        if stop.is_set():
+            os.write(2, b"stopped at once; run the same command to resume\n")
+            os._exit(130)  # the embedded server sees that, and ends
+        stop.set()
+        os.write(2, b"stopping after the photographs in work; Ctrl-C again stops at once\n")
+
+    before, token = signal.signal(signal.SIGINT, interrupted), _stop.set(stop)
+    try:
+        yield
+    except CancelledRun as error:
+        if not stop.is_set():  # cancelled in Prefect's web page
+            raise UserError("the run was cancelled", "run the same command again") from error
+        raise KeyboardInterrupt(str(error)) from error
+    finally:
+        _stop.reset(token)
+        signal.signal(signal.SIGINT, before)
+
+
 def _without_traceback(record: logging.LogRecord) -> bool:
     """Log filter: errors of the user and of the machine are logged once, without a traceback."""
+    stop = _stop.get()
+    if stop and stop.is_set() and record.levelno >= logging.WARNING:
+        return False  # Ctrl-C is no error
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, (UserError, OSError)):
         record.exc_info = None
+    if _own_run.get() and str(record.msg).startswith("Finished in state Failed"):
+        return False  # the command says it itself
+    record.msg, record.args = printable(record.getMessage()), ()  # names of files are foreign
+    if _embedded.get() and str(record.msg).startswith("View at "):
+        return False  # the embedded server has no web pages
     return not isinstance(error, FailedRun)  # Prefect wraps the state that the flow returned
 
 
@@ -209,36 +284,45 @@ def _reachable_server() -> Iterator[None]:
         if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):
             raise
         raise UserError(
-            f"Failed to reach API at {get_current_settings().api.url}",
-            "start that Prefect server, or unset PREFECT_API_URL; `lasr build` then uses the"
-            " embedded one",
+            f"Prefect's server {get_current_settings().api.url} does not answer any more",
+            "run the same command again to continue; finished parts are kept",
         ) from error
 
 
-def build(config: BuildConfig, prepared: "Prepared | None" = None) -> dict[str, Any]:
+def build(
+    config: BuildConfig, prepared: "Prepared | None" = None, embedded: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Run the flow in this process and return its summary.
 
     prepared: the result of `pipeline.build.plan.prepare(config)`, if the caller has it already.
+    embedded: `pipeline.flows.server.Client` of this process's own server.
     Raises UserError.
     """
-    token, own = _prepared.set(prepared), _own_run.set(True)
-    try:
-        with _reachable_server():
-            state = build_patches(**config.model_dump(exclude={"dry_run"}), return_state=True)
-        result: dict[str, Any] = state.result()  # raises the UserError of a Failed state
-    finally:
-        _prepared.reset(token)
-        _own_run.reset(own)
+    with ExitStack() as stack:
+        for variable, value in ((_prepared, prepared), (_embedded, embedded), (_own_run, True)):
+            stack.callback(variable.reset, variable.set(value))  # type: ignore[arg-type]
+        if embedded:
+            settings = {s: embedded[s.name] for s in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}
+            stack.enter_context(temporary_settings(settings))
+        stack.enter_context(_reachable_server())
+        if config.runner == "local":
+            stack.enter_context(_until_stopped())
+        state = build_patches(**config.model_dump(exclude={"dry_run"}), return_state=True)
+        try:
+            result: dict[str, Any] = state.result()  # raises the UserError of a Failed state
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"out of memory ({one_line(error, 100)})",
+                "lower --workers, end other programs, or try --device cpu if it was a GPU's; the"
+                " same command then continues",
+            ) from error
     return result
 
 
 def serve() -> None:
     """Serve the deployment from this folder until stopped. Raises UserError."""
-    if get_current_settings().api.url is None:
-        raise UserError(
-            "PREFECT_API_URL is not set, so there is no server to register the deployment with",
-            "start `prefect server start` and set PREFECT_API_URL=http://127.0.0.1:4200/api",
-        )
     print(f"runs may read and write below {', '.join(roots())} ({VARIABLE})", flush=True)
     with _reachable_server():
         build_patches.serve(name=NAME)

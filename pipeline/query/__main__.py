@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, model_validator
 from lasr.cli import Command
 from lasr.errors import UserError
 from lasr.ownership import check_apart, check_file
+from pipeline.query.limits import MEMORY_LIMIT, Memory
 from pipeline.query.questions import QUESTIONS, listing
 from schemas.catalogue import BESIDE, beside
 from schemas.manifest import open_manifest
@@ -46,6 +47,10 @@ class QueryConfig(BaseModel):
         description="let --out replace any file (default: only Parquet that --out wrote before;"
         " other formats have no place for a mark)",
     )
+    timeout: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="give up after this many seconds"
+    )
+    memory_limit: Memory | None = Field(None, description=MEMORY_LIMIT)
     allow_files: bool = Field(
         False,
         description="let the SQL read and write any file and run any statement (default: it reads"
@@ -66,7 +71,7 @@ class QueryConfig(BaseModel):
 def check_outputs(config: QueryConfig) -> None:
     """Refuse an output that is not ours to replace, or that belongs to the manifest queried."""
     path = config.manifest
-    read = [path, *(path.with_name(beside(path.name, name)) for name in BESIDE)]
+    read = [path, *(path.parent / beside(path.name, name) for name in BESIDE)]
     if config.out and config.overwrite and config.out.is_file() and not config.out.is_symlink():
         check_apart(config.out, read)
     elif config.out:
@@ -78,7 +83,7 @@ def check_outputs(config: QueryConfig) -> None:
             )
         check_file(config.save, read, "--save")
         for name in BESIDE:
-            check_file(config.save.with_name(beside(config.save.name, name)), read, "--save")
+            check_file(config.save.parent / beside(config.save.name, name), read, "--save")
 
 
 def run(config: QueryConfig) -> None:
@@ -96,7 +101,10 @@ def run(config: QueryConfig) -> None:
     manifest = open_manifest(config.manifest, columns=())
     from pipeline.query.answer import ask  # imports DuckDB
 
-    ask(sql, manifest, config.format, config.out, config.save, config.allow_files, config.overwrite)
+    ask(
+        sql, manifest, config.format, config.out, config.save, config.allow_files,
+        config.overwrite, config.timeout, config.memory_limit,
+    )  # fmt: skip
 
 
 main = Command(QueryConfig, run, name="lasr query", about=__doc__, positional="sql")

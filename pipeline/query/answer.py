@@ -1,11 +1,15 @@
 """Answer one question about a manifest: print the answer, write it, or save the patches in it."""
 
+import codecs
 import difflib
+import os
 import re
 import shutil
-import tempfile
-from contextlib import ExitStack
+import sys
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event, Thread
 from typing import Literal
 
 import duckdb
@@ -14,6 +18,8 @@ from lasr.errors import UserError
 from lasr.files import atomic_path
 from lasr.marks import KEY
 from lasr.ownership import is_ours
+from lasr.terminal.output import say
+from pipeline.query.limits import limit, out_of_memory, watched
 from pipeline.query.sandbox import confine, read_only, readable_files, refusal
 from pipeline.query.save import save
 from pipeline.query.views import with_views
@@ -31,70 +37,135 @@ def ask(
     save_to: Path | None = None,
     allow_files: bool = False,
     overwrite: bool = False,
+    timeout: float | None = None,
+    memory_limit: str | None = None,
 ) -> None:
     """Answer one question. Raises UserError.
 
     form: how the answer is printed, or written to `out`. save_to: write a manifest of the patches
     in the answer instead. allow_files: run any statement and open any file. overwrite: `out` may
-    replace what is not ours.
+    replace what is not ours. timeout: seconds. memory_limit: see pipeline.query.limits.
     """
     with ExitStack() as stack:
-        connection = stack.enter_context(with_views(manifest))
-        spill = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        target = spill / "answer"
+        connection = with_views(manifest)
+        stack.callback(_close, connection)
+        limit(connection, memory_limit, Path(stack.enter_context(TemporaryDirectory())))
+        printed = stack.enter_context(_Printed())
+        target = printed.path
         if out:
             target = stack.enter_context(atomic_path(out, None if overwrite else is_ours))
-        try:
+
+        def answer_it(stop: Event) -> None:
             statement = sql
             if not allow_files:
-                confine(connection, readable_files(manifest), target, spill)
+                confine(connection, readable_files(manifest), target)
                 statement = read_only(connection, sql)
             answer = connection.sql(statement)
             if save_to:
-                _save(answer, manifest, sql, save_to)
+                _save(answer, manifest, sql, save_to, stop)
+            elif answer is not None and form == "table" and out is None:
+                _show(answer)
             elif answer is not None:
-                _show(answer, form, out, target)
+                _write(answer, form, target)
             elif out:
                 raise UserError("SQL: this statement has no answer to write", "leave out --out")
+
+        try:
+            watched(answer_it, connection, timeout)
         except duckdb.Error as error:
             raise sql_error(error, connection) from error
 
 
+def _close(connection: duckdb.DuckDBPyConnection) -> None:
+    with suppress(duckdb.Error):  # still busy, although it was interrupted; the process ends now
+        connection.close()
+
+
 def _save(
-    answer: duckdb.DuckDBPyRelation | None, manifest: Manifest, sql: str, target: Path
+    answer: duckdb.DuckDBPyRelation | None,
+    manifest: Manifest,
+    sql: str,
+    target: Path,
+    stop: Event,
 ) -> None:
     if answer is None:
         raise UserError("SQL: this statement has no answer to save", "SELECT the patches")
-    roles = save(answer, manifest, sql, target)
-    print(f"{target}: {roles['lr']} lr and {roles['hr']} hr patches")
-    print(f"train on it: lasr train --manifest {target}")
+    roles = save(answer, manifest, sql, target, stop)
+    say(f"{target}: {roles['lr']} lr and {roles['hr']} hr patches")
+    say(f"train on it: lasr train --manifest {target}")
 
 
-def _show(answer: duckdb.DuckDBPyRelation, form: Form, out: Path | None, target: Path) -> None:
-    """Write the answer to `target`, and print it unless it has a file of its own, `out`."""
-    if form == "table" and out is None:
-        _without_pixels(answer).show(max_width=shutil.get_terminal_size((WIDTH, 24)).columns)
-        return
+def _show(answer: duckdb.DuckDBPyRelation) -> None:
+    """Print the first and the last rows as a table that fits the terminal."""
+    width = shutil.get_terminal_size((WIDTH, 24)).columns
+    _as_shown(answer, width).show(max_width=width)
+
+
+def _write(answer: duckdb.DuckDBPyRelation, form: Form, target: Path) -> None:
     marked = f"parquet, KV_METADATA {{'{KEY}': '{{}}'}}"
     options = {"table": "csv", "json": "json, ARRAY true", "parquet": marked}.get(form, form)
     path = str(target).replace("'", "''")
     answer.query("answer", f"COPY (FROM answer) TO '{path}' (FORMAT {options}, USE_TMP_FILE false)")
-    if out is None:
-        # Not to /dev/stdout: DuckDB would truncate a file that `>>` appends to.
-        print(target.read_text(encoding="utf-8"), end="")
 
 
-def _without_pixels(answer: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
-    """Replace images by their names, so that a table does not read their bytes."""
-    images = [
-        name
-        for name, kind in zip(answer.columns, answer.types, strict=True)
-        if str(kind) == "STRUCT(bytes BLOB, path VARCHAR)"
-    ]
-    if not images:
+class _Printed:
+    """A path; what is written to it is printed at once, so that no answer is too large.
+
+    Not /dev/stdout: DuckDB would truncate a file that `>>` appends to.
+    """
+
+    def __enter__(self) -> "_Printed":
+        self._read, self._write = os.pipe()
+        self.path = Path(f"/dev/fd/{self._write}")
+        self._thread = Thread(target=self._copy, name="print", daemon=True)
+        self._error: OSError | None = None
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        os.close(self._write)
+        if kind is not KeyboardInterrupt:
+            self._thread.join()
+        if self._error:
+            raise self._error
+
+    def _copy(self) -> None:
+        """Bytes as they are, because CSV and JSON are UTF-8; on a terminal, safe text."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        try:
+            while content := os.read(self._read, 1 << 16):
+                if sys.stdout is None:
+                    continue
+                if sys.stdout.isatty():
+                    sys.stdout.write(decoder.decode(content))
+                else:
+                    sys.stdout.flush()
+                    sys.stdout.buffer.write(content)
+                sys.stdout.flush()
+        except OSError as error:  # `| head` has seen enough, or the disk is full
+            self._error = error
+        finally:
+            os.close(self._read)  # DuckDB's next write fails
+
+
+def _as_shown(answer: duckdb.DuckDBPyRelation, width: int) -> duckdb.DuckDBPyRelation:
+    """Cut values that a table cuts anyway: DuckDB holds up to 10,000 rows for one, whole.
+
+    Images become their names, so that their bytes are not read.
+    """
+    shown = {}
+    for name, kind in zip(answer.columns, map(str, answer.types), strict=True):
+        column = '"{}"'.format(name.replace('"', '""'))
+        if kind == "STRUCT(bytes BLOB, path VARCHAR)":
+            shown[column] = f"{column}.path"
+        elif kind == "VARCHAR":
+            shown[column] = f"left({column}, {width + 1})"
+        elif kind == "BLOB" or kind.endswith("[]"):
+            shown[column] = f"{column}[1:{width}]"
+    if not shown or len(set(answer.columns)) < len(answer.columns):
         return answer
-    names = ", ".join(f'"{name}".path AS "{name}"' for name in images)
-    return answer.query("answer", f"SELECT * REPLACE ({names}) FROM answer")
+    columns = ", ".join(f"{value} AS {column}" for column, value in shown.items())
+    return answer.query("answer", f"SELECT * REPLACE ({columns}) FROM answer")
 
 
 _UNKNOWN_COLUMN = re.compile(
@@ -113,6 +184,8 @@ _OPEN_PIVOT = "PIVOT statements without explicit IN clauses"
 def sql_error(error: duckdb.Error, connection: duckdb.DuckDBPyConnection) -> UserError:
     """Return the error that the user sees. Nearest names are those of the connection's views."""
     text = str(error)
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return out_of_memory(text)
     if found := _UNKNOWN_COLUMN.search(text):
         name = found["a"] or found["b"] or found["c"]
         return UserError(f"SQL: no column '{name}'", _nearest(name, _columns(connection)))

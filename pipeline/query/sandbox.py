@@ -24,23 +24,19 @@ _EXECUTES = "JSON_EXECUTE_SERIALIZED_SQL"
 
 def readable_files(manifest: Manifest) -> list[Path]:
     """Return all that a question may read: the manifest, then the files beside it."""
-    others = [manifest.path.with_name(beside(manifest.path.name, name)) for name in BESIDE]
+    others = [manifest.path.parent / beside(manifest.path.name, name) for name in BESIDE]
     return [manifest.path, *others]
 
 
-def confine(
-    connection: duckdb.DuckDBPyConnection, readable: Iterable[Path], target: Path, spill: Path
-) -> None:
-    """Close everything but the given paths to a connection, irrevocably.
+def confine(connection: duckdb.DuckDBPyConnection, readable: Iterable[Path], target: Path) -> None:
+    """Close everything but the given paths to a connection, irrevocably; so are all its settings.
 
-    readable: files and folders. target: the file to which the answer is written. spill: a folder
-    for intermediate results that exceed memory.
+    readable: files and folders. target: the file to which the answer is written.
     """
     folders = [f"{path}/" for path in readable if path.is_dir()]
     settings: dict[str, str | bool | list[str]] = {
         "allowed_directories": folders,
         "allowed_paths": [str(path) for path in (*readable, target)],
-        "temp_directory": str(spill),
         "python_enable_replacements": False,  # else `FROM x` would read variables of this program
         "enable_external_access": False,
         "lock_configuration": True,

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import duckdb
@@ -22,13 +23,14 @@ NEEDED = ("image_id", "role", "size", "caption", "image")  # the columns that tr
 
 
 def save(
-    answer: duckdb.DuckDBPyRelation, manifest: Manifest, sql: str, target: Path
+    answer: duckdb.DuckDBPyRelation, manifest: Manifest, sql: str, target: Path, stop: Event
 ) -> Counter[str]:
     """Write a manifest and its catalogue; return the number of patches of each role.
 
     An answer with the columns NEEDED is written as it is, with any other columns it has. An answer
     with `patch_id` alone selects whole rows of the manifest, which keep the manifest's order.
     Raises UserError if the answer has neither, no rows, or only one role. Call `check_save` first.
+    stop: ends it with duckdb.InterruptException when set.
     """
     missing = [name for name in NEEDED if name not in answer.columns]
     if missing and "patch_id" not in answer.columns:
@@ -44,7 +46,7 @@ def save(
         schema, batches = reader.schema, iter(reader)
         check_columns(schema, NEEDED, target)
     with own_path(target) as temporary:
-        counts = _write(temporary, schema, metadata, batches)
+        counts = _write(temporary, schema, metadata, _until(stop, batches))
         roles = Counter[str]()
         for (_, role), number in counts.items():
             roles[role] += number
@@ -55,6 +57,13 @@ def save(
                 )
     _write_catalogue(manifest, target, metadata, counts)
     return roles
+
+
+def _until(stop: Event, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        if stop.is_set():
+            raise duckdb.InterruptException("the question was stopped")
+        yield batch
 
 
 def _selected_rows(manifest: Manifest, answer: duckdb.DuckDBPyRelation) -> Iterator[pa.RecordBatch]:

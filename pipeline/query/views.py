@@ -5,6 +5,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from pipeline.query.limits import limit
 from pipeline.query.sandbox import readable_files
 from schemas.manifest import PATCHES, Manifest, open_manifest
 
@@ -17,9 +18,14 @@ _NUMBERS = {
 _PHOTOGRAPH = ("image_id", "image_path", "image_width", "image_height", "split")
 
 
-def connect(manifest: Path) -> duckdb.DuckDBPyConnection:
-    """Open a manifest and return a new in-memory database with its views. Raises ManifestError."""
-    return with_views(open_manifest(manifest, columns=()))
+def connect(manifest: Path, memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
+    """Open a manifest and return a new in-memory database with its views. Raises ManifestError.
+
+    memory_limit: see pipeline.query.limits.
+    """
+    connection = with_views(open_manifest(manifest, columns=()))
+    limit(connection, memory_limit)
+    return connection
 
 
 def with_views(manifest: Manifest) -> duckdb.DuckDBPyConnection:

@@ -11,6 +11,7 @@ import time
 
 from lasr.cli import Command
 from lasr.ownership import check_file, write_own
+from lasr.terminal.output import say
 from pipeline.report.config import ReportConfig
 from schemas.manifest import open_manifest
 
@@ -27,7 +28,7 @@ def run(config: ReportConfig) -> None:
     content = page.encode()
     write_own(config.out, content)
     smaller = " (with smaller pictures to fit)" if detail is not DETAILS[0] else ""
-    print(f"report: {config.out}, {len(content) / 1e6:.1f} MB{smaller}")
+    say(f"report: {config.out}, {len(content) / 1e6:.1f} MB{smaller}")
     print(f"time:   {time.monotonic() - start:.0f} s")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 
 from lasr.device import Device
+from pipeline.query.limits import MEMORY_LIMIT, Memory
 
 COLOURS: dict[str, str] = {"lr": "#ffb000", "hr": "#2f6fff"}  # the paper's yellow and blue
 
@@ -25,6 +26,7 @@ class ReportConfig(BaseModel):
         8.0, gt=0, description="maximum size of the page; its pictures become smaller until it fits"
     )
     seed: int = Field(0, ge=0, description="seed of the random samples")
+    memory_limit: Memory | None = Field(None, description=MEMORY_LIMIT)
     device: Device = Field(
         "auto", description="where the depth estimator runs, if the build cached no distance maps"
     )

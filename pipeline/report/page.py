@@ -14,6 +14,7 @@ from lasr.cli import progress
 from lasr.errors import UserError, one_line
 from lasr.marks import signed
 from lasr.weights.locate import TABLE, untrained
+from pipeline.query.limits import out_of_memory
 from pipeline.query.views import connect
 from pipeline.report import charts
 from pipeline.report.config import COLOURS, ReportConfig
@@ -56,11 +57,13 @@ class Samples:
 def build_page(config: ReportConfig) -> tuple[str, Detail]:
     """Return the page as HTML and the resolution of its pictures. Raises UserError."""
     manifest = open_manifest(config.manifest, NEEDED)
-    with connect(config.manifest) as connection:
+    with connect(config.manifest, config.memory_limit) as connection:
         data = ReportData(connection, config.seed)
         try:
             facts = _facts(config, manifest, data)
             samples = _sample(config, data, Originals(manifest, config.images, config.device))
+        except duckdb.OutOfMemoryException as error:
+            raise out_of_memory(str(error)) from error
         except duckdb.Error as error:
             raise UserError(
                 f"{config.manifest}: cannot be read ({one_line(error)})", "build it again"

@@ -18,6 +18,7 @@ from lasr.errors import UserError
 from lasr.marks import in_picture
 from lasr.ownership import check_file, own_path
 from lasr.pictures.search.inputs import expand_lists
+from lasr.terminal.output import say
 from pipeline.report.config import COLOURS
 from schemas.manifest import open_manifest
 
@@ -137,7 +138,7 @@ def _outline(axes: Any, row: dict[str, Any]) -> None:
 def run(config: PictureConfig) -> None:
     """Write the picture and print its name. Raises UserError."""
     name = draw(config)
-    print(f"{name}: {config.out}")
+    say(f"{name}: {config.out}")
 
 
 main = Command(PictureConfig, run, name="lasr picture", about=__doc__)

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from lasr.errors import UserError, one_line
+from lasr.errors import UserError
+from lasr.files import read_text
 from lasr.weights.locate import Located
 from schemas.manifest import WORDS_PER_PATCH
 
@@ -70,10 +71,10 @@ def read_dictionary(path: Path) -> list[str]:
     Raises UserError: unreadable, a word twice, or fewer words than a caption has.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).split("\n")
+    except OSError as error:
         raise UserError(
-            f"{path}: the dictionary cannot be read ({one_line(error)})",
+            f"{path}: the dictionary cannot be read ({error.strerror})",
             "give a text file in UTF-8 with one word per line",
         ) from error
     words = [word for line in lines if (word := line.split("#")[0].strip())]

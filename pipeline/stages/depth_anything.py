@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lasr.errors import one_line
+from lasr.files import read_text
 from lasr.weights.locate import Located, WeightsError, check_expected
 from pipeline.stages.depth import DepthModel, normalise
 
@@ -87,7 +88,7 @@ def _check_configs(located: Located, folder: Path) -> None:
     configs: dict[str, dict[str, Any]] = {}
     for name in _CONFIGS:
         try:
-            configs[name] = dict(json.loads((folder / name).read_text(encoding="utf-8")))
+            configs[name] = dict(json.loads(read_text(folder / name)))
         except (OSError, ValueError, TypeError) as error:
             raise WeightsError(
                 f"{folder}: {name} cannot be read ({one_line(error)})",

@@ -3,7 +3,10 @@
 import base64
 import json
 import logging
+import os
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -11,12 +14,13 @@ import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import psutil
 import pytest
 from PIL import Image
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
@@ -24,6 +28,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from lasr.errors import UserError
 from pipeline.build import plan
 from pipeline.build import shard as stages
+from pipeline.build.publish import Summary
 from pipeline.config import BuildConfig
 from pipeline.flows import artifacts
 from pipeline.flows import flow as flows
@@ -139,6 +144,15 @@ def test_the_doctor_finds_the_server_well(server: Project) -> None:
 
 
 def test_pipeline_run_builds_through_the_flow(photographs: Path, project: Project) -> None:
+    """With a profile that names no server and a database that only a newer Prefect could open."""
+    home = Path(project.environment["PREFECT_HOME"])
+    home.mkdir()
+    profile = 'active = "mine"\n[profiles.mine]\nPREFECT_LOGGING_LEVEL = "INFO"\n'
+    (home / "profiles.toml").write_text(profile)
+    with closing(sqlite3.connect(home / "prefect.db")) as file, file:
+        file.execute("CREATE TABLE alembic_version (version_num VARCHAR)")
+        file.execute("INSERT INTO alembic_version VALUES ('ffffffffffff')")
+    before = (home / "prefect.db").read_bytes()
     flags = ["--images", str(photographs), "--k", "2", "--limit", "3", "--shard-size", "2"]
     done = project.pipeline_run(*flags)
     assert done.returncode == 0, done.stderr
@@ -146,31 +160,34 @@ def test_pipeline_run_builds_through_the_flow(photographs: Path, project: Projec
     assert "UNTRAINED" in done.stderr and "build-patches" in done.stderr
     assert counts(project.folder / "data/patches.parquet") == {"lr": 6, "hr": 6}
     assert "Traceback" not in done.stderr and "not shown" not in done.stderr
+    assert done.stderr.count("recorded in a temporary database only") == 1
+    assert "attempts failed" not in done.stderr and "View at" not in done.stderr
+    assert (home / "prefect.db").read_bytes() == before
+    assert not embedded_servers(project)
 
 
-def test_errors_inside_the_flow_are_one_line(project: Project) -> None:
-    (project.folder / "photos").mkdir()
-    Image.new("RGB", (100, 80)).save(project.folder / "photos" / "small.png")
-    done = project.pipeline_run("--images", "photos")
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: none of 1 photographs gave a patch (1 too_small); most often")
+def embedded_servers(project: Project) -> list[psutil.Process]:
+    """The processes of servers that a command in this project started."""
+    found = []
+    for running in psutil.process_iter():
+        with suppress(psutil.Error):
+            mine = running.environ().get("PREFECT_HOME") == project.environment["PREFECT_HOME"]
+            if mine and any(word.endswith("embedded.py") for word in running.cmdline()):
+                found.append(running)
+    return found
 
 
-def test_a_server_that_does_not_answer_is_named(photographs: Path, project: Project) -> None:
-    project.environment["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
-    done = project.pipeline_run("--images", str(photographs))
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "error: Failed to reach API at http://127.0.0.1:9/api" in done.stderr
-
-
-def test_serving_needs_a_server(project: Project) -> None:
-    done = project.run(sys.executable, "-m", "pipeline.flows")
-    assert done.returncode == 1 and done.stderr.startswith("error: PREFECT_API_URL is not set")
-    project.environment["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
-    done = project.run(sys.executable, "-m", "pipeline.flows")
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "error: Failed to reach API at http://127.0.0.1:9/api" in done.stderr
+def test_the_server_ends_with_a_build_that_is_killed(photographs: Path, project: Project) -> None:
+    """tests/pipeline/flows/test_server.py tries all signals; here the server is the real one."""
+    argv = [sys.executable, "-m", "pipeline.run", "--profile", "offline", "--images"]
+    with project.background(*argv, str(photographs)) as log:
+        wait_for("the flow", lambda: "Beginning flow run" in log.read_text(), log)
+        (server,) = embedded_servers(project)
+        parent = server.parent()
+        assert parent
+        parent.kill()
+        psutil.wait_procs([server], timeout=10)
+        assert not embedded_servers(project)
 
 
 def check_form(deployment: dict[str, Any]) -> None:
@@ -401,6 +418,81 @@ def test_what_the_user_must_mend_is_not_tried_again(
         flows.build(config)
     assert tries.count(tries[0]) == 1 and len(tries) < 7
     assert "Traceback" not in caplog.text
+
+
+def test_ctrl_c_stops_after_the_photographs_in_work(
+    here: Project,
+    config: BuildConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The run is Cancelled, what is finished is kept, and the same command goes on."""
+    tries, make = [], stages.build_shard
+
+    def pressing(job: Any, shard: Any, tick: Any) -> str:
+        tries.append(shard.name)
+        if len(tries) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)  # the main thread handles it
+        return make(job, shard, tick)
+
+    monkeypatch.setattr(stages, "build_shard", pressing)
+    with pytest.raises(KeyboardInterrupt, match="1 of 7 parts made"):
+        flows.build(config)
+    assert len(tries) == 2 and last_run(here)["state"]["type"] == "CANCELLED"
+    error = capfd.readouterr().err
+    assert error.count("stopping after the photographs in work; Ctrl-C again stops at once") == 1
+    assert "Traceback" not in error + caplog.text and "ERROR" not in caplog.text
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert flows.build(config)["patches"] == {"lr": 7, "hr": 7}
+    assert len(tries) == 2 + 6
+
+
+def test_a_second_ctrl_c_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def end(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(flows.os, "_exit", end)
+    with pytest.raises(SystemExit, match="130"), flows._until_stopped():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert capfd.readouterr().err.endswith("stopped at once; run the same command to resume\n")
+
+
+def test_out_of_memory_names_what_to_lower(
+    here: Project, config: BuildConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault(monkeypatch, MemoryError("Unable to allocate 8.00 GiB"), times=9)
+    with pytest.raises(UserError, match=r"out of memory \(Unable .*\); lower --workers"):
+        flows.build(config)
+
+
+def test_a_manifest_in_object_storage_has_its_counts_alone(
+    here: Project, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    from prefect import flow
+
+    summary = Summary("s3://b/p.parquet", "s3://b/i.parquet", 1, {"ok": 3}, {"lr": 6, "hr": 6})
+    run = flow(lambda: artifacts.show_counts(summary), name="counts")
+    run()
+    (table,) = here.ask("artifacts", artifacts={"key": {"any_": ["build-patches-counts"]}},
+                        sort="CREATED_DESC", limit=1)  # fmt: skip
+    assert json.loads(table["data"]) == [{"status": "ok", "photographs": 3}]
+    assert "6 lr patches" in table["description"] and "not shown" not in caplog.text
+
+
+def test_errors_inside_the_flow_are_one_line(
+    here: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder := tmp_path / "photos").mkdir()
+    Image.new("RGB", (100, 80)).save(folder / "sm\x1b[2Jall.png")
+    config = BuildConfig(images=[str(folder)], out=tmp_path / "o.parquet", profile="offline")
+    with pytest.raises(UserError, match=r"none of 1 photographs gave a patch \(1 too_small\)"):
+        flows.build(config)
+    assert "Traceback" not in caplog.text and "\x1b[2J" not in caplog.text
 
 
 def test_a_bug_is_not_hidden(

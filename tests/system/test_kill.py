@@ -5,7 +5,9 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,36 @@ def test_a_full_disk_is_one_line_and_loses_nothing(album: Path, tmp_path: Path) 
         assert killed.digest(out) == before
     assert run(config(album, out, k=3)) == 0
     assert not killed.leftovers(tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own; `mount -o remount,size=…` changes how much fits on it."""
+    (disk := tmp_path / "disk").mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if os.getuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_disk_that_is_full_at_any_moment(album: Path, small_disk: Path, tmp_path: Path) -> None:
+    """In the cache, in parts, in the manifest or beside it: one line, and the rest fits later."""
+    out, errors = small_disk / "patches.parquet", tmp_path / "errors.txt"
+    refused = []
+    for size in (48, 128, 256, 400, 600, 800, 1200, 8000):
+        subprocess.run(["mount", "-o", f"remount,size={size}k", str(small_disk)], check=True)
+        if run(config(album, out, shard_size=2), errors=errors) == 0:
+            break
+        error = errors.read_text()
+        assert f"{small_disk}/" in error and "No space left on device (" in error, error
+        assert "bytes are free" in error and "free some space and run the same" in error, error
+        assert "\n" not in error
+        refused.append(error.partition(":")[0])
+    calm = tmp_path / "calm" / "patches.parquet"
+    assert run(config(album, calm, shard_size=2)) == 0
+    assert killed.digest(out) == killed.digest(calm) and not killed.leftovers(small_disk)
+    assert len(refused) > 1  # it was full at several moments
 
 
 class Nobody:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 
 from lasr.cli import Command
 from lasr.ownership import check_file
+from lasr.terminal.output import say
 from schemas.manifest import open_manifest
 
 SCALE = 3  # side of an LR pixel on the sheet
@@ -56,7 +57,7 @@ def draw_sheet(config: SheetConfig) -> None:
 def run(config: SheetConfig) -> None:
     """Draw the sheet and print its path."""
     draw_sheet(config)
-    print(f"{config.patches} patches, {config.draws} degraded copies each: {config.out}")
+    say(f"{config.patches} patches, {config.draws} degraded copies each: {config.out}")
 
 
 main = Command(SheetConfig, run, name="lasr degradations", about=__doc__)

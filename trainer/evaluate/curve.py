@@ -19,6 +19,7 @@ from lasr.cli import Command
 from lasr.errors import UserError, require
 from lasr.marks import SOFTWARE
 from lasr.ownership import check_file, own_path
+from lasr.terminal.output import say
 from trainer.evaluate import scores
 
 
@@ -57,7 +58,7 @@ def run(config: CurveConfig) -> None:
     with own_path(out.with_suffix(".csv")) as temporary:
         pyarrow.csv.write_csv(pa.Table.from_pylist(points), temporary)
     _draw(out, titles, points)
-    print(f"{out} and {out.with_suffix('.csv').name}")
+    say(f"{out} and {out.with_suffix('.csv').name}")
 
 
 def _point(row: dict[str, Any]) -> dict[str, Any]:

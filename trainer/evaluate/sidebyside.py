@@ -24,6 +24,7 @@ from lasr.errors import UserError, require
 from lasr.marks import in_picture
 from lasr.ownership import check_file, check_folder, own_path
 from lasr.pictures.read import read_rgb
+from lasr.terminal.output import say
 from trainer.evaluate import scores
 from trainer.evaluate.scores import Score
 
@@ -109,7 +110,7 @@ def run(config: SideBySideConfig) -> None:
     for path, sheet in sheets.items():
         with own_path(path) as temporary:
             sheet.save(temporary, format="PNG", **in_picture())
-    print(f"{len(rows)} pictures, {len(methods)} methods: {out}")
+    say(f"{len(rows)} pictures, {len(methods)} methods: {out}")
 
 
 def most_textured(picture: np.ndarray, side: int) -> Crop:

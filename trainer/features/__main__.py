@@ -24,6 +24,7 @@ from lasr.device import Device, pick_device
 from lasr.errors import UserError, require
 from lasr.marks import KEY
 from lasr.ownership import check_folder, own_path, write_own
+from lasr.terminal.output import say
 from lasr.weights.locate import Located, locate, untrained
 from schemas.manifest import open_manifest
 from trainer.features.maps import View, draw
@@ -137,7 +138,7 @@ def _write(config: FeaturesConfig, views: list[View], note: str) -> None:
     write_own(out / SCORES, (json.dumps(plain, indent=2) + "\n").encode())
     for score in scores:
         print("{view}, {stage}: {sentence}".format(**score))
-    print(f"written: {out}/{FIGURE}, {COORDINATES}, {SCORES}")
+    say(f"written: {out}/{FIGURE}, {COORDINATES}, {SCORES}")
 
 
 main = Command(FeaturesConfig, run, name="lasr features", about=__doc__, weights=True)

@@ -13,6 +13,7 @@ from lasr.pictures.find import check_regular
 from lasr.pictures.read import Picture, picture_size, read_picture
 from lasr.pictures.samples import Metadata
 from lasr.pictures.write import check_format, save_picture
+from lasr.terminal.output import say
 from lasr.weights.locate import Located
 from trainer.models.load import load_model
 from trainer.upscale.config import UpscaleConfig
@@ -63,7 +64,7 @@ def upscale_files(results: dict[Path, Path], located: Located, config: UpscaleCo
             show(0)
     upscaled = len(results) - len(failed) - skipped
     existing = f", {skipped} existed already" if skipped else ""
-    print(f"upscaled: {upscaled} of {len(results)}{existing}, x{total_scale}, in {config.out}")
+    say(f"upscaled: {upscaled} of {len(results)}{existing}, x{total_scale}, in {config.out}")
     if failed:
         raise UserError(f"{len(failed)} of {len(results)} pictures failed: {'. '.join(failed)}")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lasr.errors import UserError
+from lasr.files import read_text
 from lasr.pictures.formats.table import is_hidden
 
 OnError = Callable[[OSError], object]
@@ -146,7 +147,7 @@ def file_id(path: Path) -> object:
 
 def _read_lines(path: str) -> list[str]:
     try:
-        return Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise UserError(f"{path}: this list cannot be read ({reason})", "check the file") from error
+        return read_text(Path(path)).split("\n")
+    except OSError as error:
+        fix = "check the file"
+        raise UserError(f"{path}: this list cannot be read ({error.strerror})", fix) from error

@@ -1,0 +1,1 @@
+"""What reaches a terminal: lines, log records and progress bars."""

@@ -1,0 +1,186 @@
+"""The Prefect server that a build reports to: the user's own, or an embedded one.
+
+What could be wrong is asked before Prefect is imported, which takes seconds and reads its settings.
+"""
+
+import atexit
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import IO
+
+from lasr.doctor import prefect
+from lasr.errors import UserError, one_line, printable
+
+log = logging.getLogger(__name__)
+
+STARTUP = 120  # seconds; a new database on a busy machine takes 25
+EMBEDDED = Path(__file__).with_name("embedded.py")
+# As Prefect's own embedded server: without the web pages.
+SERVES = {
+    "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1",
+}  # fmt: skip
+Client = dict[str, str]  # the environment variables by which a process uses an embedded server
+
+_running: "tuple[subprocess.Popen[bytes], Client] | None" = None  # the one of this process
+
+
+class NotStarted(Exception):
+    """The embedded server ended, or did not come up in time; its last words."""
+
+
+def connect() -> Client | None:
+    """Return None where the user chose a Prefect server, and else how to reach an embedded one.
+
+    The embedded server ends with this process, also if that is killed. Where Prefect's profiles or
+    database cannot be used, a warning says so, and the run is recorded in a temporary database.
+    Raises UserError: the chosen server does not answer as one.
+    """
+    if fault := prefect.profile_fault():
+        log.warning("%s; building without Prefect's profiles", fault)
+        os.environ[prefect.PROFILES_PATH] = f"{_temporary_folder()}/profiles.toml"
+    if server := prefect.server():
+        prefect.check_server(server)
+        return None
+    if _running is None or _running[0].poll() is not None:
+        _start()
+    assert _running
+    return _running[1]
+
+
+def chosen() -> None:
+    """Check the server that the user chose, as `lasr serve` needs one. Raises UserError."""
+    if fault := prefect.profile_fault():
+        raise UserError(fault, "correct or remove that file")
+    server = prefect.server()
+    if server is None:
+        raise UserError(
+            "PREFECT_API_URL is not set, so there is no server to register the deployment with",
+            "start `prefect server start` and set PREFECT_API_URL=http://127.0.0.1:4200/api",
+        )
+    prefect.check_server(server)
+
+
+def load_flow() -> ModuleType:
+    """Import `pipeline.flows.flow`, and Prefect with it. Raises UserError: a setting is wrong."""
+    try:
+        from pipeline.flows import flow
+    except Exception as error:
+        if not type(error).__module__.startswith("pydantic"):
+            raise
+        raise UserError(
+            f"Prefect refuses its settings ({one_line(error, 200)})",
+            "correct the variable PREFECT_…, prefect.toml or the profile that sets it, or run with"
+            f" {prefect.PROFILE}=ephemeral",
+        ) from error
+    return flow
+
+
+def _start() -> None:
+    """Start the embedded server on the user's database, or else on a temporary one."""
+    fault = prefect.home_fault()
+    if not fault:
+        try:
+            return _embedded({})
+        except NotStarted as error:
+            fault = f"Prefect's embedded server did not start ({error})"
+    log.warning("%s; this run is recorded in a temporary database only", fault)
+    os.environ[prefect.HOME] = home = _temporary_folder()  # Prefect here writes to it, too
+    database = dict.fromkeys(prefect.DATABASE, "")
+    database[prefect.DATABASE[0]] = f"sqlite+aiosqlite:///{home}/prefect.db"
+    try:
+        return _embedded(database)
+    except NotStarted as error:
+        raise UserError(
+            f"Prefect's embedded server did not start ({error})", "run `lasr doctor`"
+        ) from error
+
+
+def _temporary_folder() -> str:
+    folder = tempfile.mkdtemp(prefix="lasr-prefect-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _embedded(variables: dict[str, str]) -> None:
+    """Start an embedded server and import Prefect as its client. Raises NotStarted."""
+    global _running
+    password = f"lasr:{secrets.token_hex(16)}"  # other users and web pages do not know it
+    environment = {**os.environ, **SERVES, **variables, prefect.URL: ""}
+    environment = {k: v for k, v in environment.items() if v or k not in prefect.DATABASE}
+    environment["PREFECT_SERVER_API_AUTH_STRING"] = password
+    with socket.socket() as listening, tempfile.TemporaryFile() as output:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(128)
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+        descriptor = listening.fileno()
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(EMBEDDED), str(descriptor), str(os.getpid())],
+            env=environment,
+            pass_fds=[descriptor],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C in a terminal is for the command alone
+        )
+        # Registered before Prefect's own, so that it runs after Prefect has sent its last lines.
+        atexit.register(_stop, process)
+        listening.close()  # the process has it: what connects now waits until it serves
+        client = {prefect.URL: address, prefect.AUTH: password}
+        with _variables(client | {"PREFECT_SERVER_EPHEMERAL_ENABLED": "0"}):
+            load_flow()  # meanwhile
+        try:
+            _wait(process, address, output)
+        except NotStarted:
+            _stop(process)
+            raise
+    _running = process, client
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _wait(process: "subprocess.Popen[bytes]", address: str, output: IO[bytes]) -> None:
+    """Wait until the server is healthy. Raises NotStarted."""
+    import httpx
+
+    end = time.monotonic() + STARTUP
+    while process.poll() is None and time.monotonic() < end:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{address}/health", timeout=1, trust_env=False).text.strip() == "true":
+                return
+        time.sleep(0.05)
+    output.seek(0)
+    lines = output.read().decode(errors="replace").strip().splitlines() or ["no message"]
+    raise NotStarted(printable(lines[-1])[:200])
+
+
+@contextlib.contextmanager
+def _variables(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
