@@ -152,6 +152,15 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     assert path.read_text() == "precious" and [p.name for p in tmp_path.iterdir()] == ["a.md"]
 
 
+def test_a_link_with_the_temporary_name_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("precious")
+    (tmp_path / ".a.md.tmp").symlink_to(tmp_path / "notes")
+    with pytest.raises(UserError, match="left as it is"):
+        write_own(tmp_path / "a.md", b"ours")
+    assert (tmp_path / "notes").read_text() == "precious"
+    assert not (tmp_path / "a.md").exists() and (tmp_path / ".a.md.tmp").is_symlink()
+
+
 @pytest.mark.parametrize("can_exchange", [True, False])
 def test_a_file_that_is_swapped_between_two_system_calls_is_put_back(
     can_exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
