@@ -71,6 +71,8 @@ def atomic_path(path: Path, is_ours: IsOurs | None = None) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path, ".tmp")
+    if temporary.is_symlink() or temporary.is_dir():  # what a kill leaves is a file
+        raise foreign(temporary)
     try:
         yield temporary
         with open(temporary, "rb") as file:

@@ -34,7 +34,7 @@ from trainer.sheets import write_comparison
 from trainer.step import TrainStep
 
 README = """\
-# {name}: a training run of LA-SR
+# {name}: a run of LA-SR
 
 `{command}` resumes this run from its last checkpoint.
 

@@ -67,7 +67,7 @@ def _build_patches(**parameters: Any) -> Any:
             check_parameters(config)
         prepared = _prepared.get() or prepare(config)
         if not _own_run.get():
-            check_photographs(photograph.path for photograph in prepared.photographs)
+            check_photographs(found.path for found in prepared.inputs.found)
         with sole_build(config.work):
             sweep(config.work)
             build = plan_build(prepared)

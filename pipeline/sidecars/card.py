@@ -84,7 +84,7 @@ def data_card(
 
 
 def _title(manifest: StoragePath) -> str:
-    return f"LA-SR patches: {manifest.name.removesuffix('.parquet')}"
+    return f"LA-SR training patches: {manifest.name.removesuffix('.parquet')}"
 
 
 def _front_matter(manifest: StoragePath, rows: int) -> str:

@@ -94,6 +94,32 @@ def test_an_edited_page_belongs_to_its_editor(name: str, tmp_path: Path) -> None
         assert path.read_text() == edited
 
 
+OLD = {  # the beginnings of pages of version 0.1.0
+    "card.md": "---\nlicense: other\n---\n\n# LA-SR patches: mine\n\nFar (`lr`, 56x56) and near",
+    "README.md": "# mine: a training run of LA-SR\n\n`lasr train` resumes this run",
+    "means.md": "| Method | PSNR ↑ | Params (M) | Runtime (s) | Images |\n|:---|",
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_pages_of_version_0_1_0_are_known(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(OLD[name])
+    assert is_ours(path)
+    path.write_text(f"mine\n{OLD[name]}")
+    assert not is_ours(path)
+
+
+def test_a_page_whose_mark_was_taken_away_is_not_taken_for_an_old_one(
+    manifest: Path, tmp_path: Path
+) -> None:
+    card = manifest.parent / "card.md"
+    assert is_ours(card)
+    path = tmp_path / "card.md"
+    path.write_text("".join(card.read_text().splitlines(keepends=True)[:-1]))
+    assert not is_ours(path)
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_damaged_files_are_looked_at_without_an_error(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
@@ -124,6 +150,15 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
         temporary.write_text("ours")
         path.write_text("precious")
     assert path.read_text() == "precious" and [p.name for p in tmp_path.iterdir()] == ["a.md"]
+
+
+def test_a_link_with_the_temporary_name_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("precious")
+    (tmp_path / ".a.md.tmp").symlink_to(tmp_path / "notes")
+    with pytest.raises(UserError, match="left as it is"):
+        write_own(tmp_path / "a.md", b"ours")
+    assert (tmp_path / "notes").read_text() == "precious"
+    assert not (tmp_path / "a.md").exists() and (tmp_path / ".a.md.tmp").is_symlink()
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])
