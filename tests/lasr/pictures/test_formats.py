@@ -208,5 +208,5 @@ def test_sizes_are_checked_before_pixels_are_decoded(tmp_path: Path) -> None:
 
 def test_damaged_raw_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "a.rw2").write_bytes(b"IIU\0" + b"x" * 5000)
-    with pytest.raises(UserError, match=r"a\.rw2: .*not RAW"):
+    with pytest.raises(UserError, match=r"a\.rw2: a camera raw file of a kind"):
         read_picture(tmp_path / "a.rw2")
