@@ -5,7 +5,7 @@ import io
 import numpy as np
 
 from lasr.pictures.profiles import coded_profile
-from lasr.pictures.samples import Check, Metadata, Samples, Space, scaled
+from lasr.pictures.samples import Check, Metadata, Samples, Space, count_notes, scaled
 
 
 def decode(content: bytes, check: Check) -> Samples:
@@ -29,7 +29,7 @@ def decode(content: bytes, check: Check) -> Samples:
     meaning, nclx = profile, picture.info.get("nclx_profile")
     if not profile and nclx:
         meaning = coded_profile(nclx["color_primaries"], nclx["transfer_characteristics"])
-    notes = (f"only the first of its {len(file)} frames is read",) if len(file) > 1 else ()
+    notes = count_notes(len(file))
     metadata = Metadata(exif and exif.removeprefix(b"Exif\0\0"), xmp, None, profile)
     kind: Space = "grey" if colours.shape[2] == 1 else "rgb"
     return Samples(colours, kind, alpha, meaning, 1, metadata, notes)
