@@ -351,6 +351,19 @@ def test_files_that_end_early_are_refused(kind: str) -> None:
             decoded(content[: int(len(content) * share)])
 
 
+@pytest.mark.parametrize(("tag", "value"), [(279, 0), (273, 0), (273, 2**20)])
+def test_strips_that_are_missing_are_not_filled_with_black(
+    tmp_path: Path, tag: int, value: int
+) -> None:
+    """tifffile takes a strip without bytes for one of zeros; so do sparse GeoTIFFs."""
+    (tmp_path / "x.tif").write_bytes(tiff(smooth(3), photometric="rgb", rowsperstrip=8))
+    with tifffile.TiffFile(tmp_path / "x.tif", mode="r+b") as file:
+        entry = file.pages[0].tags[tag]
+        entry.overwrite((*entry.value[:-1], value))
+    with pytest.raises(UserError, match="ends before its pixels do, or a strip or tile is missing"):
+        read_picture(tmp_path / "x.tif")
+
+
 @pytest.mark.timeout(20)
 def test_a_named_pipe_is_refused_without_opening_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
