@@ -10,10 +10,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from lasr.device import Device
 from lasr.flags import Sections
+from lasr.pictures.samples import LARGEST
 from lasr.weights.locate import PROFILES, Profile
 from pipeline.stages.captions import CaptionConfig
 from pipeline.stages.depth import DepthConfig
-from pipeline.stages.images import ImagesConfig
+from pipeline.stages.images import MAX_PIXELS, ImagesConfig
 from pipeline.stages.select import SelectConfig
 from pipeline.storage import StoragePath
 
@@ -67,6 +68,12 @@ class BuildConfig(SelectConfig, CaptionConfig, DepthConfig, OutputConfig, Images
         None,
         description="folder of distance maps and CLIP features that builds may share (default: the"
         " build's own, where what the manifest no longer needs is removed)",
+    )
+    max_pixels: int = Field(
+        MAX_PIXELS,
+        ge=1,
+        le=LARGEST,
+        description="photographs with more pixels are left out; bounds memory",
     )
     device: Device = Field("auto", description="where the networks run")
     runner: Runner = Field(

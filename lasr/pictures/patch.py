@@ -52,7 +52,7 @@ def _is_complete(content: bytes | np.ndarray) -> bool:
     view = memoryview(content)  # type: ignore[arg-type]
     position = 8
     while position + 12 <= len(view):
-        if view[position + 4 : position + 8] == b"IEND":
+        if bytes(view[position + 4 : position + 8]) == b"IEND":
             return True
         position += 12 + int(_LENGTH.unpack_from(view, position)[0])
     return False

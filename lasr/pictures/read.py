@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RAISE_LIMIT = "raise the limit with --max-pixels"
+_HEAD = 2**20  # bytes
 VARIABLE = "LASR_MAX_PIXELS"  # the limit of commands that have no such flag
 
 
@@ -125,10 +126,10 @@ def read_picture(path: Path, max_pixels: int | None = None) -> Picture:
     Raises UserError: not readable, not supported, too large, or not a regular file.
     """
     check_regular(path)
+    most = max_pixels or _default_limit()
     try:
-        picture = decode_picture(
-            path.read_bytes(), limited(max_pixels or _default_limit()), path.name
-        )
+        check_bytes(path.stat().st_size, most)
+        picture = decode_picture(path.read_bytes(), limited(most), path.name)
     except TooLarge as error:
         fix = RAISE_LIMIT if max_pixels else f"raise the limit in {VARIABLE}, or make it smaller"
         raise UserError(f"{path}: {error}", fix) from error
@@ -148,6 +149,13 @@ def read_picture(path: Path, max_pixels: int | None = None) -> Picture:
     for note in picture.notes:
         log.warning("%s: %s", path, note)
     return picture
+
+
+def check_bytes(size: int, max_pixels: int) -> None:
+    """Raise TooLarge for a file that is larger than any picture within the limit needs to be."""
+    most = max(2**30, 8 * max_pixels)  # 16-bit RGBA, not compressed
+    if size > most:
+        raise TooLarge(f"{size} bytes: over {most}")
 
 
 def _default_limit() -> int:
@@ -181,11 +189,14 @@ def picture_size(path: Path) -> tuple[int, int]:
         raise Known(width, height)
 
     check_regular(path)
-    try:
-        decode(path.read_bytes(), check)
-    except Known as known:
-        width, height = known.args
-        return width, height
-    except (NotSupported, Damaged, OSError, MemoryError) as error:
-        raise UserError(f"{path}: not a readable picture ({error})") from error
-    raise UserError(f"{path}: not a readable picture")
+    reason: Exception | None = None
+    for most in (_HEAD, -1):  # most formats have their header at the start
+        try:
+            with open(path, "rb") as file:
+                decode(file.read(most), check, path.name)
+        except Known as known:
+            width, height = known.args
+            return width, height
+        except (NotSupported, Damaged, OSError, MemoryError) as error:
+            reason = error
+    raise UserError(f"{path}: not a readable picture ({reason})")

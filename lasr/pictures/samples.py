@@ -62,6 +62,19 @@ class Samples:
     notes: tuple[str, ...] = ()
 
 
+def frame_notes(image: Image.Image) -> tuple[str, ...]:
+    """Says that an animation's other frames are not read."""
+    try:
+        return count_notes(getattr(image, "n_frames", 1))
+    except Exception:  # a later frame is damaged; decoders raise nearly anything
+        return ("only the first of several frames is read",)
+
+
+def count_notes(frames: int) -> tuple[str, ...]:
+    """As `frame_notes`, for a number."""
+    return (f"only the first of its {frames} frames is read",) if frames > 1 else ()
+
+
 def open_with(plugin: str, content: bytes) -> Image.Image:
     """Open a file with one of Pillow's plugins. No pixel is decoded.
 

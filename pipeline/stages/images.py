@@ -12,8 +12,15 @@ from lasr.pictures.decoders.decode import Damaged
 from lasr.pictures.formats.extras import why_not_read
 from lasr.pictures.formats.recognise import START, recognise
 from lasr.pictures.formats.table import by_suffix
-from lasr.pictures.read import RAISE_LIMIT, Picture, TooLarge, decode_picture, limited
-from lasr.pictures.samples import LARGEST, NotSupported
+from lasr.pictures.read import (
+    RAISE_LIMIT,
+    Picture,
+    TooLarge,
+    check_bytes,
+    decode_picture,
+    limited,
+)
+from lasr.pictures.samples import NotSupported
 from pipeline.inputs.photographs import Found
 from pipeline.storage import reason
 
@@ -24,7 +31,7 @@ log = logging.getLogger(__name__)
 # unusual files that version 0.1.0 read otherwise.
 VERSION = 0
 MAX_PIXELS = 2**27  # 134 megapixels: bounds the memory for one photograph
-MAX_BYTES = 2**30
+MAX_BYTES = 2**30  # the least that `check_bytes` allows
 _BACKDROP = 128  # grey behind transparent pixels: in the middle of the range
 
 
@@ -36,12 +43,6 @@ class ImagesConfig(BaseModel):
     images: list[str] = Field(
         min_length=1,
         description="photographs: folders (searched downwards), files, globs, .txt lists of paths",
-    )
-    max_pixels: int = Field(
-        MAX_PIXELS,
-        ge=1,
-        le=LARGEST,
-        description="photographs with more pixels are left out; bounds memory",
     )
 
 
@@ -82,9 +83,10 @@ def load(found: Found, min_side: int, max_pixels: int = MAX_PIXELS) -> Photograp
     """
     if found.size < 0:
         raise Unusable("unreadable", "not a regular file")
-    limit = max(MAX_BYTES, 8 * max_pixels)
-    if found.size > limit:
-        raise Unusable("too_large", f"{found.size} bytes: over {limit}; {RAISE_LIMIT}")
+    try:
+        check_bytes(found.size, max_pixels)
+    except TooLarge as error:
+        raise Unusable("too_large", f"{error}; {RAISE_LIMIT}") from error
     try:
         _check_format(found)
         content = found.path.read_bytes()

@@ -12,6 +12,7 @@ from lasr.pictures.samples import (
     NotSupported,
     Samples,
     Space,
+    frame_notes,
     open_with,
     orientation_of,
     scaled,
@@ -75,8 +76,7 @@ def decode_avif(content: bytes, check: Check) -> Samples:
     """Decode the first frame of an AVIF. Raises NotSupported (HDR), ValueError, OSError."""
     with open_with("AVIF", content) as image:
         check(*image.size)
-        count = getattr(image, "n_frames", 1)
-        notes = (f"only the first of its {count} frames is read",) if count > 1 else ()
+        notes = frame_notes(image)
         profile, exif, xmp = (image.info.get(key) for key in ("icc_profile", "exif", "xmp"))
         meaning = profile
         if profile is None:

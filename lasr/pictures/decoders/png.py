@@ -20,6 +20,7 @@ from lasr.pictures.samples import (
     NotSupported,
     Samples,
     Space,
+    count_notes,
     open_with,
     orientation_of,
     scaled,
@@ -45,6 +46,8 @@ def decode(content: bytes, check: Check) -> Samples:
     embedded, notes = _embedded(chunks)
     profile = _meaning(chunks, embedded)
     metadata, orientation = _metadata(chunks, embedded)
+    if len(frames := chunks.get(b"acTL", b"")) == 8:  # an APNG
+        notes += count_notes(struct.unpack(">I", frames[:4])[0])
     space: Space = "grey" if values.shape[2] == 1 else "rgb"
     return Samples(values, space, alpha, profile, orientation, metadata, notes)
 

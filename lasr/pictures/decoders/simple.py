@@ -12,6 +12,7 @@ from lasr.pictures.samples import (
     NotSupported,
     Samples,
     Space,
+    frame_notes,
     open_with,
     orientation_of,
 )
@@ -21,7 +22,7 @@ def decode_gif(content: bytes, check: Check) -> Samples:
     """Decode the first frame of a GIF. Raises ValueError and OSError (damaged)."""
     with open_with("GIF", content) as image:
         check(*image.size)
-        notes = _frames(image)
+        notes = frame_notes(image)
         values, alpha = _planes(image)
     profile = _gif_profile(content)
     return Samples(values, _space(values), alpha, profile, 1, Metadata(profile=profile), notes)
@@ -51,7 +52,7 @@ def decode_webp(content: bytes, check: Check) -> Samples:
     """Decode the first frame of a WebP. Raises ValueError and OSError (damaged)."""
     with open_with("WEBP", content) as image:
         check(*image.size)
-        notes = _frames(image)
+        notes = frame_notes(image)
         values, alpha = _planes(image)
         profile, exif, xmp = (image.info.get(key) for key in ("icc_profile", "exif", "xmp"))
         orientation = orientation_of(image.getexif())
@@ -72,11 +73,6 @@ def _planes(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _space(values: np.ndarray) -> Space:
     return "grey" if values.shape[2] == 1 else "rgb"
-
-
-def _frames(image: Image.Image) -> tuple[str, ...]:
-    count = getattr(image, "n_frames", 1)
-    return (f"only the first of its {count} frames is read",) if count > 1 else ()
 
 
 def _gif_profile(content: bytes) -> bytes | None:

@@ -29,6 +29,7 @@ from lasr.pictures.samples import (
     NotSupported,
     Samples,
     Space,
+    count_notes,
     from_float,
     open_with,
     scaled,
@@ -120,7 +121,7 @@ def _count_notes(file: Any) -> tuple[str, ...]:
             whole += not int(file.pages[number].subfiletype) & 0b101
     except Exception:  # a later directory is damaged; the first is what counts
         whole += 1
-    return (f"only the first of its {whole} pictures is read",) if whole > 1 else ()
+    return count_notes(whole)
 
 
 def _layout(page: Any) -> _Layout:

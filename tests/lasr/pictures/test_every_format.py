@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import cv2
 import imagecodecs
 import numpy as np
+import pillow_heif
 import pytest
 import tifffile
 from PIL import Image, ImageCms
@@ -664,6 +665,37 @@ def avif_case(bits: int, channels: int, primaries: int, profile: str | None) -> 
     return content, Expected(through(value, profile), deep, alpha, closeness(True, deep))
 
 
+def heif_case(bits: int, channels: int, primaries: int, profile: str | None) -> Case:
+    """Lossless: RGB is stored as it is (matrix coefficients 0)."""
+    stored = samples(channels, bits)
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels] + (";16" if bits > 8 else "")
+    data = (stored << (16 - bits) if bits > 8 else stored).tobytes()
+    picture = pillow_heif.from_bytes(mode=mode, size=(W, H), data=data)
+    file, matrix = io.BytesIO(), {} if channels == 1 else {"matrix_coefficients": 0}
+    picture.save(
+        file, quality=-1, chroma=444, color_primaries=primaries, transfer_characteristics=13,
+        full_range_flag=1, icc_profile=ICC[profile] if profile else None, **matrix,
+    )  # fmt: skip
+    value, alpha = stored / (2**bits - 1), None
+    if channels == 4:
+        value, alpha = value[..., :3], value[..., 3]
+    value = value.repeat(3, axis=2) if channels == 1 else value
+    if primaries == 12:
+        value = icc.to_srgb(value, icc.P3, icc.srgb_decode)
+    deep = depth(bits)
+    return file.getvalue(), Expected(through(value, profile), deep, alpha, closeness(True, deep))
+
+
+@cases
+def heifs() -> Iterator[tuple[str, Callable[[], Case]]]:
+    for bits, channels, primaries, profile in (
+        (8, 3, 1, None), (8, 1, 1, None), (8, 4, 1, None), (8, 3, 1, "adobe"), (8, 3, 12, None),
+        (10, 3, 1, None), (10, 3, 12, None),
+    ):  # fmt: skip
+        name = f"heif-{bits}-{channels}-{primaries}-{profile}"
+        yield name, lambda b=bits, c=channels, m=primaries, p=profile: heif_case(b, c, m, p)
+
+
 @cases
 def others() -> Iterator[tuple[str, Callable[[], Case]]]:
     for transparent, interlaced in itertools.product((False, True), (False, True)):
@@ -682,7 +714,7 @@ def others() -> Iterator[tuple[str, Callable[[], Case]]]:
 
 
 def test_the_table_is_large() -> None:
-    assert len(CASES) >= 300
+    assert len(CASES) > 500
 
 
 @pytest.mark.parametrize("name", CASES)

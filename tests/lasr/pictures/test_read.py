@@ -301,12 +301,14 @@ def test_the_first_full_picture_of_several_is_read() -> None:
         writer.write(smooth(3) // 2, photometric="rgb", metadata=None)
     picture = decode_picture(file.getvalue(), limited(MAX_PIXELS))
     np.testing.assert_array_equal(picture.pixels, smooth(3))
-    assert picture.notes == ("only the first of its 2 pictures is read",)
+    assert picture.notes == ("only the first of its 2 frames is read",)
     frames = [Image.new("L", (8, 6), 255 * n) for n in (1, 0)]
     for form in ("GIF", "WEBP", "PNG"):
         file = io.BytesIO()
         frames[0].save(file, form, save_all=True, append_images=frames[1:])
-        assert decoded(file.getvalue()).min() == 255
+        picture = decode_picture(file.getvalue(), limited(MAX_PIXELS))
+        assert picture.pixels.min() == 255
+        assert picture.notes == ("only the first of its 2 frames is read",)
 
 
 def test_metadata_is_kept() -> None:
@@ -347,6 +349,19 @@ def test_files_that_end_early_are_refused(kind: str) -> None:
     for share in (0.2, 0.5, 0.9):
         with pytest.raises(ValueError):
             decoded(content[: int(len(content) * share)])
+
+
+@pytest.mark.parametrize(("tag", "value"), [(279, 0), (273, 0), (273, 2**20)])
+def test_strips_that_are_missing_are_not_filled_with_black(
+    tmp_path: Path, tag: int, value: int
+) -> None:
+    """tifffile takes a strip without bytes for one of zeros; so do sparse GeoTIFFs."""
+    (tmp_path / "x.tif").write_bytes(tiff(smooth(3), photometric="rgb", rowsperstrip=8))
+    with tifffile.TiffFile(tmp_path / "x.tif", mode="r+b") as file:
+        entry = file.pages[0].tags[tag]
+        entry.overwrite((*entry.value[:-1], value))
+    with pytest.raises(UserError, match="ends before its pixels do, or a strip or tile is missing"):
+        read_picture(tmp_path / "x.tif")
 
 
 @pytest.mark.timeout(20)

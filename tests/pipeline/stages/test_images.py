@@ -13,8 +13,9 @@ from PIL import Image, ImageCms
 
 from lasr.pictures.formats import extras
 from pipeline.inputs.photographs import Found
-from pipeline.stages.images import Unusable, load
+from pipeline.stages.images import MAX_PIXELS, Unusable, limit_inputs, load
 from pipeline.storage import StoragePath
+from tests.support import files, icc
 from tests.support.raw import save_dng
 
 SIDE = 32
@@ -203,6 +204,31 @@ def test_the_first_of_several_frames_is_used_and_noted(tmp_path: Path, suffix: s
     assert np.abs(loaded.pixels.astype(int) - (200, 0, 0)).max() <= 2
     frames[0].save(tmp_path / "one.png")
     assert load(found(tmp_path / "one.png"), SIDE).note is None
+
+
+def test_limits_kinds_and_notes_reach_the_catalogue(tmp_path: Path) -> None:
+    """What is beyond --max-pixels, what no reader understands, and what was ignored."""
+    path = tmp_path / "a.png"
+    colourful().save(path)
+    with pytest.raises(
+        Unusable, match=r"60x40: more than 2399 pixels; raise .*--max-pixels"
+    ) as why:
+        load(found(path), SIDE, max_pixels=2399)
+    assert why.value.status == "too_large"
+    assert load(found(path), SIDE, max_pixels=2400).note is None
+    path.write_bytes(files.png(np.asarray(colourful()), 2, 8, [(b"cICP", bytes([9, 16, 0, 1]))]))
+    with pytest.raises(Unusable, match=r"an HDR picture \(PQ\)") as why:
+        load(found(path), SIDE)
+    assert why.value.status == "unsupported"
+    colourful().save(path, icc_profile=icc.cmyk())
+    note = load(found(path), SIDE).note
+    assert note == "its colour profile is for CMYK, not rgb: ignored"
+
+
+def test_the_default_limit_adds_nothing_to_fingerprints() -> None:
+    """Parts made before the limit was an option stay valid; a raised limit selects again."""
+    assert limit_inputs(MAX_PIXELS) == ()
+    assert () != limit_inputs(2**28) != limit_inputs(2**29)
 
 
 @pytest.mark.parametrize("name", ["a.jfif", "a.JPE", "no suffix", "a.tif", "a.png"])

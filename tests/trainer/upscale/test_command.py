@@ -1,5 +1,6 @@
 """The command: inputs and results, formats, passes, existing files, mistakes, a kill."""
 
+import io
 import os
 import shutil
 import signal
@@ -11,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageCms
 from torch import Tensor
 
 from lasr.errors import UserError
 from lasr.pictures.find import find_pictures
 from lasr.pictures.read import Picture, read_picture, read_rgb
-from tests.support import processes
+from tests.support import icc, processes
 from tests.support.weights import load_sr
 from trainer.models.rrdb import RRDB, untrained_rrdb
 from trainer.models.save import save_network
@@ -26,6 +27,8 @@ from trainer.upscale.__main__ import main
 from trainer.upscale.results import result_paths
 from trainer.upscale.run import upscale_picture
 from trainer.upscale.tiles import Tiling, upscale
+
+COLOUR = (180, 60, 60)
 
 
 @pytest.fixture
@@ -100,6 +103,40 @@ def test_other_formats(weights: Path, tmp_path: Path, kind: str, dtype: type) ->
     got = read_picture(tmp_path / "out" / f"a.{kind}").pixels
     assert got.shape[:2] == (128, 128) and got.dtype == dtype
     assert main(arguments(weights, tmp_path / "out", tmp_path / "a.png", format=kind)) == 0
+
+
+def test_results_inherit_metadata_and_strip_leaves_it_out(
+    weights: Path, small: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A picture on its side in Adobe RGB, with a maker: upright, in sRGB, by the same maker."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make], exif[ExifTags.Base.Orientation] = "Maker", 6
+    profile = icc.rgb(icc.ADOBE, 563 / 256, "wide")
+    picture = Image.new("RGB", small.size, COLOUR)
+    picture.save(tmp_path / "a.png", exif=exif, icc_profile=profile, dpi=(300, 300))
+    out = tmp_path / "out"
+    argv = arguments(weights, out, tmp_path / "a.png")
+    assert main(argv) == 0
+    with Image.open(out / "a.png") as image:
+        assert image.size == (120, 160) and image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        tags = image.getexif()
+        assert tags[ExifTags.Base.Make] == "Maker" and tags[ExifTags.Base.Orientation] == 1
+        written = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+        assert ImageCms.getProfileDescription(written).strip() == "sRGB"
+    expected = icc.to_srgb(np.array(COLOUR) / 255, icc.ADOBE, 563 / 256)
+    enlarged = read_picture(out / "a.png").pixels / 255
+    assert np.abs(enlarged[8:-8, 8:-8].mean(axis=(0, 1)) - expected).max() < 0.01
+    assert main([*argv, "--strip"]) == 1  # the result is another one
+    assert main([*argv, "--strip", "--overwrite"]) == 0
+    with Image.open(out / "a.png") as image:
+        assert ExifTags.Base.Make not in image.getexif() and "icc_profile" not in image.info
+    capsys.readouterr()
+    assert (
+        main([*arguments(weights, tmp_path / "x", tmp_path / "a.png"), "--max-pixels", "99"]) == 1
+    )
+    assert (
+        "40x30: more than 99 pixels; raise the limit with --max-pixels" in capsys.readouterr().err
+    )
 
 
 def test_same_names_are_told_apart_or_refused(tmp_path: Path, small: Image.Image) -> None:
