@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,7 @@ class Reader:
         self._cache: OrderedDict[int, Future[pa.Table | str]] = OrderedDict()
         self._copies: dict[int, _Copy] = {}
         self._lock, self._copying = threading.Lock(), threading.Lock()
+        self._patch_ids = lru_cache(maxsize=4)(self._read_patch_ids)
 
     def _find_chunks(self) -> list[Chunk]:
         chunks: list[Chunk] = []
@@ -113,24 +115,21 @@ class Reader:
 
         The patch_id is None if the manifest has none or it cannot be read.
         """
-        chunk = self.chunks[self.chunk_of[row]]
-        first = next(c.first for c in self.chunks if c.file == chunk.file)
-        file, offset = self.manifest.files[chunk.file], row - first
-        return file.name, offset, self._patch_id(file, offset)
+        file = self.chunks[self.chunk_of[row]].file
+        number = row - next(chunk.first for chunk in self.chunks if chunk.file == file)
+        group, offset = 0, number
+        while offset >= (rows := self._footers[file].row_group(group).num_rows):
+            group, offset = group + 1, offset - rows
+        ids = self._patch_ids(file, group)
+        patch_id = ids[offset].as_py() if ids is not None else None
+        return self.manifest.files[file].name, number, patch_id
 
-    def _patch_id(self, file: Path, offset: int) -> str | None:
-        try:
-            with pq.ParquetFile(file, page_checksum_verification=True) as part:
-                for group in range(part.num_row_groups):
-                    rows = part.metadata.row_group(group).num_rows
-                    if offset < rows:
-                        column = part.read_row_group(group, columns=["patch_id"])["patch_id"]
-                        value = column[offset].as_py()
-                        return None if value is None else str(value)
-                    offset -= rows
-        except (pa.ArrowException, OSError, KeyError):
-            pass
-        return None
+    def _read_patch_ids(self, file: int, group: int) -> pa.ChunkedArray | None:
+        with opened(self.manifest.files[file], self._footers[file]) as part:
+            try:
+                return part.read_row_group(group, columns=["patch_id"])["patch_id"]
+            except (pa.ArrowException, OSError, KeyError):
+                return None
 
     def _chunk(self, number: int) -> pa.Table | str:
         """A chunk's patches and captions, or why it cannot be read.
