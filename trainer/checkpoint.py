@@ -164,9 +164,7 @@ def inputs_of(config: TrainConfig) -> list[object]:
     return [config.manifest, config.encoders, config.sr_init, config.clip, config.vgg]
 
 
-def check_settings(
-    config: TrainConfig, manifest: str, weights: dict[str, str]
-) -> dict[str, Any]:
+def check_settings(config: TrainConfig, manifest: str, weights: dict[str, str]) -> dict[str, Any]:
     """The config.json that a run's folder should have.
 
     manifest, weights: identities, so that config.json is enough to repeat the run. Writes nothing.

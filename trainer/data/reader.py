@@ -28,7 +28,7 @@ from lasr.pictures.patch import decode_patch
 from schemas.columns import convert_column
 from schemas.manifest import PATCH_SIZE, PATCHES, Manifest, ManifestError, Role
 from schemas.parquet import ROW_GROUP
-from trainer.data.index import Index, damage, opened, read_index
+from trainer.data.index import READ_ERRORS, Index, damage, opened, read_footer, read_index
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Reader:
 
     def __init__(self, manifest: Manifest, cache_rows: int):
         self.manifest, self.cache_rows = manifest, cache_rows
-        self._footers = [pq.read_metadata(file) for file in manifest.files]
+        self._footers = [read_footer(file) for file in manifest.files]
         self._large = [_largest_group(footer) > LARGE_ROW_GROUP for footer in self._footers]
         self.chunks = self._find_chunks()
         self.chunk_of = np.repeat(np.arange(len(self.chunks)), [c.rows for c in self.chunks])
@@ -128,7 +128,7 @@ class Reader:
         with opened(self.manifest.files[file], self._footers[file]) as part:
             try:
                 return part.read_row_group(group, columns=["patch_id"])["patch_id"]
-            except (pa.ArrowException, OSError, KeyError):
+            except (*READ_ERRORS, KeyError):
                 return None
 
     def _chunk(self, number: int) -> pa.Table | str:
@@ -148,8 +148,10 @@ class Reader:
         if is_mine:
             try:
                 future.set_result(self._load(self.chunks[number]))
-            except BaseException as error:
+            except BaseException as error:  # of the machine, not of the row group: not kept
                 future.set_exception(error)
+                with self._lock:
+                    self._cache.pop(number, None)
         return future.result()
 
     def _load(self, chunk: Chunk) -> pa.Table | str:
@@ -163,8 +165,8 @@ class Reader:
         with opened(file, self._footers[chunk.file]) as part:
             try:
                 return _content(part.read_row_group(chunk.index, columns=CONTENT))
-            except (pa.ArrowException, OSError) as error:
-                return damage(error)
+            except READ_ERRORS as error:
+                return damage(file, error)
 
 
 def _content(table: pa.Table) -> pa.Table:
@@ -228,8 +230,8 @@ def _pieces(file: Path, failed: dict[int, str]) -> Iterator[pa.RecordBatch]:
                 for piece in part.iter_batches(ROW_GROUP, row_groups=[group], columns=CONTENT):
                     yield _content(pa.Table.from_batches([piece])).to_batches()[0]
                     left, number = left - len(piece), number + 1
-            except (pa.ArrowException, OSError) as error:
-                reason = damage(error)
+            except READ_ERRORS as error:
+                reason = damage(file, error)
             while left:
                 rows = min(left, ROW_GROUP)
                 yield pa.record_batch([pa.nulls(rows, t) for t in _PIECE.types], schema=_PIECE)

@@ -141,7 +141,7 @@ def read_lines(path: Path, step: int) -> list[tuple[str, dict[str, Any]]]:
     for text in content.splitlines():
         try:
             line = json.loads(text)
-            if line["step"] <= step:
+            if type(line["step"]) is int and line["step"] <= step:
                 lines.append((text, line))
         except (ValueError, KeyError, TypeError, RecursionError):
             pass  # a line that a kill cut short, or that another program wrote
