@@ -164,11 +164,11 @@ def inputs_of(config: TrainConfig) -> list[object]:
     return [config.manifest, config.encoders, config.sr_init, config.clip, config.vgg]
 
 
-def claim_folder(config: TrainConfig, manifest: str, weights: dict[str, str]) -> None:
-    """Create the run's folder and its config.json.
+def check_settings(config: TrainConfig, manifest: str, weights: dict[str, str]) -> dict[str, Any]:
+    """The config.json that a run's folder should have.
 
-    manifest, weights: identities, so that config.json is enough to repeat the run. Raises
-    UserError: the folder holds a run with other settings; it names the first that differs.
+    manifest, weights: identities, so that config.json is enough to repeat the run. Writes nothing.
+    Raises UserError: the folder holds a run with other settings; it names the first that differs.
     """
     before = check_folder(config.folder, inputs_of(config))
     # Weights that this version writes bear a mark, those of version 0.1.0 did not.
@@ -187,6 +187,15 @@ def claim_folder(config: TrainConfig, manifest: str, weights: dict[str, str]) ->
                     f"{config.folder}: holds a run with {name} = {was}, now it is {value}",
                     "choose another --out",
                 )
+    return settings
+
+
+def claim_folder(config: TrainConfig, manifest: str, weights: dict[str, str]) -> None:
+    """Create the run's folder and its config.json, or write it again with what may change.
+
+    manifest, weights: as in `check_settings`, which raises UserError first.
+    """
+    settings = check_settings(config, manifest, weights)
     content = json.dumps(settings, indent=2) + "\n"
     path = config.folder / "config.json"
     with writing(path, "free some disk space and run the same command", len(content)):

@@ -29,7 +29,14 @@ from trainer.models.encoders import load_encoders
 from trainer.models.load import load_sr
 from trainer.models.save import save_network, write_tensors
 from trainer.models.vgg import load_vgg
-from trainer.plan import BEING_TRAINED, RunWeights, check_compiler, find_weights, open_patches
+from trainer.plan import (
+    BEING_TRAINED,
+    RunWeights,
+    check_compiler,
+    check_steps,
+    find_weights,
+    open_patches,
+)
 from trainer.run_log import RESUME, Monitor, PendingStep, RunLog
 from trainer.step import TrainStep
 
@@ -191,11 +198,7 @@ def resume(config: TrainConfig, train_step: TrainStep, world: World) -> int:
                 f"{config.folder}: ranks read checkpoints of different steps {steps}",
                 "put the folder where all machines see the same files",
             )
-        if done > config.steps:
-            raise UserError(
-                f"{config.folder}: holds a run of {done} steps, more than --steps {config.steps}",
-                "pass more steps or another --out",
-            )
+        check_steps(config, done)
 
     world.on_all_ranks(check)
     return done

@@ -10,10 +10,11 @@ from lasr.errors import UserError
 from lasr.lock import check_free
 from lasr.weights.locate import Located, locate_all
 from schemas.manifest import SCALE, open_manifest
+from trainer import checkpoint
 from trainer.checkpoint import check_folder, inputs_of
 from trainer.config import CompileMode, TrainConfig
 from trainer.data.dataset import COLUMNS, Patches
-from trainer.data.skipped import check_index
+from trainer.data.skipped import SkippedRows, check_index, read_skipped
 
 BEING_TRAINED = "being trained"  # what the holder of a run's lock does
 
@@ -80,10 +81,39 @@ def check_compiler(device: torch.device, mode: CompileMode) -> None:
         ) from error
 
 
-def describe(config: TrainConfig, processes: int = 1) -> str:
-    """What a run would do and what it needs, for --dry-run. Loads no network."""
-    patches = open_patches(config, processes)
+def check_steps(config: TrainConfig, done: int) -> None:
+    """Raise UserError if a run has done more steps than it is to do."""
+    if done > config.steps:
+        raise UserError(
+            f"{config.folder}: holds a run of {done} steps, more than --steps {config.steps}",
+            "pass more steps or another --out",
+        )
+
+
+def check_run(config: TrainConfig, patches: Patches, weights: RunWeights) -> int:
+    """Check what `train` would find in the run's folder; the number of finished steps.
+
+    Changes nothing. Raises UserError: another process trains there, the settings differ, the
+    checkpoint cannot be read or is beyond --steps, or the run has skipped too many rows.
+    """
     check_free(config.folder, BEING_TRAINED)
+    checkpoint.check_settings(config, patches.manifest.identity, weights.identities)
+    state = checkpoint.load(config.folder)
+    done = int(state["step"]) if state else 0
+    check_steps(config, done)
+    skipped = SkippedRows(patches, config.max_skipped, read_skipped(config.folder, done), None)
+    if skipped.too_many:
+        skipped.refuse()
+    return done
+
+
+def describe(config: TrainConfig, processes: int = 1) -> str:
+    """What a run would do and what it needs, for --dry-run: the same checks. Loads no network."""
+    patches = open_patches(config, processes)
+    weights, device = find_weights(config), pick_device(config.device)
+    if config.compile != "off":
+        check_compiler(device, config.compile)
+    done = check_run(config, patches, weights)
     faulty = len(patches.reader.index.faulty)
     epochs = config.steps * config.batch_size / len(patches)
     return "\n".join(
@@ -91,10 +121,10 @@ def describe(config: TrainConfig, processes: int = 1) -> str:
             f"manifest: {config.manifest}, {len(patches.rows['lr'])} lr and"
             f" {len(patches.rows['hr'])} hr patches{f', {faulty} of them unusable' * (faulty > 0)}",
             f"run:      {config.steps} steps of {config.batch_size}, {epochs:.1f} epochs,"
-            f" x{SCALE} on {pick_device(config.device)}, {config.precision}",
+            f" x{SCALE} on {device}, {config.precision}{f', {done} of them done' * (done > 0)}",
             f"batch:    {config.batch_size} LR and as many HR patches,"
             f" {config.batch_size // processes} on each of {processes} processes",
-            f"weights:  {', '.join(find_weights(config).identities.values())}",
+            f"weights:  {', '.join(weights.identities.values())}",
             f"folder:   {config.folder}",
         ]
     )

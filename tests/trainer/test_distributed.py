@@ -212,13 +212,13 @@ def test_two_processes_skip_the_rows_that_one_skips(
 SABOTAGE = """
 import os, runpy, sys
 import trainer.step
-real, calls = trainer.step.TrainStep.terms, []
-def terms(*arguments):
+real, calls = trainer.step.TrainStep.__call__, []
+def step(*arguments):
     calls.append(1)
     if len(calls) == 2 and os.environ["RANK"] == "1":
         raise RuntimeError("a bug in a kernel")
     return real(*arguments)
-trainer.step.TrainStep.terms = terms
+trainer.step.TrainStep.__call__ = step
 sys.argv[0] = "trainer.run"
 runpy.run_module("trainer.run", run_name="__main__", alter_sys=True)
 """

@@ -23,7 +23,7 @@ from schemas.manifest import ManifestError
 from tests.support.training import config
 from tests.support.upstream import save_clip
 from tests.support.weights import load_encoders, load_rrdb
-from trainer import checkpoint, loop
+from trainer import checkpoint, loop, plan
 from trainer import step as step_module
 from trainer.config import TrainConfig
 from trainer.data.skipped import trim_lines
@@ -294,8 +294,11 @@ def test_going_back_is_refused_and_paths_may_change(
 ) -> None:
     settings = config(manifest, models, tmp_path / "run", steps=2)
     loop.train(settings)
-    with pytest.raises(UserError, match=r"holds a run of 2 steps, more than --steps 1; pass more"):
-        loop.train(settings.model_copy(update={"steps": 1}))
+    for attempt in (loop.train, plan.describe):  # --dry-run checks the same
+        with pytest.raises(UserError, match=r"holds a run of 2 steps, more than --steps 1; pass"):
+            attempt(settings.model_copy(update={"steps": 1}))
+        with pytest.raises(UserError, match="holds a run with seed = 0, now it is 1; choose"):
+            attempt(settings.model_copy(update={"seed": 1}))
     moved = tmp_path / "moved.parquet"
     shutil.copytree(manifest, moved)
     loop.train(settings.model_copy(update={"steps": 3, "manifest": moved}))

@@ -5,6 +5,7 @@ with another fault keeps its position in the order of training, and another row 
 its turn comes (see trainer/data/dataset.py).
 """
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ COLUMNS = ["image_id", "role", "size", "caption"]
 NO_ROLE = -1
 ROLES = list(PATCH_SIZE)  # a role is its position here
 
+READ_ERRORS = (pa.ArrowException, OSError)  # of Arrow's readers
 FINE, UNREADABLE, NO_PHOTOGRAPH, NO_SUCH_ROLE, NO_CAPTION, OTHER_SIZE = range(6)
 _FAULTS = {
     UNREADABLE: ("is in a damaged part of the file", "build the manifest again"),
@@ -66,15 +68,9 @@ def read_index(manifest: Manifest, footers: list[pq.FileMetaData]) -> Index:
 
     Raises ManifestError: a file is gone, there is no row, or none of one role.
     """
-    photographs: list[pa.ChunkedArray] = []
-    roles: list[np.ndarray] = []
-    faults: list[np.ndarray] = []
-    for file, footer in zip(manifest.files, footers, strict=True):
-        for table, damaged in _tables(file, footer):
-            photograph, role, fault = _check(table, damaged)
-            photographs.append(photograph)
-            roles.append(role)
-            faults.append(fault)
+    checked = [each for f, footer in zip(manifest.files, footers, strict=True)
+               for each in _read_file(f, footer)]  # fmt: skip
+    photographs, roles, faults = zip(*checked, strict=True) if checked else ((), (), ())
     if not sum(map(len, roles)):
         raise ManifestError(f"{manifest.path}: no rows", "loosen the query, or build it again")
     chunks = [chunk for column in photographs for chunk in column.chunks]
@@ -95,35 +91,38 @@ def read_index(manifest: Manifest, footers: list[pq.FileMetaData]) -> Index:
     return index
 
 
-def _tables(file: Path, footer: pq.FileMetaData) -> Iterator[tuple[pa.Table, bool]]:
-    """The index columns of a file, and whether one of them is damaged.
+_Checked = tuple[pa.ChunkedArray, np.ndarray, np.ndarray]  # photograph, role and fault
 
-    A damaged file is read by row groups and columns; a damaged column is all null.
-    """
+
+def _read_file(file: Path, footer: pq.FileMetaData) -> list[_Checked]:
+    """The index of a file. A damaged one is read by row groups and columns."""
     with opened(file, footer) as part:
-        schema = pa.schema([part.schema_arrow.field(name) for name in COLUMNS])
         try:
-            batches = list(part.iter_batches(2**16, columns=COLUMNS))
-            yield pa.Table.from_batches(batches, schema), False
-            return
-        except (pa.ArrowException, OSError):
-            pass
+            return [
+                _check(pa.Table.from_batches([batch]), damaged=False)
+                for batch in part.iter_batches(2**16, columns=COLUMNS)
+            ]
+        except READ_ERRORS as error:
+            damage(file, error)
+        checked = []
         for group in range(footer.num_row_groups):
-            columns = {name: _column(part, group, name) for name in COLUMNS}
-            damaged = None in columns.values()
-            rows = footer.row_group(group).num_rows
-            nothing = pa.chunked_array([pa.nulls(rows)])
-            yield pa.table({k: nothing if c is None else c for k, c in columns.items()}), damaged
+            columns = {name: _column(file, part, group, name) for name in COLUMNS}
+            damaged = any(column is None for column in columns.values())
+            nothing = pa.chunked_array([pa.nulls(footer.row_group(group).num_rows)])
+            filled = {k: nothing if c is None else c for k, c in columns.items()}
+            checked.append(_check(pa.table(filled), damaged))
+        return checked
 
 
-def _column(part: pq.ParquetFile, group: int, name: str) -> pa.ChunkedArray | None:
+def _column(file: Path, part: pq.ParquetFile, group: int, name: str) -> pa.ChunkedArray | None:
     try:
         return part.read_row_group(group, columns=[name])[name]
-    except (pa.ArrowException, OSError):
+    except READ_ERRORS as error:
+        damage(file, error)
         return None
 
 
-def _check(table: pa.Table, damaged: bool) -> tuple[pa.ChunkedArray, np.ndarray, np.ndarray]:
+def _check(table: pa.Table, damaged: bool) -> _Checked:
     """Photograph, role and fault of each row of a table, all of it if it is damaged."""
     sizes = table["size"].cast(pa.int64(), safe=False)  # a size may be beyond 32 bit
     table = convert(table.drop_columns(["size"]), PATCHES)
@@ -149,19 +148,43 @@ def _plain(column: pa.ChunkedArray) -> np.ndarray:
     return array
 
 
+def read_footer(file: Path) -> pq.FileMetaData:
+    """The footer of a part. Raises ManifestError: it is gone, or damaged."""
+    with _not_readable(file):
+        return pq.read_metadata(file)
+
+
 @contextmanager
 def opened(file: Path, footer: pq.FileMetaData) -> Iterator[pq.ParquetFile]:
     """Open a part, with the footer that was read before. Raises ManifestError: it is gone."""
-    try:
+    with _not_readable(file):
         part = pq.ParquetFile(file, metadata=footer, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise ManifestError(
-            f"{file}: cannot be read ({one_line(error)})", "build the manifest again"
-        ) from error
     with part:
         yield part
 
 
-def damage(error: Exception) -> str:
-    """Why a row group cannot be read, as the end of a sentence that begins with a row."""
+@contextmanager
+def _not_readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except READ_ERRORS as error:
+        if isinstance(error, MemoryError):
+            raise
+        raise ManifestError(
+            f"{file}: cannot be read ({one_line(error)})", "build the manifest again"
+        ) from error
+
+
+def damage(file: Path, error: Exception) -> str:
+    """Why a row group cannot be read, as the end of a sentence that begins with a row.
+
+    Raises what is no damage: MemoryError, which is one of Arrow's errors, too; and ManifestError
+    for an error of the system, such as too many open files. A bad sector of the disk is damage.
+    """
+    if isinstance(error, MemoryError):
+        raise error
+    if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
+        raise ManifestError(
+            f"{file}: cannot be read ({one_line(error)})", "try again, or build the manifest again"
+        ) from error
     return f"is in a row group that cannot be read ({one_line(error, 120)})"

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from lasr.pictures.patch import decode_patch
 from schemas.columns import convert_column
 from schemas.manifest import PATCH_SIZE, PATCHES, Manifest, ManifestError, Role
 from schemas.parquet import ROW_GROUP
-from trainer.data.index import Index, damage, opened, read_index
+from trainer.data.index import READ_ERRORS, Index, damage, opened, read_footer, read_index
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Reader:
 
     def __init__(self, manifest: Manifest, cache_rows: int):
         self.manifest, self.cache_rows = manifest, cache_rows
-        self._footers = [pq.read_metadata(file) for file in manifest.files]
+        self._footers = [read_footer(file) for file in manifest.files]
         self._large = [_largest_group(footer) > LARGE_ROW_GROUP for footer in self._footers]
         self.chunks = self._find_chunks()
         self.chunk_of = np.repeat(np.arange(len(self.chunks)), [c.rows for c in self.chunks])
@@ -73,6 +74,7 @@ class Reader:
         self._cache: OrderedDict[int, Future[pa.Table | str]] = OrderedDict()
         self._copies: dict[int, _Copy] = {}
         self._lock, self._copying = threading.Lock(), threading.Lock()
+        self._patch_ids = lru_cache(maxsize=4)(self._read_patch_ids)
 
     def _find_chunks(self) -> list[Chunk]:
         chunks: list[Chunk] = []
@@ -113,24 +115,21 @@ class Reader:
 
         The patch_id is None if the manifest has none or it cannot be read.
         """
-        chunk = self.chunks[self.chunk_of[row]]
-        first = next(c.first for c in self.chunks if c.file == chunk.file)
-        file, offset = self.manifest.files[chunk.file], row - first
-        return file.name, offset, self._patch_id(file, offset)
+        file = self.chunks[self.chunk_of[row]].file
+        number = row - next(chunk.first for chunk in self.chunks if chunk.file == file)
+        group, offset = 0, number
+        while offset >= (rows := self._footers[file].row_group(group).num_rows):
+            group, offset = group + 1, offset - rows
+        ids = self._patch_ids(file, group)
+        patch_id = ids[offset].as_py() if ids is not None else None
+        return self.manifest.files[file].name, number, patch_id
 
-    def _patch_id(self, file: Path, offset: int) -> str | None:
-        try:
-            with pq.ParquetFile(file, page_checksum_verification=True) as part:
-                for group in range(part.num_row_groups):
-                    rows = part.metadata.row_group(group).num_rows
-                    if offset < rows:
-                        column = part.read_row_group(group, columns=["patch_id"])["patch_id"]
-                        value = column[offset].as_py()
-                        return None if value is None else str(value)
-                    offset -= rows
-        except (pa.ArrowException, OSError, KeyError):
-            pass
-        return None
+    def _read_patch_ids(self, file: int, group: int) -> pa.ChunkedArray | None:
+        with opened(self.manifest.files[file], self._footers[file]) as part:
+            try:
+                return part.read_row_group(group, columns=["patch_id"])["patch_id"]
+            except (*READ_ERRORS, KeyError):
+                return None
 
     def _chunk(self, number: int) -> pa.Table | str:
         """A chunk's patches and captions, or why it cannot be read.
@@ -149,8 +148,10 @@ class Reader:
         if is_mine:
             try:
                 future.set_result(self._load(self.chunks[number]))
-            except BaseException as error:
+            except BaseException as error:  # of the machine, not of the row group: not kept
                 future.set_exception(error)
+                with self._lock:
+                    self._cache.pop(number, None)
         return future.result()
 
     def _load(self, chunk: Chunk) -> pa.Table | str:
@@ -164,8 +165,8 @@ class Reader:
         with opened(file, self._footers[chunk.file]) as part:
             try:
                 return _content(part.read_row_group(chunk.index, columns=CONTENT))
-            except (pa.ArrowException, OSError) as error:
-                return damage(error)
+            except READ_ERRORS as error:
+                return damage(file, error)
 
 
 def _content(table: pa.Table) -> pa.Table:
@@ -229,8 +230,8 @@ def _pieces(file: Path, failed: dict[int, str]) -> Iterator[pa.RecordBatch]:
                 for piece in part.iter_batches(ROW_GROUP, row_groups=[group], columns=CONTENT):
                     yield _content(pa.Table.from_batches([piece])).to_batches()[0]
                     left, number = left - len(piece), number + 1
-            except (pa.ArrowException, OSError) as error:
-                reason = damage(error)
+            except READ_ERRORS as error:
+                reason = damage(file, error)
             while left:
                 rows = min(left, ROW_GROUP)
                 yield pa.record_batch([pa.nulls(rows, t) for t in _PIECE.types], schema=_PIECE)

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lasr.errors import UserError
+from lasr.errors import UserError, writing
 from lasr.files import write_bytes
 from schemas.manifest import ManifestError
 from trainer.data.dataset import Patches
@@ -71,10 +71,13 @@ class SkippedRows:
     def add(self, step: int, rows: list[BadRow]) -> None:
         """Note rows that a step met, of all processes; those that are known are not noted again."""
         new = {row.row: row for row in rows if row.row not in self.known}
-        for _, row in sorted(new.items()):
-            self.known[row.row] = row.reason
-            if self.path:
-                self._write(step, row)
+        ordered = [row for _, row in sorted(new.items())]
+        self.known |= {row.row: row.reason for row in ordered}
+        if self.path and ordered:
+            lines = [self._line(step, row) for row in ordered]
+            self._warn(lines[0])
+            with writing(self.path, "free some disk space and run the same command"):
+                append_lines(self.path, lines)
 
     def refuse(self) -> None:
         """Raise UserError for too many skipped rows."""
@@ -87,11 +90,10 @@ class SkippedRows:
             "build the manifest again, or allow more and run the same command, which resumes",
         )
 
-    def _write(self, step: int, bad: BadRow) -> None:
-        assert self.path
+    def _line(self, step: int, bad: BadRow) -> dict[str, Any]:
         part, row, patch_id = self.patches.reader.locate(bad.row)
         role = int(self.patches.reader.index.role[bad.row])
-        line = {
+        return {
             "step": step,
             "patch_id": patch_id,
             "part": part,
@@ -100,20 +102,23 @@ class SkippedRows:
             "reason": bad.reason,
             "manifest_row": bad.row,
         }
-        append_line(self.path, line)
+
+    def _warn(self, line: dict[str, Any]) -> None:
+        """Warn of the first row, once in a run."""
         if not self._warned:
             self._warned = True
+            role = line["role"]
+            instead = f"the next '{role}' patch takes its place" if role else "it is left out"
             log.warning(
-                "step %d: row %d of %s %s: it is skipped, and the next '%s' patch takes its place;"
-                " further ones are listed in %s",
-                *(step, row, part, bad.reason, line["role"], self.path),
+                "step %d: row %d of %s %s: %s; further rows are listed in %s",
+                *(line["step"], line["row"], line["part"], line["reason"], instead, self.path),
             )
 
 
-def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Append a line of JSON, durably: a checkpoint may follow."""
+def append_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Append lines of JSON, durably: a checkpoint may follow."""
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write("".join(json.dumps(line) + "\n" for line in lines))
         file.flush()
         os.fsync(file.fileno())
 
@@ -136,7 +141,7 @@ def read_lines(path: Path, step: int) -> list[tuple[str, dict[str, Any]]]:
     for text in content.splitlines():
         try:
             line = json.loads(text)
-            if line["step"] <= step:
+            if type(line["step"]) is int and line["step"] <= step:
                 lines.append((text, line))
         except (ValueError, KeyError, TypeError, RecursionError):
             pass  # a line that a kill cut short, or that another program wrote

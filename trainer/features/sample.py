@@ -76,7 +76,9 @@ def _read(file: Path, group: int) -> pa.Table | None:
     with part:
         try:
             return convert(part.read_row_group(group, columns=list(COLUMNS)), PATCHES)
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, MemoryError):
+                raise
             return None
 
 

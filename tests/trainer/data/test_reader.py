@@ -1,5 +1,6 @@
 """Rows by their number: the right ones, nothing else read, little held, failures said clearly."""
 
+import errno
 import io
 import re
 import threading
@@ -10,6 +11,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -297,3 +299,26 @@ def test_rows_are_named_by_part_number_and_patch_id(manifest: Path, tmp_path: Pa
             row += 1
     curated = sql(manifest, "* EXCLUDE (patch_id)", tmp_path / "m.parquet")
     assert reader(curated).locate(3) == ("m.parquet", 3, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (pa.ArrowMemoryError("malloc of size 9 failed"), MemoryError),
+        (OSError(errno.EMFILE, "Too many open files"), ManifestError),
+    ],
+)
+@pytest.mark.parametrize("name", ["read_row_group", "iter_batches"])
+def test_an_error_of_the_machine_is_no_damage(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, raised: type[Exception],
+    name: str,
+) -> None:  # fmt: skip
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error
+
+    good, source = stored(manifest)[0], reader(manifest)
+    monkeypatch.setattr(pq.ParquetFile, name, fails)
+    with pytest.raises(raised):
+        found(reader(manifest) if name == "iter_batches" else source, [0])
+    monkeypatch.undo()
+    assert found(source, [0]) == [good]
