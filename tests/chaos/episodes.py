@@ -141,7 +141,11 @@ def settle(world: World, variant: str, report: Report) -> None:
         if program.outcome != "refused":
             break
         check_end(program, report)
-        wrong = [path for path in world.damaged if f"/{path.name}: " in program.text]
+        wrong = [
+            path
+            for path in world.damaged
+            if f"/{path.name}: " in program.text or f"holds {path.name}, " in program.text
+        ]
         hollow = [
             path for path in world.photos.rglob("*") if path.is_dir() and not any(path.iterdir())
         ]

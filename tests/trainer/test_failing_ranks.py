@@ -1,10 +1,9 @@
 """One process of several fails: its error is printed once, and all end.
 
-The processes are forked from a server that has imported PyTorch; they meet as under torchrun.
+They meet as under torchrun.
 """
 
 import errno
-import multiprocessing
 import os
 import re
 import signal
@@ -19,10 +18,9 @@ import torch
 import torch.distributed as dist
 
 from lasr.errors import UserError
+from tests.support import processes
 from trainer.data.prefetch import prefetch
 from trainer.distributed import World, failure, process_group
-
-SERVER = multiprocessing.get_context("forkserver")
 
 
 def free_port() -> int:
@@ -63,19 +61,17 @@ def run(
     out: Path, sabotage: Callable[[], object], saboteur: int = 1, size: int = 2
 ) -> tuple[list[str], list[int | None]]:
     """The lines that all ranks printed, and their exit statuses."""
-    SERVER.set_forkserver_preload(["tests.trainer.test_failing_ranks"])
+    start = processes.context().Process
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun's
     ranks = [
-        SERVER.Process(target=one_rank, args=(rank, size, store.port, out, sabotage, saboteur))
+        start(target=one_rank, args=(rank, size, store.port, out, sabotage, saboteur))
         for rank in range(size)
     ]
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(60)
+        process.join()
     statuses = [process.exitcode for process in ranks]
-    for process in ranks:
-        process.kill()
     said = [line for rank in range(size) for line in (out / str(rank)).read_text().splitlines()]
     return [line for line in said if "[W" not in line], statuses  # PyTorch's warnings in C++
 

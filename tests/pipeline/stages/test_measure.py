@@ -37,6 +37,14 @@ def test_rows_hold_the_measures_of_their_pixels(manifest: Path) -> None:
     assert sum(row["phash"] is not None for row in rows) > len(rows) / 2
 
 
+@pytest.mark.parametrize(
+    ("luma", "shadows", "highlights"), [(4, 1, 0), (5, 0, 0), (250, 0, 0), (251, 0, 1)]
+)
+def test_clipped_pixels_include_the_bounds(luma: int, shadows: int, highlights: int) -> None:
+    found = measure(np.full((56, 56, 3), luma, np.uint8))
+    assert (found.shadows, found.highlights) == (shadows, highlights)
+
+
 def test_measures_follow_what_they_are_named_for(photographs: Path) -> None:
     patch = photograph(photographs)[100:324, 100:324]
     plain = measure(patch)
