@@ -169,7 +169,7 @@ def count_flops(settings: TrainConfig, setting: str, batch: Batch) -> dict[str, 
     with mock.patch.object(torch, "autocast", lambda *a, **k: nullcontext()):  # has no meta device
         step = TrainStep(plain, *networks(setting, torch.device("meta")), region=count)
         lr, hr, tokens = (x.to("meta") for x in (batch.lr, batch.hr, step.texts_of(batch)))
-        step.backward(step.terms(lr, hr, tokens)[1])
+        step.gradients(lr, hr, tokens)
     return found
 
 
