@@ -1,4 +1,4 @@
-"""The device that networks run on."""
+"""The device that networks run on, and the precision they compute in."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
 
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 
 
 def pick_device(wanted: Device) -> torch.device:
@@ -32,3 +33,37 @@ def device_name(device: torch.device) -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def pick_precision(wanted: Precision, device: torch.device, old_gpu: Precision) -> Precision:
+    """The precision to use: `auto` is bfloat16 on a GPU that computes in it, and float32 on a CPU.
+
+    old_gpu: what `auto` is on a GPU without bfloat16. Raises UserError: tf32 on a CPU.
+    """
+    import torch
+
+    if device.type == "cpu":
+        if wanted == "tf32":
+            raise UserError("--precision tf32: only GPUs compute in it", "use float32 on a CPU")
+        return "float32" if wanted == "auto" else wanted
+    if wanted != "auto":
+        return wanted
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else old_gpu
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context in which networks compute in `precision`, and in float32 what needs it.
+
+    For this whole process it also sets whether float32 products on a GPU may be TF32, whose
+    mantissa has 10 of 23 bits: PyTorch's default allows it for convolutions only.
+    """
+    import torch
+
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+    # Without the cache: it would outlive a CUDA graph's tensors.
+    return torch.autocast(
+        device.type, half or torch.bfloat16, enabled=half is not None, cache_enabled=False
+    )

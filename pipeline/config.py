@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from lasr.device import Device
+from lasr.device import Device, Precision
 from lasr.flags import Sections
 from lasr.weights.locate import PROFILES, Profile
 from pipeline.stages.captions import CaptionConfig
@@ -51,8 +51,8 @@ class BuildConfig(SelectConfig, CaptionConfig, DepthConfig, OutputConfig, Images
         "Models": ("depth", "clip", "dictionary"),
         "Choice of patches": ("min_separation", "min_texture"),
         "Execution": (
-            "shard_size", "workers", "cache", "max_pixels", "verify", "keep_unreachable", "runner",
-            "ray_address", "gpus_per_task",
+            "precision", "shard_size", "workers", "cache", "max_pixels", "verify",
+            "keep_unreachable", "runner", "ray_address", "gpus_per_task",
         ),
     }  # fmt: skip
 
@@ -69,6 +69,11 @@ class BuildConfig(SelectConfig, CaptionConfig, DepthConfig, OutputConfig, Images
         " build's own, where what the manifest no longer needs is removed)",
     )
     device: Device = Field("auto", description="where the networks run")
+    precision: Precision = Field(
+        "auto",
+        description="of depth estimator and CLIP (auto: bfloat16 on a GPU, float16 on one without"
+        " it, float32 on a CPU)",
+    )
     runner: Runner = Field(
         "local", description="local: one part after the other, here; ray: many at once on a cluster"
     )

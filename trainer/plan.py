@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lasr.device import pick_device
+from lasr.device import pick_device, pick_precision
 from lasr.errors import UserError
 from lasr.lock import check_free
 from lasr.weights.locate import Located, locate_all
@@ -86,12 +86,14 @@ def describe(config: TrainConfig, processes: int = 1) -> str:
     check_free(config.folder, BEING_TRAINED)
     faulty = len(patches.reader.index.faulty)
     epochs = config.steps * config.batch_size / len(patches)
+    device = pick_device(config.device)
+    precision = pick_precision(config.precision, device, old_gpu="float32")
     return "\n".join(
         [
             f"manifest: {config.manifest}, {len(patches.rows['lr'])} lr and"
             f" {len(patches.rows['hr'])} hr patches{f', {faulty} of them unusable' * (faulty > 0)}",
             f"run:      {config.steps} steps of {config.batch_size}, {epochs:.1f} epochs,"
-            f" x{SCALE} on {pick_device(config.device)}, {config.precision}",
+            f" x{SCALE} on {device}, {precision}",
             f"batch:    {config.batch_size} LR and as many HR patches,"
             f" {config.batch_size // processes} on each of {processes} processes",
             f"weights:  {', '.join(find_weights(config).identities.values())}",

@@ -24,10 +24,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.profiler import record_function
 
+from lasr.device import autocast, pick_precision
 from trainer import losses
 from trainer.config import TrainConfig
 from trainer.data.dataset import Batch
 from trainer.distributed import World
+from trainer.models.compiled import Captured, compile_blocks
 from trainer.models.encoders import Encoders
 from trainer.models.vgg import VGG, vgg_term
 from trainer.sheets import colour_shift
@@ -74,17 +76,18 @@ class TrainStep:
         self.average = copy.deepcopy(sr_network).requires_grad_(False) if config.ema else None
         self.move_average = get_ema_multi_avg_fn(config.ema)
         self.device = next(sr_network.parameters()).device
-        self.autocast = torch.autocast(
-            self.device.type,
-            torch.bfloat16,
-            enabled=config.precision == "bfloat16",
-            cache_enabled=False,
-        )
+        precision = pick_precision(config.precision, self.device, old_gpu="float32")
+        self.autocast = autocast(self.device, precision)
         self.words = encoders.tokens([*config.bad, *config.good])
         self.names: list[str] = []  # of the numbers that the last step returned
         if config.compile != "off":
-            for module in (self.sr_network, vgg, *encoders.towers(), self.frozen_images.visual):
-                module.compile(mode=config.compile, dynamic=False)
+            for network in (self.sr_network, vgg, *encoders.towers(), self.frozen_images.visual):
+                compile_blocks(network, config.compile)
+        self.launch: Callable[..., Tensor] = self.compute
+        # PyTorch's other modes have graphs of their own; collectives are not captured.
+        one_gpu = self.device.type == "cuda" and self.world.size == 1
+        if config.cuda_graph == "auto" and one_gpu and config.compile in ("off", "default"):
+            self.launch = Captured(self.compute)
 
     def __call__(self, batch: Batch, tokens: Tensor, stop: bool = False) -> Tensor:
         """Train on this rank's slice of a batch and return numbers for the log.
@@ -94,16 +97,18 @@ class TrainStep:
         vector on the device, the same on all ranks, with an entry for each of `names`. If one of
         them is not finite, no weight has changed.
         """
-        lr, hr, tokens = (
-            x.to(self.device, non_blocking=True) for x in (batch.lr, batch.hr, tokens)
-        )
+        inputs = (x.to(self.device, non_blocking=True) for x in (batch.lr, batch.hr, tokens))
+        return self.launch(*inputs, torch.full((), float(stop), device=self.device))
+
+    def compute(self, lr: Tensor, hr: Tensor, tokens: Tensor, stop: Tensor) -> Tensor:
+        """The step itself, of inputs on the device; `stop` is 1 or 0."""
         self.optimizer.zero_grad()  # frees the last gradients before activations need the memory
         sr, terms, total = self.gradients(lr, hr, tokens)
         with self.region("optimizer"), torch.no_grad():
             numbers = terms | {
                 "total": total,
                 "colour_shift": colour_shift(sr, lr),
-                "stop": torch.full((), float(stop), device=self.device),
+                "stop": stop,
             }
             averages = self.world.average(torch.stack([x.detach() for x in numbers.values()]))
             norms = {"gradient_norm_sr": _norm(self.sr_parameters)}
@@ -206,7 +211,13 @@ class TrainStep:
         """Adam's update, skipped on the device if one of `numbers` is not finite."""
         # The flag that torch.amp.GradScaler passes to a fused optimizer: 1 skips the update.
         self.optimizer.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined]
+        # Fused Adam counts steps on the device, as a graph needs, and asks to be told of one.
+        (group,) = self.optimizer.param_groups
+        group["capturable"] = (
+            self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        )
         self.optimizer.step()
+        group["capturable"] = False
         if self.average is not None:
             average, network = (list(x.parameters()) for x in (self.average, self.sr_network))
             self.move_average(average, network, 0)

@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from lasr.device import Precision, autocast
 from lasr.errors import UserError, one_line
 from lasr.weights.locate import Located
 from schemas.manifest import WORDS_PER_PATCH
@@ -20,12 +21,15 @@ from schemas.manifest import WORDS_PER_PATCH
 if TYPE_CHECKING:
     import torch
 
-    from lasr.weights.clip import Clip
+    from lasr.weights.clip import Clip, Preprocess
+
+    Normalise = Callable[[torch.Tensor], torch.Tensor]
 
 FEATURES_VERSION = 1  # raise it when a patch gets other image features than before
 VERSION = 1  # raise it when the same features get other words than before
 DICTIONARY = Path(__file__).with_name("dictionary.txt")
 BATCH = {"cpu": 16, "cuda": 128}  # patches per CLIP call
+RANKED = 16  # rows of features per product with the words' embeddings
 
 
 class CaptionConfig(BaseModel):
@@ -41,9 +45,10 @@ class CaptionConfig(BaseModel):
     )
 
 
-def features_fingerprint_inputs(clip: Located) -> tuple[object, ...]:
-    """What determines the CLIP features of a patch's pixels."""
-    return FEATURES_VERSION, clip.identity
+def features_fingerprint_inputs(clip: Located, precision: Precision) -> tuple[object, ...]:
+    """What determines the CLIP features of a patch's pixels. precision: not `auto`."""
+    # float32 adds nothing: features that were computed before there was a choice stay valid.
+    return FEATURES_VERSION, clip.identity, *([precision] if precision != "float32" else [])
 
 
 def fingerprint_inputs(selection: str, features: str, dictionary_sha256: str) -> tuple[object, ...]:
@@ -100,8 +105,14 @@ class Captioner:
     features can be cached: prepare, features, rank.
     """
 
-    def __init__(self, clip: Located, words: Sequence[str], device: "torch.device"):
-        """Load the CLIP and embed the words. Raises WeightsError."""
+    def __init__(
+        self,
+        clip: Located,
+        words: Sequence[str],
+        device: "torch.device",
+        precision: Precision = "float32",
+    ):
+        """Load the CLIP and embed the words. precision: not `auto`. Raises WeightsError."""
         from lasr.weights.clip import load_clip
 
         self.clip = load_clip(clip, device)
@@ -109,10 +120,15 @@ class Captioner:
         self.device = device
         self.batch = BATCH[device.type]
         self._embeddings = _embed(self.clip, self.words, device)
+        self._geometry, self._normalise = _split(self.clip.preprocess)
+        self._autocast = lambda: autocast(device, precision)
 
     def prepare(self, patch: np.ndarray) -> "torch.Tensor":
-        """S x S x 3 uint8 -> 3 x s x s float32, preprocessed as the CLIP's config says."""
-        return self.clip.preprocess(Image.fromarray(patch))
+        """S x S x 3 uint8 -> 3 x s x s uint8, resized as the CLIP's config says."""
+        import torch
+
+        resized = np.array(self._geometry(Image.fromarray(patch)))
+        return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
 
     def features(self, prepared: "Sequence[torch.Tensor]") -> np.ndarray:
         """1 to `batch` prepared patches -> n x c float32, of unit length.
@@ -124,23 +140,31 @@ class Captioner:
         import torch
 
         padded = [*prepared, *[prepared[0]] * (self.batch - len(prepared))]
+        batch = torch.stack(padded)
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()
         with torch.inference_mode():
-            batch = torch.stack(padded).to(self.device)
-            features = self.clip.model.encode_image(batch, normalize=True).float()
+            pictures = self._normalise(batch.to(self.device, non_blocking=True).float() / 255)
+            with self._autocast():
+                features = self.clip.model.encode_image(pictures).float()
+            features = torch.nn.functional.normalize(features, dim=-1)
             result: np.ndarray = features[: len(prepared)].cpu().numpy()
         return result
 
     def rank(self, features: np.ndarray) -> list[Caption]:
-        """The best words for each row of n x c features."""
+        """The best words for each row of n x c features.
+
+        On the CPU: the product is small, and would wait for all that the device was given before.
+        """
         import torch
 
         captions: list[Caption] = []
-        for start in range(0, len(features), self.batch):
-            some = torch.from_numpy(features[start : start + self.batch])
+        for start in range(0, len(features), RANKED):
+            some = torch.from_numpy(features[start : start + RANKED])
             # Padded for the same reason as in `features`.
-            padded = torch.nn.functional.pad(some, (0, 0, 0, self.batch - len(some)))
+            padded = torch.nn.functional.pad(some, (0, 0, 0, RANKED - len(some)))
             with torch.inference_mode():
-                scores = padded.to(self.device) @ self._embeddings.T
+                scores = padded @ self._embeddings.T
                 best = scores[: len(some)].topk(WORDS_PER_PATCH, dim=1)
             for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                 captions.append(Caption([self.words[i] for i in indices], values))
@@ -165,4 +189,18 @@ def _embed(clip: "Clip", words: list[str], device: "torch.device") -> "torch.Ten
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it uses a deprecated autocast, for CUDA on a CPU
         table = LabelTable(words, None, interrogator)
-    return torch.from_numpy(np.stack(table.embeds)).float().to(device)
+    return torch.from_numpy(np.stack(table.embeds)).float()
+
+
+def _split(preprocess: "Preprocess") -> "tuple[Callable[[Image.Image], Image.Image], Normalise]":
+    """open_clip's preprocessing as its steps on a Pillow image, and its last one on a batch.
+
+    Between them is the conversion to float32 in 0..1, which is left to the device: bytes reach it
+    in a quarter of the time.
+    """
+    from open_clip.transform import MaybeToTensor
+    from torchvision.transforms import Compose, Normalize
+
+    *geometry, to_tensor, normalise = preprocess.transforms  # type: ignore[attr-defined]
+    assert isinstance(to_tensor, MaybeToTensor) and isinstance(normalise, Normalize)
+    return Compose(geometry), normalise
