@@ -26,7 +26,7 @@ SHAPES = ((3, 2), (4, 3), (3, 2), (2, 3), (3, 2), (4, 3), (3, 2))  # common ones
 def measure(part: Part) -> None:
     """Photographs per second, where the time goes, and how often the depth network runs."""
     device = pick_device(part.device)  # type: ignore[arg-type]
-    number, long = (6, 300) if part.small else (160, 2040)
+    number, long = (4, 300) if part.small else (160, 2040)
     source = part.folder / "source"
     from pipeline.demo import copy_photographs
 
@@ -77,7 +77,7 @@ def measure(part: Part) -> None:
                      calls_a_photograph=calls[name] / number)  # fmt: skip
 
     def loop() -> None:
-        some = sorted(target.iterdir())[: 2 if part.small else 8]
+        some = sorted(target.iterdir())[: 1 if part.small else 8]
         folder = part.folder / "few"
         folder.mkdir()
         for path in some:

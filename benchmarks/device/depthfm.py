@@ -26,7 +26,7 @@ def measure(part: Part) -> None:
             up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * deep,
             attention_head_dim=8, cross_attention_dim=context, use_linear_projection=True,
         )  # fmt: skip
-        wide = (8, 8, 16, 16) if part.small else (128, 256, 512, 512)
+        wide = (8, 8, 8, 8) if part.small else (128, 256, 512, 512)
         vae = AutoencoderKL(
             block_out_channels=wide, down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4 if part.small else 32,
@@ -34,7 +34,7 @@ def measure(part: Part) -> None:
         )  # fmt: skip
         text = torch.randn(1, 77, context)
     networks = [network.eval().requires_grad_(False) for network in (unet, vae)]
-    width = 128 if part.small else depthfm.LONGER_SIDE
+    width = 64 if part.small else depthfm.LONGER_SIDE
     photograph = np.random.default_rng(0).integers(0, 256, (width * 2 // 3, width, 3), np.uint8)
     prepared = depthfm.prepare(photograph)
 

@@ -26,7 +26,8 @@ from lasr.device import pick_device
 
 with suppress(ImportError):  # parts that need one of them say so
     import clip_interrogator  # noqa: F401
-    import diffusers  # noqa: F401
+    import diffusers.models.autoencoders.autoencoder_kl
+    import diffusers.models.unets.unet_2d_condition  # noqa: F401
     import imagehash  # noqa: F401
     import spandrel  # noqa: F401
     import transformers  # noqa: F401
@@ -53,7 +54,7 @@ def prepare_process(device: str) -> None:
     logging.disable(logging.INFO)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if pick_device(device).type == "cpu":  # type: ignore[arg-type]
-        torch.set_num_threads(min(2, torch.get_num_threads()))
+        torch.set_num_threads(1)
 
 
 def wait(device: torch.device) -> None:
@@ -168,7 +169,7 @@ def sr_file(folder: Path, small: bool) -> Path:
 
     target = folder / "sr.safetensors"
     if not target.exists():
-        network = untrained_rrdb(8, 1, 8) if small else untrained_rrdb()
+        network = untrained_rrdb(8, 1) if small else untrained_rrdb()
         write_tensors(target, network.state_dict())
     return target
 

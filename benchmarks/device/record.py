@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import time
 import traceback
 from collections.abc import Callable
@@ -62,7 +63,7 @@ def last_line(error: BaseException) -> str:
     """The last line of the traceback, with the place of ours that it came from."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f[0]]
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return traceback.format_exception_only(error)[-1].strip()[:300] + place
+    return " ".join(traceback.format_exception_only(error)[-1].split())[:300] + place
 
 
 def line_of(row: dict[str, Any]) -> str:
@@ -83,6 +84,7 @@ def _short(value: object) -> str:
 
 def run_part(part: Part) -> None:
     """Run a part in this process, which is its own."""
+    os.setpgrp()  # what the part starts ends with it
     part.started = time.monotonic()
     from benchmarks.device import networks
 

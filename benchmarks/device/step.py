@@ -17,6 +17,7 @@ from trainer.config import TrainConfig
 from trainer.step import TrainStep
 
 STEPS = 8  # of a round, launched one after the other
+FIRST = 6  # of each way, whose losses are compared; a graph is captured meanwhile
 FLOOR = 21.6  # TFLOP of a step: benchmarks.train_step counts them
 
 
@@ -57,22 +58,23 @@ def measure(part: Part) -> None:
         tokens = [_pin(ours.texts_of(batch), device) if ours else None for batch in batches]
         started = time.perf_counter()
         totals = []
-        for number in range(6):  # also the capture
+        for number in range(2 if part.small else FIRST):
             numbers = step(pinned[number % 2], tokens[number % 2])
             total = numbers[ours.names.index("total")] if ours else numbers.sum()
             totals.append(float(total))
         wait(device)
         start = time.perf_counter() - started
         times = []
+        steps = 1 if part.small else STEPS
         for _ in range(1 if part.small else 3):
             started = time.perf_counter()
-            for number in range(STEPS):
+            for number in range(steps):
                 step(pinned[number % 2], tokens[number % 2])
             launched = time.perf_counter() - started
             wait(device)
-            times.append(1e3 * (time.perf_counter() - started) / STEPS)
+            times.append(1e3 * (time.perf_counter() - started) / steps)
         milliseconds = statistics.median(times)
-        more: dict[str, Any] = {"host_ms": 1e3 * launched / STEPS, "start_s": start}
+        more: dict[str, Any] = {"host_ms": 1e3 * launched / steps, "start_s": start}
         if cuda:
             more |= {
                 "peak_GB": peak_gb(device),
@@ -108,7 +110,7 @@ def measure(part: Part) -> None:
         tokens = step.texts_of(pinned)
         step(pinned, tokens)
         step.region = region  # type: ignore[assignment]
-        for _ in range(4):
+        for _ in range(1 if part.small else 4):
             step(pinned, tokens)
         for name, values in found.items():
             times, peaks = zip(*values[len(values) // 4 :], strict=True)

@@ -17,7 +17,7 @@ def measure(part: Part) -> None:
     device = pick_device(part.device)  # type: ignore[arg-type]
     folder = part.folder / "training"
     folder.mkdir()
-    make_photographs(folder, 4 if part.small else 24, 300 if part.small else 1020)
+    make_photographs(folder, 4 if part.small else 24, 360 if part.small else 1020)
     manifest = folder / "patches.parquet"
     run_stages(
         BuildConfig(
