@@ -1,8 +1,12 @@
-"""The device that networks run on, and the precision they compute in."""
+"""The device that networks run on, the precision they compute in, and work beside it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from lasr.errors import UserError
 
@@ -11,6 +15,7 @@ if TYPE_CHECKING:
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
+Item = TypeVar("Item")
 
 
 def pick_device(wanted: Device) -> torch.device:
@@ -67,3 +72,54 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(
         device.type, half or torch.bfloat16, enabled=half is not None, cache_enabled=False
     )
+
+
+@contextmanager
+def ahead(stream: Iterable[Item], limit: int) -> Iterator[Iterator[Item]]:
+    """The items of a stream, computed by a thread at most `limit` items ahead of their use.
+
+        with ahead(strips, 1) as computed:
+            write(computed)
+
+    Its error is raised where its item would have come. Leaving the context ends the stream.
+    """
+    done = object()
+    items: queue.Queue[tuple[object, BaseException | None]] = queue.Queue(limit)
+    left = threading.Event()
+
+    def put(item: object, error: BaseException | None = None) -> bool:
+        while not left.is_set():
+            with suppress(queue.Full):
+                items.put((item, error), timeout=0.1)
+                return True
+        return False
+
+    def compute() -> None:
+        source = iter(stream)
+        try:
+            while put(next(source)):
+                pass
+        except StopIteration:
+            put(done)
+        except BaseException as error:
+            put(done, error)
+        finally:
+            if close := getattr(source, "close", None):
+                close()
+
+    def use() -> Iterator[Item]:
+        while True:
+            item, error = items.get()
+            if error:
+                raise error
+            if item is done:
+                return
+            yield item  # type: ignore[misc]
+
+    thread = threading.Thread(target=compute, name="ahead", daemon=True)
+    thread.start()
+    try:
+        yield use()
+    finally:
+        left.set()
+        thread.join()
