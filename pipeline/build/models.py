@@ -50,6 +50,11 @@ class Models:
         self._captioner: Captioner | None = None
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether the networks run on a GPU."""
+        return self._device.type == "cuda"
+
+    @property
     def caches_maps(self) -> bool:
         """Whether computing a distance map costs more than reading one from the cache."""
         return estimator(self.depth_weights).IS_NETWORK

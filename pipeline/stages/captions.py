@@ -4,6 +4,7 @@ import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     import torch
 
     from lasr.weights.clip import Clip, Preprocess
-
-    Normalise = Callable[[torch.Tensor], torch.Tensor]
 
 FEATURES_VERSION = 1  # raise it when a patch gets other image features than before
 VERSION = 1  # raise it when the same features get other words than before
@@ -113,6 +112,8 @@ class Captioner:
         precision: Precision = "float32",
     ):
         """Load the CLIP and embed the words. precision: not `auto`. Raises WeightsError."""
+        import torch
+
         from lasr.weights.clip import load_clip
 
         self.clip = load_clip(clip, device)
@@ -120,7 +121,10 @@ class Captioner:
         self.device = device
         self.batch = BATCH[device.type]
         self._embeddings = _embed(self.clip, self.words, device)
-        self._geometry, self._normalise = _split(self.clip.preprocess)
+        self._geometry, statistics = _split(self.clip.preprocess)
+        self._mean, self._std = (
+            torch.tensor(values, device=device).view(1, 3, 1, 1) for values in statistics
+        )
         self._autocast = lambda: autocast(device, precision)
 
     def prepare(self, patch: np.ndarray) -> "torch.Tensor":
@@ -135,16 +139,25 @@ class Captioner:
 
         The batch is padded with copies of the first patch: kernels choose their order of summation
         by batch size, and a feature must not depend, to the last bit, on which patches share the
-        call.
+        call. Only if memory runs out is a patch alone.
         """
         import torch
 
-        padded = [*prepared, *[prepared[0]] * (self.batch - len(prepared))]
+        with suppress(torch.OutOfMemoryError):
+            return self._encode(prepared, self.batch)
+        return np.concatenate([self._encode([patch], 1) for patch in prepared])
+
+    def _encode(self, prepared: "Sequence[torch.Tensor]", size: int) -> np.ndarray:
+        """The features of prepared patches, computed as a batch of `size`."""
+        import torch
+
+        padded = [*prepared, *[prepared[0]] * (size - len(prepared))]
         batch = torch.stack(padded)
         if self.device.type == "cuda":
             batch = batch.pin_memory()
         with torch.inference_mode():
-            pictures = self._normalise(batch.to(self.device, non_blocking=True).float() / 255)
+            pictures = batch.to(self.device, non_blocking=True).float()
+            pictures.div_(255).sub_(self._mean).div_(self._std)
             with self._autocast():
                 features = self.clip.model.encode_image(pictures).float()
             features = torch.nn.functional.normalize(features, dim=-1)
@@ -192,8 +205,10 @@ def _embed(clip: "Clip", words: list[str], device: "torch.device") -> "torch.Ten
     return torch.from_numpy(np.stack(table.embeds)).float()
 
 
-def _split(preprocess: "Preprocess") -> "tuple[Callable[[Image.Image], Image.Image], Normalise]":
-    """open_clip's preprocessing as its steps on a Pillow image, and its last one on a batch.
+def _split(
+    preprocess: "Preprocess",
+) -> tuple[Callable[[Image.Image], Image.Image], tuple[Sequence[float], Sequence[float]]]:
+    """open_clip's preprocessing: its steps on a Pillow image, and the statistics of the last one.
 
     Between them is the conversion to float32 in 0..1, which is left to the device: bytes reach it
     in a quarter of the time.
@@ -203,4 +218,4 @@ def _split(preprocess: "Preprocess") -> "tuple[Callable[[Image.Image], Image.Ima
 
     *geometry, to_tensor, normalise = preprocess.transforms  # type: ignore[attr-defined]
     assert isinstance(to_tensor, MaybeToTensor) and isinstance(normalise, Normalize)
-    return Compose(geometry), normalise
+    return Compose(geometry), (normalise.mean, normalise.std)
