@@ -25,31 +25,28 @@ class Tokens:
     """
 
     def __init__(self, tokenize: Callable[[list[str]], Tensor]):
-        self._tokenize = tokenize
         self._cached = functools.lru_cache(maxsize=TOKEN_CACHE)(lambda text: tokenize([text])[0])
-        start = self._cached("")
-        self._start, self._end = start[:1], start[1:2]
-        self._length = len(start)
-        self._comma = self._inner(",")
 
     def of(self, text: str) -> Tensor:
         """The tokens of a text, (77,) int64 on the CPU: what `tokenize` gives."""
         words = text.split(SEPARATOR)
         if len(words) < 2 or not all(map(_is_plain, words)):
             return self._cached(text)
-        pieces = [self._start]
+        empty = self._cached("")  # start, end, zeros
+        length, end = len(empty), empty[1:2]
+        pieces = [empty[:1]]
         for word in words:
-            pieces += [self._inner(word), self._comma]
-        pieces[-1] = self._end
+            pieces += [self._inner(word), self._inner(",")]
+        pieces[-1] = end
         tokens = torch.cat(pieces)
-        if len(tokens) > self._length:  # cut as `tokenize` cuts
-            return torch.cat([tokens[: self._length - 1], self._end])
-        return torch.nn.functional.pad(tokens, (0, self._length - len(tokens)))
+        if len(tokens) > length:  # cut as `tokenize` cuts
+            return torch.cat([tokens[: length - 1], end])
+        return torch.nn.functional.pad(tokens, (0, length - len(tokens)))
 
     def _inner(self, word: str) -> Tensor:
-        """The tokens of a word without those of start and end."""
+        """The tokens of a word without those of start and end, which are the largest two."""
         tokens = self._cached(word)
-        return tokens[1 : int((tokens == self._end).nonzero()[0])]
+        return tokens[1 : int(tokens.argmax())]
 
 
 def _is_plain(word: str) -> bool:
