@@ -4,28 +4,26 @@
     python -m benchmarks.device --only step captions --minutes 3
     python -m benchmarks.device --size small                      # on a CPU: that it all works
 
-Weights are random and of full size: time does not depend on them. Each part is a process of its
-own. One that fails, is killed at its limit or needs a package that is missing leaves a line that
-says so, and what it had measured until then; the others go on. No Prefect and no DuckDB is needed.
+Weights are random and of full size: time does not depend on them. Each part is a fresh process of
+its own, one at a time. One that fails, is killed at its limit or needs a package that is missing
+leaves a line that says so, and what it had measured until then; the others go on. Rows are written
+as they come. No Prefect and no DuckDB is needed.
 """
 
 import json
-import multiprocessing
 import os
 import platform
-import signal
+import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from importlib.metadata import version
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field
 
-from benchmarks.device.record import Part, line_of, run_part
+from benchmarks.device.record import Part, line_of
 from lasr.cli import Command
 from lasr.device import Device
 from lasr.errors import UserError
@@ -34,16 +32,18 @@ from lasr.errors import UserError
 # leave of it is for those that follow.
 PARTS = {
     "ceilings": 0.06,
-    "tests": 0.24,
-    "step": 0.38,
+    "step": 0.40,
     "captions": 0.14,
-    "build": 0.22,
-    "upscale": 0.16,
-    "depth": 0.20,
-    "train": 0.18,
-    "depthfm": 0.12,
+    "depth": 0.14,
+    "upscale": 0.14,
+    "build": 0.16,
+    "train": 0.16,
+    "compiled": 0.30,
+    "depthfm": 0.10,
+    "tests": 0.30,
 }
-LEAST = 5.0  # seconds in which no part can measure anything
+LEAST = 3.0  # seconds in which no part can measure anything
+MODULES = "benchmarks.device.{}"
 
 
 class DeviceBenchmark(BaseModel):
@@ -53,7 +53,12 @@ class DeviceBenchmark(BaseModel):
     skip: list[str] = Field([], description="parts to leave out")
     minutes: float = Field(8, gt=0, description="for all parts together")
     size: str = Field("full", pattern="full|small", description="of networks and pictures")
-    out: Path | None = Field(None, description="JSON file; the table goes beside it, as .md")
+    out: Path | None = Field(
+        None, description="JSON file; the table and the rows as they come go beside it"
+    )
+    together: bool = Field(
+        False, description="all parts in one process, which loads libraries once: a shared fate"
+    )
     device: Device = Field("auto", description="where the networks run")
 
 
@@ -62,52 +67,47 @@ def measure_all(options: DeviceBenchmark) -> list[dict[str, Any]]:
     if unknown := [name for name in [*options.only, *options.skip] if name not in PARTS]:
         raise UserError(f"no part {unknown[0]}", f"choose from {' '.join(PARTS)}")
     chosen = [p for p in PARTS if p in (options.only or PARTS) and p not in options.skip]
-    end = time.monotonic() + 60 * options.minutes
-    rows: list[dict[str, Any]] = []
-    # A server that has imported everything and never touched the device forks each part.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), *(p for p in sys.path if p)])
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.device.networks"])
+    total = 60 * options.minutes
+    end = time.monotonic() + total
+    shares = min(1, max(sum(PARTS[part] for part in chosen), 0.01))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        shares = sum(PARTS[part] for part in chosen)
-        for number, part_name in enumerate(chosen):
-            left = end - time.monotonic()
-            file = folder / f"{number}.jsonl"
-            file.touch()
-            limit = min(left, 60 * options.minutes * PARTS[part_name] / min(1, shares))
-            small = options.size == "small"
-            part = Part(part_name, options.device, small, folder, limit, file)
-            started = time.monotonic()
-            if limit < LEAST:
-                part.write({"what": "the part", "skipped": "no time left"})
-            else:
-                print(f"{part_name}, at most {limit:.0f} s", flush=True)
-                process = context.Process(target=run_part, args=(part,))
-                process.start()
-                process.join(limit)
-                if process.is_alive():
-                    end_group(process)
-                    part.write({"what": "the part", "error": f"ended at its {limit:.0f} s"})
-                elif process.exitcode:
-                    part.write({"what": "the part", "error": f"ended with {process.exitcode}"})
-            found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-            seconds = time.monotonic() - started
-            rows += [*found, {"part": part_name, "what": "the part", "value": seconds, "unit": "s"}]
+        file = options.out.with_suffix(".jsonl") if options.out else folder / "rows.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("", encoding="utf-8")
+        for names in [chosen] if options.together else [[part] for part in chosen]:
+            parts = [
+                Part(part, options.device, options.size == "small", folder, file,
+                     min(end - time.monotonic(), total * PARTS[part] / shares))
+                for part in names
+            ]  # fmt: skip
+            run_parts(parts, end)
+            rows = parts[0].rows()
             if options.out:
                 save(options.out, rows)
     return rows
 
 
-def end_group(process: BaseProcess) -> None:
-    """End a part that is late, and what it started."""
-    assert process.pid
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, how)
-        process.join(2)
-    process.kill()
-    process.join()
+def run_parts(parts: list[Part], end: float) -> None:
+    """Run parts in a fresh process, which is killed at its limit. end: of all parts."""
+    last, limit = parts[-1], min(end - time.monotonic(), sum(part.seconds for part in parts))
+    if limit < LEAST:
+        for part in parts:
+            part.write({"what": "the part", "skipped": "no time left"})
+        return
+    print(f"{' '.join(part.name for part in parts)}, at most {limit:.0f} s", flush=True)
+    # Not a fork: if a library has asked for the number of GPUs, a fork of the process that
+    # imported it cannot use one. And one at a time, so that nothing else is on the machine.
+    command = [sys.executable, "-m", "benchmarks.device.record"]
+    command += [MODULES, *(part.to_json() for part in parts)]
+    paths = os.pathsep.join([str(Path.cwd()), *(path for path in sys.path if path)])
+    try:
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, timeout=limit)
+    except subprocess.TimeoutExpired:
+        last.write({"what": "the process", "error": f"ended at its {limit:.0f} s"})
+        return
+    if done.returncode:
+        last.write({"what": "the process", "error": f"ended with {done.returncode}"})
 
 
 def save(out: Path, rows: list[dict[str, Any]]) -> None:

@@ -1,18 +1,11 @@
-"""Networks of full and of small size with random weights, and how work on a device is timed.
-
-Imports all that the parts need, so that a server process has it ready.
-"""
+"""Networks of full and of small size with random weights, and how work on a device is timed."""
 
 import copy
 import gc
 import json
-import logging
-import os
 import statistics
 import time
-import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +15,6 @@ import torch
 from torch import nn
 
 from benchmarks import train_step
-from lasr.device import pick_device
-
-with suppress(ImportError):  # parts that need one of them say so
-    import clip_interrogator  # noqa: F401
-    import diffusers.models.autoencoders.autoencoder_kl
-    import diffusers.models.unets.unet_2d_condition  # noqa: F401
-    import imagehash  # noqa: F401
-    import spandrel  # noqa: F401
-    import transformers  # noqa: F401
-    from transformers import DepthAnythingForDepthEstimation, DPTImageProcessor  # noqa: F401
-
-import pipeline.build.publish
-import pipeline.build.shard  # noqa: F401
-import trainer.loop
-import trainer.upscale.run  # noqa: F401
 
 SMALL_CLIP: dict[str, Any] = {
     "embed_dim": 32,
@@ -46,15 +24,6 @@ SMALL_CLIP: dict[str, Any] = {
         "context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2,
     },
 }  # fmt: skip
-
-
-def prepare_process(device: str) -> None:
-    """Settings of a process that measures."""
-    warnings.simplefilter("ignore")
-    logging.disable(logging.INFO)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    if pick_device(device).type == "cpu":  # type: ignore[arg-type]
-        torch.set_num_threads(1)
 
 
 def wait(device: torch.device) -> None:

@@ -2,9 +2,11 @@
 
 import importlib
 import json
-import os
+import logging
+import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +21,19 @@ class Part:
     device: str
     small: bool
     folder: Path  # shared by the parts, removed at the end
+    file: Path  # of the rows of all parts, one JSON object a line
     seconds: float  # that it may take
-    file: Path
     started: float = field(default_factory=time.monotonic)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What was written so far, by all parts."""
+        return [json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines()]
+
+    def to_json(self) -> str:
+        """For the command line of the part's process."""
+        return json.dumps(
+            [self.name, self.device, self.small, str(self.folder), str(self.file), self.seconds]
+        )
 
     def row(self, what: str, value: float, unit: str, **more: Any) -> None:
         """Note a figure at once, so that it outlives the part."""
@@ -82,15 +94,23 @@ def _short(value: object) -> str:
     return str(value)
 
 
-def run_part(part: Part) -> None:
-    """Run a part in this process, which is its own."""
-    os.setpgrp()  # what the part starts ends with it
-    part.started = time.monotonic()
-    from benchmarks.device import networks
+def main(modules: str, *parts: str) -> None:
+    """Run parts in this process. modules: a pattern for their names; parts: `Part.to_json`."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.INFO)
+    for text in parts:
+        name, device, small, folder, file, seconds = json.loads(text)
+        part = Part(name, device, small, Path(folder), Path(file), seconds)
+        try:
+            module = importlib.import_module(modules.format(name))
+            part.row("imports", time.monotonic() - part.started, "s")
+            part.started = time.monotonic()
+            module.measure(part)
+        except Exception as error:
+            traceback.print_exc()
+            part.write({"what": "the part", "error": last_line(error)})
+        part.row("the part", time.monotonic() - part.started, "s")
 
-    networks.prepare_process(part.device)
-    try:
-        importlib.import_module(f"benchmarks.device.{part.name}").measure(part)
-    except Exception as error:
-        traceback.print_exc()
-        part.write({"what": "the part", "error": last_line(error)})
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -32,8 +32,8 @@ class Plain:
         return torch.tensor([sum(self.step(batch).values())])
 
 
-def measure(part: Part) -> None:
-    """Each way of a step, then the regions of one, then profiles."""
+def measure(part: Part, compiled: bool = False) -> None:
+    """Each way of a step, then the regions of one; or the compiled one alone."""
     device = pick_device(part.device)  # type: ignore[arg-type]
     cuda = device.type == "cuda"
     size = 2 if part.small else 16
@@ -48,7 +48,7 @@ def measure(part: Part) -> None:
     def way(name: str, config: TrainConfig, plain: bool = False, profile: bool = False) -> None:
         free(device)
         torch._dynamo.reset()
-        step = (
+        step: Any = (
             Plain(config, part.small, device)
             if plain
             else TrainStep(config, *step_networks(part.small, device))
@@ -116,23 +116,21 @@ def measure(part: Part) -> None:
             times, peaks = zip(*values[len(values) // 4 :], strict=True)
             part.row(f"region {name}, eager", statistics.median(times), "ms", peak_GB=max(peaks))
 
-    plan: list[tuple[str, TrainConfig, dict[str, bool], float]] = [
-        ("bfloat16, eager", settings("bfloat16", graph="off"), {"profile": True}, 12),
-    ]
+    if compiled:
+        config = settings("bfloat16", "default")
+        part.attempt("compiled", lambda: way("bfloat16, compiled, graph", config, profile=True))
+        return
+    eager, graph = settings("bfloat16", graph="off"), settings("bfloat16")
+    part.attempt("eager", lambda: way("bfloat16, eager", eager, profile=True), 8 * cuda)
     if cuda:
-        plan += [
-            ("bfloat16, graph", settings("bfloat16"), {}, 10),
-            ("bfloat16, compiled, graph", settings("bfloat16", "default"), {"profile": True}, 40),
-        ]
-    plan += [("bfloat16, written plainly", settings("bfloat16"), {"plain": True}, 10)]
-    if cuda:
-        plan += [("tf32, graph", settings("tf32"), {}, 12)]
-    plan += [("float32, graph", settings("float32"), {}, 20)]
-    for name, config, options, seconds in plan:
-        part.attempt(name, lambda n=name, c=config, o=options: way(n, c, **o), seconds * cuda)
+        part.attempt("graph", lambda: way("bfloat16, graph", graph), 8)
+    part.attempt("plain", lambda: way("bfloat16, written plainly", graph, True), 8 * cuda)
     part.attempt("regions", regions, 8 * cuda)
-    plain = ("float32, written plainly", settings("float32"), True)
-    part.attempt(plain[0], lambda: way(*plain), 25 * cuda)
+    if cuda:
+        part.attempt("tf32", lambda: way("tf32, graph", settings("tf32")), 10)
+    float32 = settings("float32")
+    part.attempt("float32", lambda: way("float32, graph", float32), 12 * cuda)
+    part.attempt("plain float32", lambda: way("float32, written plainly", float32, True), 15 * cuda)
 
 
 def _pin(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

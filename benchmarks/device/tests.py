@@ -1,33 +1,35 @@
 """The tests marked `gpu`: every path on the device against the CPU."""
 
+import re
 import subprocess
 import sys
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from benchmarks.device.record import Part
 
+RESULT = re.compile(r"(PASSED|FAILED|ERROR)\s+(tests/\S+)|(tests/\S+)\s+(PASSED|FAILED|ERROR)")
+
 
 def measure(part: Part) -> None:
-    """One row for each test, and its last line if it failed."""
-    report = part.folder / "tests.xml"
+    """One row for each test as it ends, and pytest's last words."""
     # By name: other files need packages that a bare machine lacks.
     files = [str(path) for path in sorted(Path("tests").rglob("test_on_gpu.py"))]
+    each = max(10, int(part.left() * 0.6))
     command = [
-        sys.executable, "-m", "pytest", "-m", "gpu", *files, "-rfE", f"--junitxml={report}",
-        "-p", "no:cacheprovider", "--timeout", str(int(max(part.left() - 10, 10))),
+        sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-rfE", "--tb", "short", *files,
+        "-p", "no:cacheprovider", "-n", "0", "--timeout", str(each),
     ]  # fmt: skip
-    with open(part.folder / "tests.log", "w+", encoding="utf-8") as log:
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
-        log.seek(0)
-        said = log.read()
-    part.text("pytest", said[-6000:])
-    if report.exists():
-        for case in ET.parse(report).iter("testcase"):
-            fault = case.find("failure") if case.find("error") is None else case.find("error")
-            name = f"{case.get('classname')}.{case.get('name')}"
-            if fault is not None:
-                part.write({"what": name, "error": (fault.get("message") or "")[:300]})
-            elif case.find("skipped") is None:
-                part.row(name, float(case.get("time") or 0), "s, passed")
-    part.row("pytest", done.returncode, "exit status")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout
+    said = []
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        said.append(line)
+        if found := RESULT.search(line):
+            how, name = (found[1], found[2]) if found[1] else (found[4], found[3])
+            if how == "PASSED":
+                part.row(name, part.seconds - part.left(), "s after the start: passed")
+            else:
+                part.write({"what": name, "error": how.lower()})
+    part.text("pytest", "".join(said)[-8000:])
+    part.row("pytest", process.wait(), "exit status")

@@ -26,14 +26,17 @@ def measure(part: Part) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False  # PyTorch's defaults
     torch.backends.cudnn.allow_tf32 = True
     located = locate(str(sr_file(part.folder, part.small)), "sr")
-    sizes = (16, 24) if part.small else (256, 720, 1440)
-    many = 2 if part.small else 4
+    sizes = (16, 24) if part.small else (720, 256, 1440)
+    many = 2
     for side in sizes:
         inputs = [_picture(part.folder / f"in-{side}-{n}.png", side, n) for n in range(many)]
-        part.attempt(f"ours {side}", lambda i=inputs, s=side: ours(part, device, located, i, s))  # type: ignore[misc]
+        needed = cuda * side // 90
+        part.attempt(
+            f"ours {side}", lambda i=inputs, s=side: ours(part, device, located, i, s), needed
+        )  # type: ignore[misc]
         for half in (False, True) if cuda else (False,):
             what = f"spandrel {side}"
-            part.attempt(what, lambda i=inputs, s=side, h=half: theirs(part, device, located, i, s, h), 5 * cuda)  # type: ignore[misc]  # noqa: E501  # fmt: skip
+            part.attempt(what, lambda i=inputs, s=side, h=half: theirs(part, device, located, i, s, h), needed)  # type: ignore[misc]  # noqa: E501  # fmt: skip
 
 
 def ours(part: Part, device: torch.device, located: Any, inputs: list[Path], side: int) -> None:
@@ -48,7 +51,7 @@ def ours(part: Part, device: torch.device, located: Any, inputs: list[Path], sid
             for _ in upscale_strips(engine, pixels, 4, Tiling(), np.uint8):
                 pass
 
-        milliseconds = rate(network, device, 1.5, most=10)
+        milliseconds = rate(network, device, 0.8, most=10)
         part.row(f"LA-SR {precision}, {side}x{side}, array to array", milliseconds, "ms",
                  peak_GB=peak_gb(device))  # fmt: skip
     out = part.folder / f"ours-{side}"
