@@ -11,17 +11,21 @@ run; for the optimizer, its bytes at the rate of a large copy.
 import statistics
 import sys
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 from unittest import mock
 
 import open_clip
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from lasr.cli import Command
 from lasr.device import Device, pick_device
@@ -169,8 +173,64 @@ def count_flops(settings: TrainConfig, setting: str, batch: Batch) -> dict[str, 
     with mock.patch.object(torch, "autocast", lambda *a, **k: nullcontext()):  # has no meta device
         step = TrainStep(plain, *networks(setting, torch.device("meta")), region=count)
         lr, hr, tokens = (x.to("meta") for x in (batch.lr, batch.hr, step.texts_of(batch)))
-        step.backward(step.terms(lr, hr, tokens)[1])
+        step.gradients(lr, hr, tokens)
     return found
+
+
+class PeakBytes(TorchDispatchMode):
+    """Counts the bytes of living tensors, after each operation; works on the meta device.
+
+    Tensors that existed before are counted by `add`. What a kernel takes for itself is not counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = WeakIdKeyDictionary()
+
+    def add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage not in self._known:
+            size = storage.nbytes()
+            self._known[storage] = size
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._remove, size)
+
+    def _remove(self, size: int) -> None:
+        self.now -= size
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self.add(tensor)
+        return result
+
+
+def count_memory(settings: TrainConfig, setting: str, batch: Batch) -> int:
+    """Count the most bytes that a step has in memory in float32, on tensors of the meta device.
+
+    Weights, gradients (also those of the step before), Adam's moments and activations.
+    """
+    plain = settings.model_copy(update={"compile": "off", "precision": "float32"})
+    with mock.patch.object(torch, "autocast", lambda *a, **k: nullcontext()):  # has no meta device
+        step = TrainStep(plain, *networks(setting, torch.device("meta")))
+        count = PeakBytes()
+        for network in (step.sr_network, step.encoders, step.vgg):
+            for parameter in network.parameters():
+                count.add(parameter)
+        trained = [*step.sr_parameters, *step.encoder_parameters]
+        moments = 2 * sum(parameter.nbytes for parameter in trained)
+        with count:
+            for parameter in trained:
+                parameter.grad = torch.empty_like(parameter)  # of the step before
+            lr, hr, tokens = (x.to("meta") for x in (batch.lr, batch.hr, step.texts_of(batch)))
+            step.optimizer.zero_grad()
+            step.gradients(lr, hr, tokens)
+    return count.peak + moments
 
 
 def rates(device: torch.device, precision: str) -> tuple[float, float]:
@@ -224,6 +284,7 @@ def run(config: BenchmarkConfig) -> None:
     settings = TrainConfig.model_validate({"manifest": "none"} | chosen)
     batches = [random_batch(size, seed) for seed in range(config.steps)]
     flops = count_flops(settings, config.setting, batches[0])
+    memory = count_memory(settings, config.setting, batches[0])
 
     stopwatch = Stopwatch(device)
     ours = TrainStep(settings, *networks(config.setting, device))
@@ -241,6 +302,9 @@ def run(config: BenchmarkConfig) -> None:
     for _ in range(max(config.rounds, 3)):
         ours(batches[0], tokens[0])
     report(config, device, ours, flops, stopwatch.found, times, difference)
+    print(f"memory by count, in float32: {memory / 1e9:.1f} GB")
+    if device.type == "cuda":
+        print(f"memory measured, of both steps: {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
 
 
 def check_equal(

@@ -1,10 +1,14 @@
-"""The device that networks run on, and the machine's memory."""
+"""The device that networks run on, its precision, work beside it, and the machine's memory."""
 
 from __future__ import annotations
 
 import os
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from lasr.errors import UserError
 
@@ -12,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
+Item = TypeVar("Item")
 
 
 def pick_device(wanted: Device) -> torch.device:
@@ -45,3 +51,88 @@ def machine_memory() -> int:
         except (OSError, ValueError):  # no container, or one without a limit
             continue
     return total
+
+
+def pick_precision(wanted: Precision, device: torch.device, old_gpu: Precision) -> Precision:
+    """The precision to use: `auto` is bfloat16 on a GPU that computes in it, and float32 on a CPU.
+
+    old_gpu: what `auto` is on a GPU without bfloat16. Raises UserError: tf32 on a CPU.
+    """
+    import torch
+
+    if device.type == "cpu":
+        if wanted == "tf32":
+            raise UserError("--precision tf32: only GPUs compute in it", "use float32 on a CPU")
+        return "float32" if wanted == "auto" else wanted
+    if wanted != "auto":
+        return wanted
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else old_gpu
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context in which networks compute in `precision`, and in float32 what needs it.
+
+    For this whole process it also sets whether float32 products on a GPU may be TF32, whose
+    mantissa has 10 of 23 bits: PyTorch's default allows it for convolutions only.
+    """
+    import torch
+
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+    # Without the cache: it would outlive a CUDA graph's tensors.
+    return torch.autocast(
+        device.type, half or torch.bfloat16, enabled=half is not None, cache_enabled=False
+    )
+
+
+@contextmanager
+def ahead(stream: Iterable[Item], limit: int) -> Iterator[Iterator[Item]]:
+    """The items of a stream, computed by a thread at most `limit` items ahead of their use.
+
+        with ahead(strips, 1) as computed:
+            write(computed)
+
+    Its error is raised where its item would have come. Leaving the context ends the stream.
+    """
+    done = object()
+    items: queue.Queue[tuple[object, BaseException | None]] = queue.Queue(limit)
+    left = threading.Event()
+
+    def put(item: object, error: BaseException | None = None) -> bool:
+        while not left.is_set():
+            with suppress(queue.Full):
+                items.put((item, error), timeout=0.1)
+                return True
+        return False
+
+    def compute() -> None:
+        source = iter(stream)
+        try:
+            while put(next(source)):
+                pass
+        except StopIteration:
+            put(done)
+        except BaseException as error:
+            put(done, error)
+        finally:
+            if close := getattr(source, "close", None):
+                close()
+
+    def use() -> Iterator[Item]:
+        while True:
+            item, error = items.get()
+            if error:
+                raise error
+            if item is done:
+                return
+            yield item  # type: ignore[misc]
+
+    thread = threading.Thread(target=compute, name="ahead", daemon=True)
+    thread.start()
+    try:
+        yield use()
+    finally:
+        left.set()
+        thread.join()

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from lasr.device import Device
+from lasr.device import Device, Precision
 from lasr.flags import Sections
 from lasr.pictures.samples import LARGEST
 from lasr.weights.locate import PROFILES, Profile
@@ -52,8 +52,8 @@ class BuildConfig(SelectConfig, CaptionConfig, DepthConfig, OutputConfig, Images
         "Models": ("depth", "clip", "dictionary"),
         "Choice of patches": ("min_separation", "min_texture"),
         "Execution": (
-            "shard_size", "workers", "cache", "max_pixels", "verify", "keep_unreachable", "runner",
-            "ray_address", "gpus_per_task",
+            "precision", "shard_size", "workers", "cache", "max_pixels", "verify",
+            "keep_unreachable", "runner", "ray_address", "gpus_per_task",
         ),
     }  # fmt: skip
 
@@ -76,6 +76,11 @@ class BuildConfig(SelectConfig, CaptionConfig, DepthConfig, OutputConfig, Images
         description="photographs with more pixels are left out; bounds memory",
     )
     device: Device = Field("auto", description="where the networks run")
+    precision: Precision = Field(
+        "auto",
+        description="of depth estimator and CLIP (auto: bfloat16 on a GPU, float16 on one without"
+        " it, float32 on a CPU)",
+    )
     runner: Runner = Field(
         "local", description="local: one part after the other, here; ray: many at once on a cluster"
     )

@@ -45,6 +45,19 @@ def _file(item: pytest.Item) -> str:
     return item.path.relative_to(Path(__file__).parent).as_posix()
 
 
+@pytest.fixture(autouse=True)
+def devices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only tests marked `gpu` see the machine's GPUs; they are skipped where there is none.
+
+    All others, and the processes that they start, run on the CPU on every machine.
+    """
+    if not request.node.get_closest_marker("gpu"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    elif not torch.cuda.is_available():
+        pytest.skip("no GPU")
+
+
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The seven photographs that scikit-learn and scikit-image carry."""
@@ -57,7 +70,9 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def manifest(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A manifest of all seven in two parts, profile offline, k = 4."""
     out = tmp_path_factory.mktemp("data") / "patches.parquet"
-    config = BuildConfig(images=[str(photographs)], out=out, profile="offline", k=4, shard_size=4)
+    config = BuildConfig(
+        images=[str(photographs)], out=out, profile="offline", k=4, shard_size=4, device="cpu"
+    )
     run_stages(config)
     return out
 

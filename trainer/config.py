@@ -11,7 +11,7 @@ from lasr.weights.locate import PROFILES, Profile
 
 Pairing = Literal["photograph", "random"]
 Degradation = Literal["none", "realesrgan"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 CompileMode = Literal["off", "default", "reduce-overhead", "max-autotune"]
 VGGDistance = Literal["l1", "l2"]
 
@@ -19,7 +19,7 @@ VGGDistance = Literal["l1", "l2"]
 # that is compared by content (the manifest, the weights).
 MAY_CHANGE = {
     "out", "steps", "log_every", "sample_every", "checkpoint_every", "weights_every", "workers",
-    "dry_run", "max_skipped",
+    "dry_run", "max_skipped", "cuda_graph",
     "manifest", "profile", "sr_init", "clip", "vgg",
 }  # fmt: skip
 
@@ -37,7 +37,7 @@ class TrainConfig(BaseModel):
             "vgg_distance",
         ),
         "Data": ("pairing", "workers", "max_skipped"),
-        "Speed": ("precision", "compile"),
+        "Speed": ("precision", "compile", "cuda_graph"),
         "Output": ("log_every", "sample_every", "checkpoint_every", "weights_every", "ema"),
     }  # fmt: skip
 
@@ -95,12 +95,18 @@ class TrainConfig(BaseModel):
         "photograph", description="pair HR patches with LR patches of their photograph, or any"
     )
     precision: Precision = Field(
-        "float32", description="bfloat16: autocast for the networks, losses stay float32"
+        "auto",
+        description="of the networks; losses are always float32 (auto: bfloat16 on a GPU that has"
+        " it, otherwise float32)",
     )
     compile: CompileMode = Field(
         "off",
-        description="torch.compile of the networks, by its mode: minutes at the start, then faster"
-        " steps; reduce-overhead adds CUDA graphs",
+        description="torch.compile of the networks' blocks, by its mode: a minute at the start,"
+        " then faster steps",
+    )
+    cuda_graph: Literal["auto", "off"] = Field(
+        "auto",
+        description="auto: on one GPU, launch a step as one CUDA graph, if the networks allow it",
     )
     ema: float = Field(
         0,

@@ -17,6 +17,7 @@ from types import FrameType
 import torch
 
 from lasr.cli import progress
+from lasr.device import pick_precision
 from lasr.errors import UserError, is_out_of_memory, one_line, writing
 from lasr.lock import sole_writer
 from trainer import checkpoint
@@ -53,6 +54,10 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
     KeyboardInterrupt when the run was asked to stop.
     """
     with process_group(config.device) as (world, device), ExitStack() as stack:
+        asked = config.precision
+        precision = world.on_all_ranks(lambda: pick_precision(asked, device, old_gpu="float32"))
+        config = config.model_copy(update={"precision": precision})
+
         # --- Check: whatever is wrong is reported before a network is loaded ----------------------
         patches = world.on_all_ranks(lambda: open_patches(config, world.size))
         weights = world.on_all_ranks(lambda: find_weights(config))

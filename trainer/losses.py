@@ -2,8 +2,7 @@
 
 All are pure functions of feature tensors (rows = samples, columns = channels), so rows gathered
 from several processes give the loss of the global batch. Each returns a differentiable scalar.
-Cosines and logarithms are computed in float32 under any autocast; float64 features stay float64. (A
-float32 product still follows the caller's TF32 setting on a GPU.)
+Cosines and logarithms are computed in float32 under any autocast; float64 features stay float64.
 """
 
 from __future__ import annotations
@@ -26,6 +25,8 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
     # temperature, equation (1) consists of such differences.
     with torch.autocast(a.device.type, enabled=False):
         a, b = F.normalize(full_precision(a), dim=1), F.normalize(full_precision(b), dim=1)
+        if a.is_cuda:  # where a float32 product may be TF32, whose mantissa has 10 bits
+            return (a.double() @ b.double().T).to(a.dtype)
         return a @ b.T
 
 

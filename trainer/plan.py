@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lasr.device import pick_device
+from lasr.device import pick_device, pick_precision
 from lasr.errors import UserError
 from lasr.lock import check_free
 from lasr.weights.locate import Located, locate_all
@@ -116,12 +116,13 @@ def describe(config: TrainConfig, processes: int = 1) -> str:
     done = check_run(config, patches, weights)
     faulty = len(patches.reader.index.faulty)
     epochs = config.steps * config.batch_size / len(patches)
+    precision = pick_precision(config.precision, device, old_gpu="float32")
     return "\n".join(
         [
             f"manifest: {config.manifest}, {len(patches.rows['lr'])} lr and"
             f" {len(patches.rows['hr'])} hr patches{f', {faulty} of them unusable' * (faulty > 0)}",
             f"run:      {config.steps} steps of {config.batch_size}, {epochs:.1f} epochs,"
-            f" x{SCALE} on {device}, {config.precision}{f', {done} of them done' * (done > 0)}",
+            f" x{SCALE} on {device}, {precision}{f', {done} of them done' * (done > 0)}",
             f"batch:    {config.batch_size} LR and as many HR patches,"
             f" {config.batch_size // processes} on each of {processes} processes",
             f"weights:  {', '.join(weights.identities.values())}",

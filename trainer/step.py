@@ -1,6 +1,8 @@
 """One training step: equations (1) to (5), their gradients, and the update.
 
-The host never waits for the device here. What is computed once, and what is not computed at all:
+The host never waits for the device here. The encoders' losses are computed and sent backward before
+the SR network runs: the two halves share nothing but text features, as constants, so that their
+activations are never in memory together. What is computed once, and what is not computed at all:
 
 - One call of the text encoder takes the LR captions, the HR captions and the quality words. The SR
   terms use the same features as constants.
@@ -22,10 +24,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.profiler import record_function
 
+from lasr.device import autocast, pick_precision
 from trainer import losses
 from trainer.config import TrainConfig
 from trainer.data.dataset import Batch
 from trainer.distributed import World
+from trainer.models.compiled import Captured, compile_blocks
 from trainer.models.encoders import Encoders
 from trainer.models.vgg import VGG, vgg_term
 from trainer.sheets import colour_shift
@@ -72,17 +76,18 @@ class TrainStep:
         self.average = copy.deepcopy(sr_network).requires_grad_(False) if config.ema else None
         self.move_average = get_ema_multi_avg_fn(config.ema)
         self.device = next(sr_network.parameters()).device
-        self.autocast = torch.autocast(
-            self.device.type,
-            torch.bfloat16,
-            enabled=config.precision == "bfloat16",
-            cache_enabled=False,
-        )
+        precision = pick_precision(config.precision, self.device, old_gpu="float32")
+        self.autocast = autocast(self.device, precision)
         self.words = encoders.tokens([*config.bad, *config.good])
         self.names: list[str] = []  # of the numbers that the last step returned
         if config.compile != "off":
-            for module in (self.sr_network, vgg, *encoders.towers(), self.frozen_images.visual):
-                module.compile(mode=config.compile, dynamic=False)
+            for network in (self.sr_network, vgg, *encoders.towers(), self.frozen_images.visual):
+                compile_blocks(network, config.compile)
+        self.launch: Callable[..., Tensor] = self.compute
+        # PyTorch's other modes have graphs of their own; collectives are not captured.
+        one_gpu = self.device.type == "cuda" and self.world.size == 1
+        if config.cuda_graph == "auto" and one_gpu and config.compile in ("off", "default"):
+            self.launch = Captured(self.compute)
 
     def __call__(self, batch: Batch, tokens: Tensor, stop: bool = False) -> Tensor:
         """Train on this rank's slice of a batch and return numbers for the log.
@@ -92,17 +97,18 @@ class TrainStep:
         vector on the device, the same on all ranks, with an entry for each of `names`. If one of
         them is not finite, no weight has changed.
         """
-        lr, hr, tokens = (
-            x.to(self.device, non_blocking=True) for x in (batch.lr, batch.hr, tokens)
-        )
-        sr, terms = self.terms(lr, hr, tokens)
-        self.optimizer.zero_grad()
-        total = self.backward(terms)
+        inputs = (x.to(self.device, non_blocking=True) for x in (batch.lr, batch.hr, tokens))
+        return self.launch(*inputs, torch.full((), float(stop), device=self.device))
+
+    def compute(self, lr: Tensor, hr: Tensor, tokens: Tensor, stop: Tensor) -> Tensor:
+        """The step itself, of inputs on the device; `stop` is 1 or 0."""
+        self.optimizer.zero_grad()  # frees the last gradients before activations need the memory
+        sr, terms, total = self.gradients(lr, hr, tokens)
         with self.region("optimizer"), torch.no_grad():
             numbers = terms | {
                 "total": total,
                 "colour_shift": colour_shift(sr, lr),
-                "stop": torch.full((), float(stop), device=self.device),
+                "stop": stop,
             }
             averages = self.world.average(torch.stack([x.detach() for x in numbers.values()]))
             norms = {"gradient_norm_sr": _norm(self.sr_parameters)}
@@ -113,76 +119,105 @@ class TrainStep:
             self.update(result)
         return result
 
-    def terms(self, lr: Tensor, hr: Tensor, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The pictures I_SR and the terms of the loss, by name, each a float32 scalar.
+    def gradients(
+        self, lr: Tensor, hr: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Add the gradients of equation (5), averaged over ranks, to the parameters' `.grad`.
 
         lr, hr: this rank's pictures (n, 3, h, w) in [0, 1]. tokens: of their texts, see `texts_of`.
-        The contrastive terms are of the global batch, the VGG term of this rank's slice. Frozen
-        encoders have no terms of their own.
+        Returns the pictures I_SR, the terms of the loss by name, and equation (5); all detached,
+        the numbers float32 scalars. The contrastive terms are of the global batch, the VGG term of
+        this rank's slice. Frozen encoders have no terms of their own.
+        """
+        weights, zero = self.weights, torch.zeros((), device=self.device)
+        texts, terms = self.encoder_terms(lr, hr, tokens)
+        total, finish_encoders = zero, None
+        if terms:
+            loss = weights.total(terms["content_encoders"], terms["quality_encoders"], zero)
+            with self.region("backward, encoders"):
+                loss.backward()
+            terms, total = {name: term.detach() for name, term in terms.items()}, loss.detach()
+            del loss  # with the activations
+            finish_encoders = self.world.average_gradients(self.encoder_parameters)
+        sr, sr_terms = self.sr_terms(lr, texts)
+        loss = weights.total(sr_terms["content_sr"], sr_terms["quality_sr"], sr_terms["vgg"])
+        with self.region("backward, SR network"):
+            loss.backward()
+        finish_sr = self.world.average_gradients(self.sr_parameters)
+        if finish_encoders:
+            finish_encoders()
+        finish_sr()
+        terms |= {name: term.detach() for name, term in sr_terms.items()}
+        return sr.detach(), terms, total + loss.detach()
+
+    def encoder_terms(
+        self, lr: Tensor, hr: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features of all texts, as constants, and the terms that move the encoders.
+
+        Equations (1), section 3.3, and (3), section 3.4; no terms if the encoders are frozen.
         """
         region, encoders, n = self.region, self.encoders, len(lr)
-        frozen = not self.encoder_parameters
+        with self.autocast, region("text encoder"):
+            texts = encoders.encode(tokens)
+        if not self.encoder_parameters:
+            return texts, {}
+        with self.autocast:
+            with region("image encoder, LR"):
+                f_lr = encoders.images(lr)
+            with region("image encoder, HR"):
+                f_hr = encoders.images(hr)
+        with region("losses"):
+            # One collective for all features that these terms need.
+            features = torch.cat([f_lr, f_hr, texts[:n], texts[n : 2 * n]], dim=1)
+            gathered = self.world.gather(losses.full_precision(features))
+            f_lr, f_hr, c_lr, c_hr = gathered.chunk(4, dim=1)
+            q_minus, q_plus = self.quality_texts(texts)
+            terms = {
+                "content_encoders": losses.content_encoders(f_lr, f_hr, c_lr, c_hr),
+                "quality_encoders": losses.quality_encoders(f_lr, f_hr, q_minus, q_plus),
+            }
+        return texts.detach(), terms
+
+    def sr_terms(self, lr: Tensor, texts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The pictures I_SR and the terms that move the SR network. texts: constant features.
+
+        Equations (2), section 3.3, and (4), section 3.4, and the VGG term, section 3.5.
+        """
+        region, n = self.region, len(lr)
         with self.autocast:
             with region("SR network"):
                 sr = self.sr_network(lr.contiguous(memory_format=torch.channels_last))
-            with region("text encoder"):
-                texts = encoders.encode(tokens)
             with region("image encoder, SR"):
                 f_sr = self.frozen_images(sr)
-            if not frozen:
-                with region("image encoder, LR"):
-                    f_lr = encoders.images(lr)
-                with region("image encoder, HR"):
-                    f_hr = encoders.images(hr)
             with region("VGG"), torch.set_grad_enabled(self.weights.vgg > 0):
-                vgg = vgg_term(self.vgg, sr, lr, self.config.vgg_distance)  # section 3.5
+                vgg = vgg_term(self.vgg, sr, lr, self.config.vgg_distance)
         with region("losses"):
-            captions = texts[:n] if frozen else torch.cat([texts[:n], texts[n : 2 * n]], dim=1)
-            q_minus, q_plus = texts[-len(self.words) :].split(
-                [len(self.config.bad), len(self.config.good)]
-            )
-            terms, precise = {}, losses.full_precision
-            if frozen:
-                c_lr = self.world.gather(precise(captions))
-            else:
-                # One collective for all features that the encoders' terms need.
-                features = self.world.gather(precise(torch.cat([f_lr, f_hr, captions], dim=1)))
-                f_lr, f_hr, c_lr, c_hr = features.chunk(4, dim=1)
-                # The encoders: equations (1), section 3.3, and (3), section 3.4.
-                terms["content_encoders"] = losses.content_encoders(f_lr, f_hr, c_lr, c_hr)
-                terms["quality_encoders"] = losses.quality_encoders(f_lr, f_hr, q_minus, q_plus)
-            # The SR network: equations (2), section 3.3, and (4), section 3.4.
-            f_sr = self.world.gather(precise(f_sr))
-            terms["content_sr"] = losses.content_sr(f_sr, c_lr)
-            terms["quality_sr"] = losses.quality_sr(f_sr, q_minus, q_plus)
-            terms["vgg"] = vgg
+            features = losses.full_precision(torch.cat([f_sr, texts[:n]], dim=1))
+            f_sr, c_lr = self.world.gather(features).chunk(2, dim=1)
+            terms = {
+                "content_sr": losses.content_sr(f_sr, c_lr),
+                "quality_sr": losses.quality_sr(f_sr, *self.quality_texts(texts)),
+                "vgg": vgg,
+            }
         return sr, terms
 
-    def backward(self, terms: dict[str, Tensor]) -> Tensor:
-        """Compute the gradients of equation (5), averaged over ranks. Returns the total."""
-        weights = self.weights
-        zero = torch.zeros((), device=self.device)
-        encoder_loss = weights.total(
-            terms.get("content_encoders", zero), terms.get("quality_encoders", zero), zero
-        )
-        sr_loss = weights.total(terms["content_sr"], terms["quality_sr"], terms["vgg"])
-        finish_encoders: Callable[[], None] = lambda: None  # noqa: E731
-        if self.encoder_parameters:
-            with self.region("backward, encoders"):
-                encoder_loss.backward()
-            finish_encoders = self.world.average_gradients(self.encoder_parameters)
-        with self.region("backward, SR network"):
-            sr_loss.backward()
-        finish_sr = self.world.average_gradients(self.sr_parameters)
-        finish_encoders()
-        finish_sr()
-        return (encoder_loss + sr_loss).detach()
+    def quality_texts(self, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """The features of the words Q- and Q+, the last rows of all texts' features."""
+        bad, good = len(self.config.bad), len(self.config.good)
+        return texts[-bad - good : -good], texts[-good:]
 
     def update(self, numbers: Tensor) -> None:
         """Adam's update, skipped on the device if one of `numbers` is not finite."""
         # The flag that torch.amp.GradScaler passes to a fused optimizer: 1 skips the update.
         self.optimizer.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined]
+        # Fused Adam counts steps on the device, as a graph needs, and asks to be told of one.
+        (group,) = self.optimizer.param_groups
+        group["capturable"] = (
+            self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        )
         self.optimizer.step()
+        group["capturable"] = False
         if self.average is not None:
             average, network = (list(x.parameters()) for x in (self.average, self.sr_network))
             self.move_average(average, network, 0)

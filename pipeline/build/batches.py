@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -76,11 +77,11 @@ def estimate(
 
 def _estimate_batch(pending: list[_Pending], models: Models) -> None:
     waiting = [one.item for one in pending if isinstance(one.item, Decoded)]
-    try:
-        maps: list[np.ndarray | Exception] = list(
-            models.depth.predict_some([item.prepared for item in waiting])
-        )
-    except Exception:  # only those of the batch that fail by themselves are lost
+    maps: list[np.ndarray | Exception] = []
+    with suppress(Exception):  # only those of the batch that fail by themselves are lost
+        maps += models.depth.predict_some([item.prepared for item in waiting])
+    # Outside the context: the traceback there keeps the batch in the device's memory.
+    if not maps:
         maps = [_estimate_alone(item, models) for item in waiting]
     for one, item, distance in zip(pending, waiting, maps, strict=True):
         if isinstance(distance, Exception):

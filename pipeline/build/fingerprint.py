@@ -33,16 +33,20 @@ def fingerprint(*parts: object) -> str:
 def identify(
     config: BuildConfig, depth_weights: Located, clip: Located, dictionary_sha256: str
 ) -> Identities:
-    """The fingerprints of a build with these parameters, weights and words."""
+    """The fingerprints of a build with these parameters, weights and words.
+
+    config: with the precision that `auto` means there.
+    """
     maps = fingerprint(
-        *depth.fingerprint_inputs(depth_weights, config.seed), *images.fingerprint_inputs()
+        *depth.fingerprint_inputs(depth_weights, config.seed, config.precision),
+        *images.fingerprint_inputs(),
     )
     selection = fingerprint(
         *select.fingerprint_inputs(config, maps),
         *measure.fingerprint_inputs(),
         *images.limit_inputs(config.max_pixels),
     )
-    features = fingerprint(*captions.features_fingerprint_inputs(clip))
+    features = fingerprint(*captions.features_fingerprint_inputs(clip, config.precision))
     complete = fingerprint(
         *captions.fingerprint_inputs(selection, features, dictionary_sha256),
         *rows.fingerprint_inputs(),

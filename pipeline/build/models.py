@@ -5,7 +5,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from lasr.device import pick_device
+from lasr.device import Precision, pick_device
 from lasr.weights.locate import Located
 from pipeline.build.fingerprint import Identities
 from pipeline.config import BuildConfig
@@ -32,15 +32,27 @@ class Models:
     """
 
     def __init__(
-        self, depth: Located, clip: Located, words: tuple[str, ...], device: str, seed: int
+        self,
+        depth: Located,
+        clip: Located,
+        words: tuple[str, ...],
+        device: str,
+        seed: int,
+        precision: Precision,
     ):
         import torch
 
         self.depth_weights, self.clip_weights = depth, clip
-        self._words, self._device, self._seed = words, torch.device(device), seed
+        self._words, self._device = words, torch.device(device)
+        self._seed, self._precision = seed, precision
         self._depth_lock, self._captioner_lock = threading.Lock(), threading.Lock()
         self._depth: DepthModel | None = None
         self._captioner: Captioner | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the networks run on a GPU."""
+        return self._device.type == "cuda"
 
     @property
     def caches_maps(self) -> bool:
@@ -52,7 +64,9 @@ class Models:
         """The depth estimator. Raises WeightsError."""
         with self._depth_lock:
             if self._depth is None:
-                self._depth = load_depth(self.depth_weights, self._device, self._seed)
+                self._depth = load_depth(
+                    self.depth_weights, self._device, self._seed, self._precision
+                )
             return self._depth
 
     @property
@@ -60,7 +74,9 @@ class Models:
         """CLIP and its embeddings of the dictionary. Raises WeightsError."""
         with self._captioner_lock:
             if self._captioner is None:
-                self._captioner = Captioner(self.clip_weights, self._words, self._device)
+                self._captioner = Captioner(
+                    self.clip_weights, self._words, self._device, self._precision
+                )
             return self._captioner
 
 
@@ -70,5 +86,6 @@ _models = functools.lru_cache(maxsize=1)(Models)
 
 def load_models(job: "Job") -> Models:
     """The networks of a job; a process keeps those of its last one."""
-    device = pick_device(job.config.device).type
-    return _models(job.depth, job.clip, job.words, device, job.config.seed)
+    config = job.config
+    device = pick_device(config.device).type
+    return _models(job.depth, job.clip, job.words, device, config.seed, config.precision)

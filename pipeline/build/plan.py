@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from lasr.device import pick_device
+from lasr.device import Precision, pick_device, pick_precision
 from lasr.errors import UserError
 from lasr.pictures.search.inputs import expand_lists
 from lasr.weights.locate import locate_all, untrained
@@ -141,8 +141,7 @@ def prepare(config: BuildConfig) -> Prepared:
     words = read_dictionary(config.dictionary or DICTIONARY)
     depth, clip = locate_all((config.depth_name, "depth"), (config.clip_name, "clip"))
     depth = with_family(depth)
-    if config.runner == "local":  # a cluster's machines have GPUs of their own
-        pick_device(config.device)  # last: it loads PyTorch
+    config = config.model_copy(update={"precision": resolved_precision(config)})
     parameters = config.model_dump(mode="json", exclude=_NOT_IN_METADATA) | {
         "depth": config.depth_name,
         "clip": config.clip_name,
@@ -156,6 +155,19 @@ def prepare(config: BuildConfig) -> Prepared:
     metadata = file_metadata(parameters, dictionary_sha256(words))
     job = Job(config, depth, clip, tuple(words), identities, metadata)
     return Prepared(job, inputs)
+
+
+def resolved_precision(config: BuildConfig) -> Precision:
+    """The precision that a build computes in, which its rows depend on.
+
+    On a Ray cluster this machine cannot look: `auto` is bfloat16 if the build asks for GPUs, and
+    float32 otherwise. Raises UserError: no GPU, or a precision that a CPU does not have.
+    """
+    if config.runner == "ray":
+        asks = config.device == "cuda" or bool(config.gpus_per_task)
+        half: Precision = "bfloat16" if asks else "float32"
+        return half if config.precision == "auto" else config.precision
+    return pick_precision(config.precision, pick_device(config.device), old_gpu="float16")
 
 
 def plan_build(prepared: Prepared) -> Build:

@@ -1,7 +1,7 @@
 """One shard of photographs to one part, with all stages at work at the same time.
 
     threads      read, decode, prepare for the depth network    workers.Worker.read
-    main thread  depth network, photographs of one size         batches.estimate
+    main thread  depth network (on a GPU, one of its own)       batches.estimate
     threads      select patches, cut them out, encode as PNG    workers.Worker.crop
     main thread  CLIP, patches of many photographs              batches.add_captions
     one thread   write
@@ -14,17 +14,18 @@ was cut into shards or interrupted.
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import cv2
 
+from lasr.device import ahead
 from pipeline.build.batches import add_captions, bounded_map, estimate
 from pipeline.build.cache import Cache
-from pipeline.build.models import Job, load_models
+from pipeline.build.models import Job, Models, load_models
 from pipeline.build.parts import ReusableRows, Shard, part_files, part_metadata, part_name
-from pipeline.build.workers import Cropped, Worker
+from pipeline.build.workers import Cropped, Estimated, Worker
 from pipeline.storage import scratch
 from schemas.catalogue import IMAGES
 from schemas.manifest import PATCHES, Row
@@ -64,11 +65,12 @@ def build_shard(job: Job, shard: Shard, on_done: Callable[[int], object] = lambd
                     return done[0]
 
                 read = bounded_map(pool, worker.read, shard.photographs, limit)
-                cropped = bounded_map(pool, worker.crop, estimate(read, models), limit)
-                rows = add_captions(cropped, models, put_features)
-                for entry in bounded_map(writer, finish, rows, limit=2):
-                    catalogue.append(entry)
-                    on_done(1)
+                with beside_captions(estimate(read, models), models) as estimated:
+                    cropped = bounded_map(pool, worker.crop, estimated, limit)
+                    rows = add_captions(cropped, models, put_features)
+                    for entry in bounded_map(writer, finish, rows, limit=2):
+                        catalogue.append(entry)
+                        on_done(1)
             for future in cache_writes:
                 future.result()
             name = part_name(job.identities, catalogue)
@@ -82,6 +84,16 @@ def build_shard(job: Job, shard: Shard, on_done: Callable[[int], object] = lambd
         pool.shutdown(cancel_futures=True)
         writer.shutdown(cancel_futures=True)
     return name
+
+
+def beside_captions(
+    estimates: Iterator[Estimated | Cropped], models: Models
+) -> AbstractContextManager[Iterator[Estimated | Cropped]]:
+    """Let the depth network run in a thread of its own, where a GPU computes both networks.
+
+    On a CPU the two would share the cores that each of them fills.
+    """
+    return ahead(estimates, 2) if models.on_gpu else nullcontext(estimates)
 
 
 def share_arenas() -> None:

@@ -68,8 +68,11 @@ class Originals:
         is on this machine.
         """
         # As in `depth.fingerprint_inputs`: the seed matters for estimators that draw noise.
+        precision = self.parameters.get("precision", "float32")
+        other = [] if precision == "float32" else [precision]
         for noise in (None, self.parameters.get("seed", 0)):
-            cache = Cache(self._cache_folder, fingerprint(depth.VERSION, depth_model, noise), "")
+            maps = fingerprint(depth.VERSION, depth_model, noise, *other)
+            cache = Cache(self._cache_folder, maps, "")
             if (distance := cache.distance(image_id)) is not None:
                 return box_mean(at_size(distance, pixels.shape))
         if self._estimator is None or self._estimator.identity != depth_model:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from lasr.device import Precision
 from lasr.weights.locate import Located
 from pipeline.stages.depth import DepthModel, normalise
 
@@ -25,7 +26,7 @@ def recognises(path: Path) -> bool:
     return False
 
 
-def load(located: Located, device: "torch.device", seed: int) -> DepthModel:
+def load(located: Located, device: "torch.device", seed: int, precision: Precision) -> DepthModel:
     """The formula as an estimator of one photograph per call."""
     # All work is in `prepare`, which runs in threads.
     return DepthModel(located.identity, attenuation, list, 1, IS_NETWORK)

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from lasr.device import Precision
 from lasr.weights.locate import Located, WeightsError
 from lasr.weights.registry import TABLE
 
@@ -37,9 +38,15 @@ class DepthConfig(BaseModel):
     )
 
 
-def fingerprint_inputs(located: Located, seed: int) -> tuple[object, ...]:
-    """What determines a distance map. The seed counts only if the estimator draws noise."""
-    return VERSION, located.identity, seed if estimator(located).DRAWS_NOISE else None
+def fingerprint_inputs(located: Located, seed: int, precision: Precision) -> tuple[object, ...]:
+    """What determines a distance map. precision: not `auto`.
+
+    The seed counts only if the estimator draws noise, the precision only of a network.
+    """
+    module = estimator(located)
+    # float32 adds nothing: maps that were computed before there was a choice stay valid.
+    other = [precision] if module.IS_NETWORK and precision != "float32" else []
+    return VERSION, located.identity, seed if module.DRAWS_NOISE else None, *other
 
 
 @dataclass(frozen=True)
@@ -83,8 +90,10 @@ class Estimator(Protocol):
     def recognises(self, path: Path) -> bool:
         """Whether a user's file or folder holds weights of this family; reads little of it."""
 
-    def load(self, located: Located, device: "torch.device", seed: int) -> DepthModel:
-        """Load the weights. Raises WeightsError."""
+    def load(
+        self, located: Located, device: "torch.device", seed: int, precision: Precision
+    ) -> DepthModel:
+        """Load the weights. precision: not `auto`. Raises WeightsError."""
 
 
 def with_family(located: Located) -> Located:
@@ -119,10 +128,12 @@ def estimator(located: Located) -> Estimator:
     return _module(located.family)
 
 
-def load_depth(located: Located, device: "torch.device", seed: int = 0) -> DepthModel:
+def load_depth(
+    located: Located, device: "torch.device", seed: int = 0, precision: Precision = "float32"
+) -> DepthModel:
     """Load a depth estimator. seed: of the noise that some draw. Raises WeightsError."""
     located = with_family(located)
-    return estimator(located).load(located, device, seed)
+    return estimator(located).load(located, device, seed, precision)
 
 
 def _families() -> list[str]:

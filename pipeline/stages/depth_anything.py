@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lasr.device import Precision, autocast
 from lasr.errors import one_line
 from lasr.files import read_text
 from lasr.weights.locate import Located, WeightsError, check_expected
@@ -29,24 +30,37 @@ def recognises(path: Path) -> bool:
     return any((path / name).is_file() for name in _CONFIGS)
 
 
-def load(located: Located, device: "torch.device", seed: int) -> DepthModel:
+def load(located: Located, device: "torch.device", seed: int, precision: Precision) -> DepthModel:
     """Load a folder in the Hugging Face format. Raises WeightsError: damaged, or another model."""
     import torch
 
     assert located.path is not None
     processor, model = _read(located, located.path)
-    model = model.to(device).eval()
+    # Without a cast: transformers would take the file's precision, which may be half.
+    model = model.float().to(device).eval()
+    gpu = device.type == "cuda"
+    mean, std = (
+        torch.tensor(values, device=device).view(3, 1, 1) * 255
+        for values in (processor.image_mean, processor.image_std)
+    )
 
     def prepare(photograph: np.ndarray) -> np.ndarray:
         # Keeps the aspect ratio and rounds to the ViT's patch: sizes differ between photographs.
-        pixels: np.ndarray = processor(images=photograph, return_tensors="np")["pixel_values"][0]
+        # A GPU gets bytes, and makes numbers of them itself.
+        done = processor(
+            images=photograph, return_tensors="np", do_rescale=not gpu, do_normalize=not gpu
+        )
+        pixels: np.ndarray = done["pixel_values"][0]
         return pixels
 
     @torch.inference_mode()
     def predict(prepared: Sequence[np.ndarray]) -> list[np.ndarray]:
-        batch = torch.from_numpy(np.stack(prepared)).to(device)
-        nearness = model(batch).predicted_depth.float().cpu().numpy()
-        return [normalise(-one) for one in nearness]
+        batch = torch.from_numpy(np.stack(prepared))
+        if gpu:
+            batch = (batch.pin_memory().to(device, non_blocking=True).float() - mean) / std
+        with autocast(device, precision):
+            nearness = model(batch).predicted_depth
+        return [normalise(-one) for one in nearness.float().cpu().numpy()]
 
     return DepthModel(located.identity, prepare, predict, BATCH[device.type], IS_NETWORK)
 

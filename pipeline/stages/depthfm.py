@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from lasr.device import Precision, autocast
 from lasr.errors import one_line
 from lasr.weights.locate import Located, WeightsError, locate
 from pipeline.stages.depth import DepthModel
@@ -52,7 +53,7 @@ def recognises(path: Path) -> bool:
         return any(b"ldm_hparams" in archive.read(name) for name in pickles)
 
 
-def load(located: Located, device: "torch.device", seed: int) -> DepthModel:
+def load(located: Located, device: "torch.device", seed: int, precision: Precision) -> DepthModel:
     """Load a checkpoint, and the autoencoder from `vae/` beside it or from `sd15-vae`.
 
     Raises WeightsError: missing or damaged files, or another layout.
@@ -66,7 +67,7 @@ def load(located: Located, device: "torch.device", seed: int) -> DepthModel:
     return DepthModel(
         located.identity,
         prepare,
-        lambda prepared: [predict(model, one, seed) for one in prepared],
+        lambda prepared: [predict(model, one, seed, precision) for one in prepared],
         batch=1,
         is_network=IS_NETWORK,
     )
@@ -80,17 +81,20 @@ def prepare(photograph: np.ndarray) -> np.ndarray:
     return (resized / 127.5 - 1).astype(np.float32).transpose(2, 0, 1)
 
 
-def predict(model: "DepthFM", prepared: np.ndarray, seed: int) -> np.ndarray:
+def predict(
+    model: "DepthFM", prepared: np.ndarray, seed: int, precision: Precision = "float32"
+) -> np.ndarray:
     """A result of `prepare` -> (h, w) float32, 0 = nearest, 1 = farthest.
 
-    The noise depends on the seed alone. Raises ValueError: the result is not finite.
+    The noise depends on the seed alone. float16 stands for both half precisions: it is upstream's,
+    and has three more bits. Raises ValueError: the result is not finite.
     """
     import torch
 
     device = model.text_embedding.device
     images = torch.tensor(prepared, device=device)[None]
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same noise on any device
-    with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):  # upstream
+    with autocast(device, "float16" if precision == "bfloat16" else precision):
         depth = model.depth(images, generator)
     if not depth.isfinite().all():
         raise ValueError("the depth estimate is not finite")

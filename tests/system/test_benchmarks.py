@@ -1,7 +1,9 @@
 """What the benchmarks count is counted by hand as well, and they run as they are typed."""
 
 import importlib
+import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,9 @@ import pytest
 import torch
 
 from benchmarks import train_step
+from benchmarks.device import __main__ as device
+from benchmarks.device.record import Part
+from lasr.errors import UserError
 from tests.support import processes
 from trainer.config import TrainConfig
 from trainer.step import TrainStep
@@ -87,3 +92,66 @@ def started(name: str, argv: list[str], variables: dict[str, str], out: Path) ->
 )
 def test_benchmarks_run_as_typed(name: str, flags: str, answer: str, tmp_path: Path) -> None:
     assert answer in started(name, flags.split(), {}, tmp_path / "log")
+
+
+def device_part(name: str, folder: Path, seconds: float = 100) -> list[dict[str, Any]]:
+    """Run a part of `benchmarks.device` in this process, at its small size."""
+    part = Part(name, "cpu", True, folder, folder / "rows.jsonl", seconds)
+    importlib.import_module(f"benchmarks.device.{name}").measure(part)
+    return part.rows()
+
+
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [
+        ("captions", ["network, float32", "network, bfloat16", "clip-interrogator, one by one"]),
+        ("depth", ["tiny, bfloat16, batch 2, 70x112"]),
+        ("upscale", ["LA-SR files, 24x24", "spandrel float32 files, 24x24"]),
+        ("train", ["steps until 3"]),
+    ],
+)
+def test_parts_of_the_device_benchmark_measure(
+    name: str, figures: list[str], tmp_path: Path
+) -> None:
+    """The same code as on a GPU, with small networks."""
+    found = device_part(name, tmp_path)
+    assert [row for row in found if "error" in row] == []
+    values = {row["what"]: row.get("value", 0) for row in found}
+    assert all(values[figure] > 0 for figure in figures), values
+
+
+def test_a_part_that_fails_or_hangs_costs_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had measured stays."""
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    monkeypatch.setattr(device, "PARTS", {"raises": 0.3, "dies": 0.3, "hangs": 0.1, "works": 0.3})
+    monkeypatch.setattr(device, "MODULES", "faulty_{}")
+    for name in device.PARTS:
+        shutil.copy(tmp_path / "faulty.py", tmp_path / f"faulty_{name}.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    options = device.DeviceBenchmark(minutes=1.5, out=tmp_path / "out" / "device.json")
+    rows = device.measure_all(options)
+    said = {row["part"]: row.get("error") for row in rows if row.get("error")}
+    assert "no such luck (faulty_raises.py:" in said["raises"] and "ended with" in said["dies"]
+    assert "ended at its" in said["hangs"] and "works" not in said
+    assert sum(row.get("what") == "measured before" for row in rows) == 4
+    saved = json.loads((tmp_path / "out" / "device.json").read_text())
+    assert saved["rows"] == rows and "torch" in saved["machine"]
+    assert "| works | measured before | 7 ms |" in (tmp_path / "out" / "device.md").read_text()
+    with pytest.raises(UserError, match="no part walk"):
+        device.measure_all(device.DeviceBenchmark(only=["walk"]))
+
+
+FAULTY = """
+import os, signal, time
+
+def measure(part):
+    part.row("measured before", 7, "ms")
+    if part.name == "raises":
+        raise ValueError("no such luck")
+    if part.name == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if part.name == "hangs":
+        time.sleep(1000)
+"""

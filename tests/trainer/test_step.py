@@ -20,8 +20,8 @@ from trainer.step import TrainStep
 CPU = torch.device("cpu")
 
 
-def terms_of(step: TrainStep, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    return step.terms(batch.lr, batch.hr, step.texts_of(batch))
+def gradients_of(step: TrainStep, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    return step.gradients(batch.lr, batch.hr, step.texts_of(batch))
 
 
 def gradients(parameters: list[torch.nn.Parameter]) -> list[Tensor]:
@@ -37,8 +37,7 @@ def test_a_step_equals_the_paper_written_plainly(
     bad, good = ["bad", "blurry", "noisy"][:words], ["good", "sharp", "clean"][:words]
     step = make_step(manifest, models, tmp_path, bad=bad, good=good)
     batch = first_batch(manifest)
-    _, terms = terms_of(step, batch)
-    total = step.backward(terms)
+    _, terms, total = gradients_of(step, batch)
 
     encoders, n = load_encoders(str(models / "clip"), CPU), 3
     sr_network = load_rrdb(models / "sr.safetensors")
@@ -99,14 +98,13 @@ def test_bfloat16_reaches_the_networks_and_not_the_losses(
     manifest: Path, models: Path, tmp_path: Path
 ) -> None:
     batch = first_batch(manifest)
-    _, plain = terms_of(make_step(manifest, models, tmp_path), batch)
+    _, plain, _ = gradients_of(make_step(manifest, models, tmp_path), batch)
     step = make_step(manifest, models, tmp_path, precision="bfloat16")
-    sr, terms = terms_of(step, batch)
+    sr, terms, _ = gradients_of(step, batch)
     assert sr.dtype == torch.bfloat16
     for name, term in terms.items():
         assert term.dtype == torch.float32
         torch.testing.assert_close(term, plain[name], atol=0.02, rtol=0.05)
-    step.backward(terms)
     for gradient in gradients([*step.sr_parameters, *step.encoder_parameters]):
         assert gradient.dtype == torch.float32 and gradient.isfinite().all()
 
@@ -115,10 +113,10 @@ def test_frozen_encoders_stay_and_their_own_terms_are_not_computed(
     manifest: Path, models: Path, tmp_path: Path
 ) -> None:
     batch = first_batch(manifest)
-    _, free = terms_of(make_step(manifest, models, tmp_path), batch)
+    _, free, _ = gradients_of(make_step(manifest, models, tmp_path), batch)
     step = make_step(manifest, models, tmp_path, freeze_encoders=True, lr=1e-3)
     before = {k: v.clone() for k, v in step.encoders.state_dict().items()}
-    _, terms = terms_of(step, batch)
+    _, terms, _ = gradients_of(step, batch)
     assert terms.keys() == {"content_sr", "quality_sr", "vgg"}
     for name, term in terms.items():
         torch.testing.assert_close(term, free[name])

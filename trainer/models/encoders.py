@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import open_clip
 import torch
@@ -11,7 +11,53 @@ from torch import Tensor, nn
 from lasr.weights.clip import Clip, load_clip
 from lasr.weights.locate import Located, WeightsError
 
-TOKEN_CACHE = 2**18  # captions whose tokens are cached, 160 MB
+TOKEN_CACHE = 2**16  # words, and whole texts that are no captions, whose tokens are cached
+SEPARATOR = ", "  # between the words of a caption
+
+
+class Tokens:
+    """Tokens of captions, put together from those of their words.
+
+    Tokenising a caption takes a third of a millisecond, and a manifest holds a million of them.
+    They are made of a thousand words, each of which is tokenised once. The tokens are the same:
+    OpenAI's tokenizer cuts a text at white space and between letters and punctuation before it does
+    anything else, so the tokens of a word do not depend on its neighbours.
+    """
+
+    def __init__(self, tokenize: Callable[[list[str]], Tensor]):
+        self._cached = functools.lru_cache(maxsize=TOKEN_CACHE)(lambda text: tokenize([text])[0])
+
+    def of(self, text: str) -> Tensor:
+        """The tokens of a text, (77,) int64 on the CPU: what `tokenize` gives."""
+        words = text.split(SEPARATOR)
+        if len(words) < 2 or not all(map(_is_plain, words)):
+            return self._cached(text)
+        empty = self._cached("")  # start, end, zeros
+        length, end = len(empty), empty[1:2]
+        pieces = [empty[:1]]
+        for word in words:
+            pieces += [self._inner(word), self._inner(",")]
+        pieces[-1] = end
+        tokens = torch.cat(pieces)
+        if len(tokens) > length:  # cut as `tokenize` cuts
+            return torch.cat([tokens[: length - 1], end])
+        return torch.nn.functional.pad(tokens, (0, length - len(tokens)))
+
+    def _inner(self, word: str) -> Tensor:
+        """The tokens of a word without those of start and end, which are the largest two."""
+        tokens = self._cached(word)
+        return tokens[1 : int(tokens.argmax())]
+
+
+def _is_plain(word: str) -> bool:
+    """Whether a word is tokenised alike alone and in a caption.
+
+    It has no character that cleaning or the byte pairs could join with its surroundings, and it is
+    too short to be cut.
+    """
+    ends = word[:1] + word[-1:]
+    plain = word.isascii() and word.isprintable() and ends.isalnum() and not set(word) & set("&<;")
+    return plain and len(word) < 70
 
 
 class Encoders(nn.Module):
@@ -28,10 +74,7 @@ class Encoders(nn.Module):
     def __init__(self, clip: Clip):
         super().__init__()
         self.model = clip.model
-        # Tokenising a caption takes a third of a millisecond, and it returns every epoch.
-        self._tokens = functools.lru_cache(maxsize=TOKEN_CACHE)(
-            lambda text: clip.tokenize([text])[0]
-        )
+        self._tokens = Tokens(clip.tokenize)
         remove_positions(self.model.visual)
         self.make_trainable()
         for name in ("mean", "std"):
@@ -51,7 +94,7 @@ class Encoders(nn.Module):
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """The tokens of texts, (n, 77) int64 on the CPU."""
-        return torch.stack([self._tokens(text) for text in texts])
+        return torch.stack([self._tokens.of(text) for text in texts])
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Features C or Q (n, c) of `tokens` (n, 77)."""

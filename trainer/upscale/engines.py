@@ -14,7 +14,7 @@ from trainer.models.export import export_onnx, load_onnx
 from trainer.models.rrdb import REACH, RRDB
 from trainer.upscale.config import EngineName, Precision
 
-# (1, 3, h, w) float32 on the CPU to (1, 3, s h, s w) float32 on the CPU, not clamped.
+# (1, 3, h, w) float32 on the CPU to (1, 3, s h, s w) float32 on the engine's device, not clamped.
 Engine = Callable[[Tensor], Tensor]
 
 _STRIP = 64  # rows of features
@@ -56,8 +56,10 @@ def torch_engine(
     forward = compiled(partial(_in_strips, network) if isinstance(network, RRDB) else network)
 
     def run(picture: Tensor) -> Tensor:
-        moved = picture.to(device, dtype).contiguous(memory_format=torch.channels_last)
-        return forward(moved).float().cpu()
+        if device.type == "cuda":  # a copy from other memory would wait for all work before it
+            picture = picture.pin_memory()
+        moved = picture.to(device, dtype, non_blocking=True)
+        return forward(moved.contiguous(memory_format=torch.channels_last)).float()
 
     return run
 

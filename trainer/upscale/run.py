@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lasr.cli import progress
-from lasr.device import pick_device
+from lasr.device import ahead, pick_device
 from lasr.errors import UserError
 from lasr.pictures.find import check_regular
 from lasr.pictures.read import Picture, picture_size, read_picture
@@ -97,7 +97,8 @@ def upscale_picture(
     shape = scales[-1] * height, scales[-1] * width, channels
     strips = upscale_strips(engine, pixels, scales[-1], tiling, dtype, on_pass)
     metadata = Metadata() if strip else picture.metadata
-    save_picture(target, strips, shape, np.dtype(dtype), software, metadata)
+    with ahead(strips, 1) as computed:  # the next strip, while this one is compressed
+        save_picture(target, computed, shape, np.dtype(dtype), software, metadata)
 
 
 def pixel_counts(paths: Iterable[Path]) -> dict[Path, int]:

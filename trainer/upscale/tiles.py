@@ -1,6 +1,7 @@
 """Upscale pictures of any size, one tile at a time."""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -77,7 +78,8 @@ def upscale_strips(
 ) -> Iterator[np.ndarray]:
     """Yield the upscaled picture in strips of rows, h' x (scale w) x c each, of `dtype`.
 
-    Memory holds one strip and what the engine needs for one tile.
+    Memory holds one strip and what the engine needs for one tile. On a GPU a tile is checked and
+    rounded there, and copied back while the next one is computed.
 
     Args:
         pixels: h x w x c as in `upscale_array`.
@@ -92,16 +94,19 @@ def upscale_strips(
         bottom = min(top + tiling.tile, height)
         strip = np.empty((scale * (bottom - top), scale * width, channels), dtype)
         try:
+            launched: deque[tuple[int, int, _Tile]] = deque()
             for left in range(0, width, tiling.tile):
                 right = min(left + tiling.tile, width)
                 box = top, bottom, left, right
-                strip[:, scale * left : scale * right] = _round(
-                    _upscale_tile(engine, pixels, box, scale, tiling), dtype
-                )
-                on_tile(top * width + (bottom - top) * right)
+                launched.append((left, right, _launch(engine, pixels, box, scale, tiling, dtype)))
+                while len(launched) > 1 or (launched and right == width):
+                    start, stop, tile = launched.popleft()
+                    strip[:, scale * start : scale * stop] = tile.read()
+                    on_tile(top * width + (bottom - top) * stop)
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
+            launched.clear()
             torch.cuda.empty_cache()
         else:
             yield strip
@@ -123,21 +128,62 @@ def upscale(network: nn.Module, picture: Tensor, tile: int = TILE) -> Tensor:
     return torch.from_numpy(upscaled).permute(2, 0, 1) / 65_535
 
 
-def _upscale_tile(
-    engine: Engine, pixels: np.ndarray, box: tuple[int, int, int, int], scale: int, tiling: Tiling
-) -> Tensor:
-    """The output for a box of the picture, h x w x c in [0, 1]."""
+@dataclass(frozen=True)
+class _Tile:
+    """The output for a tile, on its way from the device.
+
+    pixels: h x w x c. sound: whether each call of the engine gave finite numbers, and whether none
+    was black that should not be, (calls, 2). copied: None on the CPU.
+    """
+
+    pixels: Tensor
+    sound: Tensor
+    copied: torch.cuda.Event | None
+
+    def read(self) -> np.ndarray:
+        """Wait for the copy. Raises UserError: an output that cannot be right."""
+        if self.copied:
+            self.copied.synchronize()
+        finite, shown = self.sound.all(dim=0).tolist()
+        if not finite:
+            raise UserError("the network's output is not finite", _FIX)
+        if not shown:
+            raise UserError("the network's output is black and the picture is not", _FIX)
+        pixels: np.ndarray = self.pixels.numpy()
+        return pixels
+
+
+def _launch(
+    engine: Engine,
+    pixels: np.ndarray,
+    box: tuple[int, int, int, int],
+    scale: int,
+    tiling: Tiling,
+    dtype: type[np.unsignedinteger],
+) -> _Tile:
+    """Start to compute the output for a box of the picture."""
     top, bottom, left, right = box
     first, last = _window(top, bottom, pixels.shape[0], tiling)
     start, stop = _window(left, right, pixels.shape[1], tiling)
     crop = pixels[first:last, start:stop].astype(np.float32) / np.iinfo(pixels.dtype).max
-    upscaled = _upscale_channels(engine, torch.from_numpy(crop).permute(2, 0, 1)[None], scale)
-    return upscaled[
+    sound: list[Tensor] = []
+    picture = torch.from_numpy(crop).permute(2, 0, 1)[None]
+    upscaled = _upscale_channels(engine, picture, scale, sound)[
         0,
         :,
         scale * (top - first) : scale * (bottom - first),
         scale * (left - start) : scale * (right - start),
-    ].permute(1, 2, 0)
+    ]
+    rounded = (upscaled.permute(1, 2, 0) * float(np.iinfo(dtype).max)).round()
+    rounded = rounded.to(getattr(torch, np.dtype(dtype).name)).contiguous()
+    checks = torch.stack(sound)
+    if not rounded.is_cuda:
+        return _Tile(rounded, checks, None)
+    # Without waiting: into pinned memory.
+    rounded, checks = (tensor.to("cpu", non_blocking=True) for tensor in (rounded, checks))
+    copied = torch.cuda.Event()
+    copied.record()
+    return _Tile(rounded, checks, copied)
 
 
 def _window(start: int, stop: int, side: int, tiling: Tiling) -> tuple[int, int]:
@@ -151,33 +197,39 @@ def _window(start: int, stop: int, side: int, tiling: Tiling) -> tuple[int, int]
     return first, first + size
 
 
-def _upscale_channels(engine: Engine, picture: Tensor, scale: int) -> Tensor:
-    """(1, c, h, w) in [0, 1] to (1, c, s h, s w) in [0, 1], c as in `upscale_array`."""
+def _upscale_channels(engine: Engine, picture: Tensor, scale: int, sound: list[Tensor]) -> Tensor:
+    """(1, c, h, w) in [0, 1] to (1, c, s h, s w) in [0, 1], c as in `upscale_array`.
+
+    sound: gets what `_run` found.
+    """
     channels = picture.shape[1]
     if channels == 1:
-        return _run(engine, picture.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
+        return _run(engine, picture.expand(-1, 3, -1, -1), sound).mean(1, keepdim=True)
     if channels == 3:
-        return _run(engine, picture)
+        return _run(engine, picture, sound)
     # Colours are premultiplied, so that the colour of invisible pixels does not leak.
     colours, alpha = picture[:, :-1], picture[:, -1:]
     lowest, highest = alpha.aminmax()
-    if lowest == highest:  # constant alpha stays exactly so
-        opacity = lowest.expand(1, 1, scale * alpha.shape[2], scale * alpha.shape[3])
-    else:
-        opacity = _upscale_channels(engine, alpha, scale)
-    light = _upscale_channels(engine, colours * alpha, scale)
+    constant = bool(lowest == highest)
+    opacity = alpha if constant else _upscale_channels(engine, alpha, scale, sound)
+    light = _upscale_channels(engine, colours * alpha, scale, sound)
+    if constant:  # stays exactly so
+        opacity = light.new_full((1, 1, *light.shape[2:]), float(lowest))
     colours = torch.where(opacity > _VISIBLE, light / opacity, 0).clamp(0, 1)
     return torch.cat((colours, opacity), dim=1)
 
 
-def _run(engine: Engine, picture: Tensor) -> Tensor:
-    """The engine's output, clamped to [0, 1] and checked."""
+def _run(engine: Engine, picture: Tensor, sound: list[Tensor]) -> Tensor:
+    """The engine's output, clamped to [0, 1].
+
+    Adds to `sound` whether it was finite, and whether it is not black where the picture is bright.
+    """
     output = engine(picture.contiguous())
-    if not torch.isfinite(output).all():
-        raise UserError("the network's output is not finite", _FIX)
+    finite = torch.isfinite(output).all()
     output = output.clamp_(0, 1)
-    if picture.mean() > _BRIGHT and not output.any():
-        raise UserError("the network's output is black and the picture is not", _FIX)
+    bright = bool(picture.mean() > _BRIGHT)
+    shown = output.any() if bright else torch.ones_like(finite)
+    sound.append(torch.stack((finite, shown)))
     return output
 
 

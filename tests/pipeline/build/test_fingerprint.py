@@ -52,5 +52,5 @@ DIGESTS: dict[str, tuple[dict[str, Any], Located, Located, str, tuple[str, str, 
 @pytest.mark.parametrize("case", DIGESTS)
 def test_digests_stay(case: str) -> None:
     changes, depth, clip, words, expected = DIGESTS[case]
-    config = BuildConfig(images=["photos"], **changes)
+    config = BuildConfig(images=["photos"], precision="float32", **changes)
     assert identify(config, depth, clip, words) == Identities(*expected)

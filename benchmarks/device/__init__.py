@@ -1,0 +1,1 @@
+"""Everything that a GPU should be asked, in one command of a few minutes."""

@@ -1,0 +1,143 @@
+"""A training step at the paper's setting: precisions, launches, memory; beside a plain one."""
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from benchmarks import train_step
+from benchmarks.device.networks import free, peak_gb, profiled, step_networks, wait
+from benchmarks.device.record import Part
+from lasr.device import autocast, pick_device
+from trainer.config import TrainConfig
+from trainer.step import TrainStep
+
+STEPS = 8  # of a round, launched one after the other
+FIRST = 6  # of each way, whose losses are compared; a graph is captured meanwhile
+FLOOR = 21.6  # TFLOP of a step: benchmarks.train_step counts them
+
+
+class Plain:
+    """benchmarks.train_step's plain step behind the interface of ours."""
+
+    def __init__(self, settings: TrainConfig, small: bool, device: torch.device):
+        autocast(device, settings.precision)
+        self.step = train_step.PlainStep(settings, *step_networks(small, device))
+
+    def __call__(self, batch: Any, tokens: Any) -> torch.Tensor:
+        return torch.tensor([sum(self.step(batch).values())])
+
+
+def measure(part: Part, compiled: bool = False) -> None:
+    """Each way of a step, then the regions of one; or the compiled one alone."""
+    device = pick_device(part.device)  # type: ignore[arg-type]
+    cuda = device.type == "cuda"
+    size = 2 if part.small else 16
+    torch.backends.cudnn.benchmark = True  # as in lasr train
+    batches = [train_step.random_batch(size, seed) for seed in range(2)]
+    reference: dict[str, list[float]] = {}
+
+    def settings(precision: str, compile: str = "off", graph: str = "auto") -> TrainConfig:
+        chosen = {"precision": precision, "compile": compile, "cuda_graph": graph}
+        return TrainConfig.model_validate({"manifest": "none", "batch_size": size} | chosen)
+
+    def way(name: str, config: TrainConfig, plain: bool = False, profile: bool = False) -> None:
+        free(device)
+        torch._dynamo.reset()
+        step: Any = (
+            Plain(config, part.small, device)
+            if plain
+            else TrainStep(config, *step_networks(part.small, device))
+        )
+        ours = step if isinstance(step, TrainStep) else None
+        pinned = [_to_pinned(batch, device) for batch in batches]
+        tokens = [_pin(ours.texts_of(batch), device) if ours else None for batch in batches]
+        started = time.perf_counter()
+        totals = []
+        for number in range(2 if part.small else FIRST):
+            numbers = step(pinned[number % 2], tokens[number % 2])
+            total = numbers[ours.names.index("total")] if ours else numbers.sum()
+            totals.append(float(total))
+        wait(device)
+        start = time.perf_counter() - started
+        times = []
+        steps = 1 if part.small else STEPS
+        for _ in range(1 if part.small else 3):
+            started = time.perf_counter()
+            for number in range(steps):
+                step(pinned[number % 2], tokens[number % 2])
+            launched = time.perf_counter() - started
+            wait(device)
+            times.append(1e3 * (time.perf_counter() - started) / steps)
+        milliseconds = statistics.median(times)
+        more: dict[str, Any] = {"host_ms": 1e3 * launched / steps, "start_s": start}
+        if cuda:
+            more |= {
+                "peak_GB": peak_gb(device),
+                "reserved_GB": torch.cuda.max_memory_reserved() / 1e9,
+            }
+        if not part.small:
+            more["TFLOP/s"] = FLOOR / milliseconds * 1e3
+        if not plain:
+            expected = reference.setdefault(config.precision, totals)
+            pairs = zip(expected, totals, strict=True)
+            more["largest_difference_of_a_total"] = max(abs(a - b) for a, b in pairs)
+        part.row(name, milliseconds, "ms", **more)
+        if profile:
+            pair = pinned[0], tokens[0]
+            part.text(f"{name}, one step", profiled(lambda: step(*pair), device, 40))
+
+    def regions() -> None:
+        free(device)
+        step = TrainStep(settings("bfloat16", graph="off"), *step_networks(part.small, device))
+        found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+
+        @contextmanager
+        def region(name: str) -> Iterator[None]:
+            wait(device)
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            started = time.perf_counter()
+            yield
+            wait(device)
+            found[name].append((1e3 * (time.perf_counter() - started), peak_gb(device)))
+
+        pinned = _to_pinned(batches[0], device)
+        tokens = step.texts_of(pinned)
+        step(pinned, tokens)
+        step.region = region  # type: ignore[assignment]
+        for _ in range(1 if part.small else 4):
+            step(pinned, tokens)
+        for name, values in found.items():
+            times, peaks = zip(*values[len(values) // 4 :], strict=True)
+            part.row(f"region {name}, eager", statistics.median(times), "ms", peak_GB=max(peaks))
+
+    if compiled:
+        config = settings("bfloat16", "default")
+        part.attempt("compiled", lambda: way("bfloat16, compiled, graph", config, profile=True))
+        return
+    eager, graph = settings("bfloat16", graph="off"), settings("bfloat16")
+    part.attempt("eager", lambda: way("bfloat16, eager", eager, profile=True), 8 * cuda)
+    if cuda:
+        part.attempt("graph", lambda: way("bfloat16, graph", graph), 8)
+    part.attempt("plain", lambda: way("bfloat16, written plainly", graph, True), 8 * cuda)
+    part.attempt("regions", regions, 8 * cuda)
+    if cuda:
+        part.attempt("tf32", lambda: way("tf32, graph", settings("tf32")), 10)
+    float32 = settings("float32")
+    part.attempt("float32", lambda: way("float32, graph", float32), 12 * cuda)
+    part.attempt("plain float32", lambda: way("float32, written plainly", float32, True), 15 * cuda)
+
+
+def _pin(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def _to_pinned(batch: Any, device: torch.device) -> Any:
+    import dataclasses
+
+    return dataclasses.replace(batch, lr=_pin(batch.lr, device), hr=_pin(batch.hr, device))

@@ -1,0 +1,111 @@
+"""Upscaling files beside spandrel, with the same weights: from a PNG on disk to a PNG on disk."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.device.networks import free, peak_gb, rate, sr_file, wait
+from benchmarks.device.record import Part
+from lasr.device import pick_device
+from lasr.weights.locate import locate
+from trainer.models.load import load_model
+from trainer.upscale.config import UpscaleConfig
+from trainer.upscale.engines import make_engine
+from trainer.upscale.run import upscale_files
+from trainer.upscale.tiles import Tiling, upscale_strips
+
+
+def measure(part: Part) -> None:
+    """Each size: spandrel as its README shows it, in float32 and half; LA-SR's own command."""
+    device = pick_device(part.device)  # type: ignore[arg-type]
+    cuda = device.type == "cuda"
+    torch.backends.cuda.matmul.allow_tf32 = False  # PyTorch's defaults
+    torch.backends.cudnn.allow_tf32 = True
+    located = locate(str(sr_file(part.folder, part.small)), "sr")
+    sizes = (16, 24) if part.small else (720, 256, 1440)
+    many = 2
+    for side in sizes:
+        inputs = [_picture(part.folder / f"in-{side}-{n}.png", side, n) for n in range(many)]
+        needed = cuda * side // 90
+        part.attempt(
+            f"ours {side}", lambda i=inputs, s=side: ours(part, device, located, i, s), needed
+        )  # type: ignore[misc]
+        for half in (False, True) if cuda else (False,):
+            what = f"spandrel {side}"
+            part.attempt(what, lambda i=inputs, s=side, h=half: theirs(part, device, located, i, s, h), needed)  # type: ignore[misc]  # noqa: E501  # fmt: skip
+
+
+def ours(part: Part, device: torch.device, located: Any, inputs: list[Path], side: int) -> None:
+    """`lasr upscale`, loading excluded: the network's share of the time is noted."""
+    free(device)
+    pixels = np.asarray(Image.open(inputs[0]))
+    for precision in ("auto", "float32"):
+        model = load_model(located)
+        engine = make_engine(model.fitted(), device, precision=precision)  # type: ignore[arg-type]
+
+        def network(engine: Any = engine) -> None:
+            for _ in upscale_strips(engine, pixels, 4, Tiling(), np.uint8):
+                pass
+
+        milliseconds = rate(network, device, 0.8, most=10)
+        part.row(f"LA-SR {precision}, {side}x{side}, array to array", milliseconds, "ms",
+                 peak_GB=peak_gb(device))  # fmt: skip
+    out = part.folder / f"ours-{side}"
+    config = UpscaleConfig(inputs=["-"], weights="-", out=out, device=part.device)  # type: ignore[arg-type]
+    results = {path: out / path.name for path in inputs}
+    upscale_files(results, located, config)
+    for path in results.values():
+        path.unlink()
+    started = time.perf_counter()
+    upscale_files(results, located, config)
+    seconds = time.perf_counter() - started
+    part.row(f"LA-SR files, {side}x{side}", 1e3 * seconds / len(inputs), "ms a picture")
+
+
+def theirs(
+    part: Part, device: torch.device, located: Any, inputs: list[Path], side: int, half: bool
+) -> None:
+    """Read, run, clamp, round, write with Pillow, as its users do."""
+    import spandrel
+
+    free(device)
+    model = spandrel.ModelLoader(device=device).load_from_file(located.path).eval()
+    assert isinstance(model, spandrel.ImageModelDescriptor)
+    if half:
+        model = model.half()
+    dtype = torch.float16 if half else torch.float32
+
+    @torch.inference_mode()
+    def upscale(path: Path, out: Path | None) -> None:
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+        x = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device).to(dtype) / 255
+        y = model(x)
+        array = (y[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        if out:
+            Image.fromarray(array).save(out)
+
+    upscale(inputs[0], None)
+    wait(device)
+    started = time.perf_counter()
+    for path in inputs:
+        upscale(path, None)
+    network = time.perf_counter() - started
+    started = time.perf_counter()
+    for path in inputs:
+        upscale(path, part.folder / f"theirs-{path.name}")
+    seconds = time.perf_counter() - started
+    what = f"spandrel {'float16' if half else 'float32'}"
+    part.row(f"{what} files, {side}x{side}", 1e3 * seconds / len(inputs), "ms a picture",
+             without_writing_ms=1e3 * network / len(inputs), peak_GB=peak_gb(device))  # fmt: skip
+
+
+def _picture(path: Path, side: int, seed: int) -> Path:
+    from skimage import data
+
+    source = Image.fromarray(data.astronaut()).rotate(90 * seed)
+    source.resize((side, side), Image.Resampling.BICUBIC).save(path)
+    return path

@@ -1,0 +1,78 @@
+"""Work ahead of its use, and which precision `auto` is."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from lasr.device import ahead, autocast, pick_precision
+from lasr.errors import UserError
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def test_items_come_in_order_from_one_other_thread_and_not_too_far_ahead() -> None:
+    made: list[int] = []
+    threads = set[int]()
+    gate = threading.Semaphore(0)
+
+    def stream() -> Iterator[int]:
+        for number in range(20):
+            threads.add(threading.get_ident())
+            made.append(number)
+            gate.release()
+            yield number
+
+    with ahead(stream(), 2) as items:
+        assert next(items) == 0
+        for _ in range(4):  # the one in use, two that wait, and the next that found no room
+            gate.acquire(timeout=10)
+        assert len(made) == 4
+        assert list(items) == list(range(1, 20))
+    assert len(threads) == 1 and threading.get_ident() not in threads
+
+
+def test_an_error_comes_where_its_item_would_have_come() -> None:
+    def stream() -> Iterator[int]:
+        yield 1
+        raise UserError("it broke", "repair it")
+
+    with ahead(stream(), 5) as items:
+        assert next(items) == 1
+        with pytest.raises(UserError, match="it broke"):
+            next(items)
+
+
+def test_leaving_early_ends_the_stream() -> None:
+    closed = threading.Event()
+
+    def stream() -> Iterator[int]:
+        try:
+            yield from range(10**9)
+        finally:
+            closed.set()
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt), ahead(stream(), 1) as items:
+        next(items)
+        raise KeyboardInterrupt
+    assert closed.is_set() and threading.active_count() == before
+
+
+def test_auto_is_what_the_device_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pick_precision("auto", CPU, old_gpu="float16") == "float32"
+    assert pick_precision("bfloat16", CPU, old_gpu="float16") == "bfloat16"
+    with pytest.raises(UserError, match="tf32"):
+        pick_precision("tf32", CPU, old_gpu="float16")
+    for has, expected in ((True, "bfloat16"), (False, "float16")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has, **_: has)
+        assert pick_precision("auto", GPU, old_gpu="float16") == expected
+        assert pick_precision("float32", GPU, old_gpu="float16") == "float32"
+
+
+def test_products_are_in_the_precision_that_was_asked_for() -> None:
+    a, b = torch.rand(2, 4, 4)
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        with autocast(CPU, precision):  # type: ignore[arg-type]
+            assert (a @ b).dtype == dtype
