@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from lasr.device import Precision, autocast
-from lasr.errors import UserError, one_line
+from lasr.errors import UserError
 from lasr.files import read_text
 from lasr.weights.locate import Located
 from schemas.manifest import WORDS_PER_PATCH
