@@ -154,6 +154,8 @@ def _is_lock(path: StoragePath) -> bool:
 def _check_address(path: StoragePath, inputs: Iterable[str], flag: str) -> None:
     """Refuse an address that names a bucket, or that is, contains or is inside an input."""
     place = _normal(path.uri)
+    if place.startswith(("file://", "local://")):
+        raise refused(path, "is on this machine: give its path, without a scheme", flag)
     check_name(place.split("://", 1)[1], flag)
     if "/" not in place.split("://", 1)[1]:
         raise refused(path, "is a whole bucket, and not a name in it", flag)

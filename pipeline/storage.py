@@ -90,7 +90,9 @@ class StoragePath:
     @property
     def parent(self) -> "StoragePath":
         """The folder that contains it."""
-        return StoragePath(str(self.path.parent) if self.is_local else self.uri.rsplit("/", 1)[0])
+        return StoragePath(
+            str(self.path.parent) if self.is_local else self.uri.rstrip("/").rsplit("/", 1)[0]
+        )
 
     def __truediv__(self, name: str) -> "StoragePath":
         return StoragePath(

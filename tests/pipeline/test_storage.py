@@ -15,6 +15,13 @@ def test_other_schemes_go_through_fsspec() -> None:
     assert not path.exists() and path.parent.names() == []
 
 
+@pytest.mark.parametrize("uri", ["s3://bucket/a/b", "s3://bucket/a/b/", "a/b", "a/b/"])
+def test_a_slash_at_the_end_changes_nothing(uri: str) -> None:
+    path = StoragePath(uri)
+    assert path.name == "b" and path.parent.name == "a"
+    assert (path.parent / "c").uri == f"{uri.removesuffix('b/').removesuffix('b')}c"
+
+
 def test_two_writers_of_one_name_do_not_meet(tmp_path: Path) -> None:
     """A machine that was given up too early may still be at a shard that another one has now."""
     folder = StoragePath(str(tmp_path))

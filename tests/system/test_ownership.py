@@ -311,6 +311,13 @@ def test_globs_and_lists_are_inputs(
         refuses(Writer(f"{command} {images} --out OUT", "whole"), out, capsys)
 
 
+def test_a_folder_of_this_machine_is_given_as_a_path(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for out in (f"file://{world}/in/photos", f"file://{world}/new", f"local://{world}/new"):
+        refuses(WRITERS["build"], out, capsys)
+
+
 def test_an_output_that_a_glob_would_find_is_refused(
     world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
