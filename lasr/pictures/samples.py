@@ -1,6 +1,7 @@
 """What every decoder returns: a file's samples, before they are converted to sRGB and turned."""
 
 import io
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -162,7 +163,10 @@ def straight(values: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return result.astype(values.dtype)
 
 
-def orientation_of(exif: Image.Exif) -> int:
-    """The tag Orientation, 1 if there is none that is valid."""
+def orientation_of(exif: Image.Exif, xmp: bytes | None = None) -> int:
+    """The tag Orientation, or that of XMP if there is none; 1 if there is none that is valid."""
+    if 0x0112 not in exif and xmp:
+        tag = re.search(rb'tiff:Orientation(?:="|>)([1-8])', xmp)
+        return int(tag[1]) if tag else 1
     value = exif.get(0x0112, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1

@@ -82,7 +82,7 @@ def upscale_picture(
     """Upscale one picture into the file `target`, once for each scale, with 16 bits in between.
 
     on_tile: called after each tile with the input pixels done so far, over all passes.
-    strip: leave out the picture's metadata.
+    strip: leave out EXIF, XMP and resolution.
     """
     pixels, dtype, done = picture.planes, picture.pixels.dtype.type, 0
 
@@ -96,7 +96,8 @@ def upscale_picture(
     height, width, channels = pixels.shape
     shape = scales[-1] * height, scales[-1] * width, channels
     strips = upscale_strips(engine, pixels, scales[-1], tiling, dtype, on_pass)
-    metadata = Metadata() if strip else picture.metadata
+    kept = picture.metadata
+    metadata = Metadata(profile=kept.profile) if strip else kept
     with ahead(strips, 1) as computed:  # the next strip, while this one is compressed
         save_picture(target, computed, shape, np.dtype(dtype), software, metadata)
 

@@ -69,7 +69,7 @@ def decode(content: bytes, check: Check) -> Samples:
         values if values.ndim == 3 else values[..., None],
         _SPACES[components],
         profile=meaning,
-        orientation=orientation_of(tags),
+        orientation=orientation_of(tags, xmp),
         metadata=Metadata(exif and exif.removeprefix(b"Exif\0\0"), xmp, _valid(dpi), profile),
         notes=notes,
     )

@@ -4,7 +4,6 @@ PNG specification, third edition (W3C 2025). A decoder is handed the chunks with
 that long texts, large profiles and animations neither disturb nor change what it returns.
 """
 
-import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -200,10 +199,7 @@ def _metadata(chunks: dict[bytes, bytes], embedded: bytes | None) -> tuple[Metad
             parsed.load(b"Exif\0\0" + exif)
         except Exception:  # Pillow raises many types on damaged EXIF
             exif = None
-    orientation = orientation_of(parsed)
-    if 0x0112 not in parsed and xmp:  # as Pillow does
-        tag = re.search(rb'tiff:Orientation(?:="|>)([1-8])', xmp)
-        orientation = int(tag[1]) if tag else 1
+    orientation = orientation_of(parsed, xmp)
     dpi = None
     if len(size := chunks.get(b"pHYs", b"")) == 9:
         x, y, unit = struct.unpack(">IIB", size)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from lasr.pictures.decoders.tiff_colour import (
     CIELAB,
@@ -32,6 +33,7 @@ from lasr.pictures.samples import (
     count_notes,
     from_float,
     open_with,
+    orientation_of,
     scaled,
     straight,
 )
@@ -90,10 +92,9 @@ def decode(content: bytes, check: Check) -> Samples:
             values, alpha, more = _resolved(stored, layout, page)
             notes += more
         profile = _bytes(tags.valueof(34675))
-        metadata = Metadata(
-            exif_block(parse_exif(content)), _bytes(tags.valueof(700)), _dpi(tags), profile
-        )
-        orientation = tags.valueof(274, 1)
+        xmp = _bytes(tags.valueof(700))
+        metadata = Metadata(exif_block(parse_exif(content)), xmp, _dpi(tags), profile)
+        orientation = tags.valueof(274) or orientation_of(Image.Exif(), xmp)
         return Samples(
             values,
             layout.space,

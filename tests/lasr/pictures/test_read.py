@@ -311,6 +311,25 @@ def test_the_first_full_picture_of_several_is_read() -> None:
         assert picture.notes == ("only the first of its 2 frames is read",)
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_an_orientation_that_only_xmp_states_is_applied(form: str) -> None:
+    """Not where EXIF states one, too."""
+    xmp = b'<rdf:Description tiff:Orientation="6"/>'
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 1
+    key, value = b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp
+    with_exif, without = (
+        files.png(smooth(3), 2, 8, [(key, value), *more])
+        if form == "PNG"
+        else files.tiff(smooth(3), 8, t262=2, t700=xmp, **({"t274": 1} if more else {}))
+        if form == "TIFF"
+        else saved(form, smooth(3), xmp=xmp, exif=exif if more else b"")
+        for more in ([(b"eXIf", exif.tobytes()[6:])], [])
+    )
+    assert decoded(without).shape == (37, 23, 3)
+    assert decoded(with_exif).shape == (23, 37, 3)
+
+
 def test_metadata_is_kept() -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Make] = "Maker"

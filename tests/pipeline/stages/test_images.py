@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pillow_heif
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from lasr.pictures.formats import extras
 from pipeline.inputs.photographs import Found
@@ -204,6 +204,32 @@ def test_the_first_of_several_frames_is_used_and_noted(tmp_path: Path, suffix: s
     assert np.abs(loaded.pixels.astype(int) - (200, 0, 0)).max() <= 2
     frames[0].save(tmp_path / "one.png")
     assert load(found(tmp_path / "one.png"), SIDE).note is None
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(
+    ("form", "mode", "options"),
+    [
+        ("JPEG", "RGB", {}), ("JPEG", "RGB", {"progressive": True, "subsampling": 0}),
+        ("JPEG", "L", {}), ("JPEG", "CMYK", {}), ("WEBP", "RGB", {}), ("WEBP", "RGBA", {}),
+        ("AVIF", "RGB", {}), ("PNG", "RGBA", {}), ("PNG", "LA", {}),
+        ("PNG", "P", {"transparency": 3}),
+    ],
+)  # fmt: skip
+def test_ordinary_files_have_the_pixels_of_earlier_builds(
+    tmp_path: Path, form: str, mode: str, options: dict[str, object], orientation: int
+) -> None:
+    """As version 0.1.0 decoded them with Pillow, to the last bit: rows stay the same."""
+    image, exif = colourful().convert("RGBA"), Image.Exif()
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    exif[0x0112] = orientation
+    image.convert(mode).save(tmp_path / "a", form, exif=exif, **options)
+    with Image.open(tmp_path / "a") as opened:
+        expected = ImageOps.exif_transpose(opened)
+        if expected.has_transparency_data:
+            backdrop = Image.new("RGBA", expected.size, (128, 128, 128, 255))
+            expected = Image.alpha_composite(backdrop, expected.convert("RGBA"))
+        np.testing.assert_array_equal(pixels(tmp_path / "a"), np.asarray(expected.convert("RGB")))
 
 
 def test_limits_kinds_and_notes_reach_the_catalogue(tmp_path: Path) -> None:
