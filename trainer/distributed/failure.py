@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from lasr.cli import STOPPED, print_error
 from lasr.errors import UserError
@@ -39,13 +40,13 @@ def serves_store(world: World) -> bool:
     return world.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
-def open_store(world: World) -> dist.Store:
+def open_store(world: World) -> Store:
     """Connect to the store of this run, for collectives."""
     return _connect("group", serves_store(world))
 
 
-def _connect(prefix: str, is_server: bool = False) -> dist.Store:
-    store = dist.TCPStore(
+def _connect(prefix: str, is_server: bool = False) -> Store:
+    store = TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=is_server,
@@ -54,7 +55,7 @@ def _connect(prefix: str, is_server: bool = False) -> dist.Store:
     )
     # torchrun may start all processes again; the keys of the attempt before are still there.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"lasr/{prefix}/{attempt}", store)
+    return PrefixStore(f"lasr/{prefix}/{attempt}", store)
 
 
 class Failure:
@@ -116,7 +117,7 @@ class Failure:
         else:
             print_error(error, f"rank {self.world.rank}: ")
 
-    def _print_dead(self, store: dist.Store, patience: float) -> None:
+    def _print_dead(self, store: Store, patience: float) -> None:
         """Print which process was killed, if it was one of this machine."""
         until = time.monotonic() + patience
         while not (dead := self._dead(store)) and time.monotonic() < until:
@@ -130,7 +131,7 @@ class Failure:
             )
         )
 
-    def _dead(self, store: dist.Store) -> dict[int, int]:
+    def _dead(self, store: Store) -> dict[int, int]:
         """Ranks of this machine whose process is gone though it did not leave, with its id."""
         dead = {}
         for rank in range(self.world.size):
@@ -140,11 +141,11 @@ class Failure:
                     dead[rank] = int(pid)
         return dead
 
-    def _claim(self, store: dist.Store) -> bool:
+    def _claim(self, store: Store) -> bool:
         """Whether this process is the first to fail, and so prints the error."""
         return bool(store.add("claimed", 1) == 1)
 
-    def _wait_for(self, keys: list[str], store: dist.Store | None = None) -> None:
+    def _wait_for(self, keys: list[str], store: Store | None = None) -> None:
         """Wait until all keys are set, at most GRACE seconds."""
         until = time.monotonic() + GRACE
         while not (store or self._store).check(keys) and time.monotonic() < until:
