@@ -14,12 +14,14 @@ import contextlib
 import datetime
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
@@ -65,11 +67,15 @@ class Failure:
         self.world = world
         self._store, self._thread_store = _connect("failure"), _connect("failure")
         self._left = threading.Event()
+        self._before: Any = None  # what handled SIGTERM
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
     def __enter__(self) -> "Failure":
         self._store.set(f"process/{self.world.rank}", f"{os.getpid()} {socket.gethostname()}")
         self._thread.start()
+        # torchrun sends SIGTERM to the others when one has ended: they may have to say why.
+        with contextlib.suppress(ValueError):  # not the main thread, which alone may do this
+            self._before = signal.signal(signal.SIGTERM, _interrupt)
         return self
 
     def __exit__(
@@ -78,18 +84,20 @@ class Failure:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
         self._left.set()
         self._thread.join(GRACE)
 
     def report(self, error: BaseException) -> int:
         """Print an error unless another process printed one; returns the exit status."""
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
+        for number in (signal.SIGTERM, signal.SIGINT):  # it ends anyway
+            with contextlib.suppress(ValueError):
+                signal.signal(number, signal.SIG_IGN)
         try:
             if not isinstance(error, ReportedElsewhere) and self._claim(self._store):
-                if isinstance(error, KeyboardInterrupt):
-                    print(STOPPED, file=sys.stderr, flush=True)
-                else:
-                    self._print(error)
+                self._print(error)
                 self._store.set("printed", "")
             else:
                 log.debug("rank %d ends as well", self.world.rank, exc_info=error)
@@ -110,8 +118,11 @@ class Failure:
                 self._wait_for([f"left/{rank}" for rank in range(self.world.size)])
 
     def _print(self, error: BaseException) -> None:
-        if _is_lost_connection(error):
+        stopped = isinstance(error, KeyboardInterrupt)
+        if _is_lost_connection(error) or (stopped and self._dead(self._store)):
             self._print_dead(self._store, patience=2)
+        elif stopped:
+            print(STOPPED, file=sys.stderr, flush=True)
         elif KNOWN_TO_ALL in getattr(error, "__notes__", ()):
             print_error(error)
         else:
@@ -168,6 +179,10 @@ class Failure:
             return
         if not self._left.wait(GRACE):
             os._exit(1)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _is_lost_connection(error: BaseException) -> bool:
