@@ -173,7 +173,7 @@ def check_settings(config: TrainConfig, manifest: str, weights: dict[str, str]) 
     before = check_folder(config.folder, inputs_of(config))
     # Weights that this version writes bear a mark, those of version 0.1.0 did not.
     marked = {KEY: "marked"} if not before or KEY in before["weights"] else {}
-    settings = json.loads(config.model_dump_json()) | {
+    settings: dict[str, Any] = json.loads(config.model_dump_json()) | {
         "manifest_identity": manifest,
         "weights": weights | marked,
     }

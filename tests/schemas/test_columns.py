@@ -87,3 +87,19 @@ def test_what_cannot_be_read_as_it_is_is_one_line(
     with pytest.raises(ManifestError, match=said) as refused:
         open_manifest(tmp_path / "m.parquet")
     assert "\n" not in str(refused.value) and refused.value.fix
+
+
+def test_columns_that_only_memory_holds_are_converted() -> None:
+    """As Arrow data of other programs, which Parquet would store in another way."""
+    words, codes = pa.array(["lr", "hr"]).cast(pa.string_view()), pa.array([1, None, 0], pa.int8())
+    views = pa.DictionaryArray.from_arrays(codes, words)
+    structs = pa.array([{"bytes": b"a", "more": 1}, None, {"bytes": None, "more": 2}])
+    found = convert(pa.table({"role": views, "image": structs, "words": pa.nulls(3)}), PATCHES)
+    assert found.to_pydict() == {
+        "role": ["hr", None, "lr"],
+        "image": [{"bytes": b"a", "path": None}, None, {"bytes": None, "path": None}],
+        "words": [None] * 3,
+    }
+    assert found.schema.types == [PATCHES.field(name).type for name in found.schema.names]
+    sliced = convert(pa.table({"role": views, "image": structs}).slice(1), PATCHES)
+    assert sliced["role"].to_pylist() == [None, "lr"] and sliced["image"][0].as_py() is None

@@ -130,7 +130,7 @@ SAME_ROWS: dict[str, Writer] = {
     "dictionaries": _dictionaries,
     "doubles": retyped(distance=pa.float64(), texture=pa.float64(), size=pa.int64()),
     "decimals": _decimals,
-    "short integers": retyped(size=pa.uint8(), x=pa.uint16(), y=pa.uint16(), rank=pa.uint8()),
+    "short integers": retyped(size=pa.uint8(), x=pa.uint8(), y=pa.uint16(), rank=pa.uint8()),
     "unsigned": retyped(size=pa.uint64(), x=pa.uint64(), image_width=pa.uint32()),
     "bytes alone": _image("bytes"),
     "path first": _image("path", "bytes"),

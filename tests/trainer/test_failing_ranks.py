@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import connection
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,9 @@ def work(world: World, sabotage: Callable[[], object], saboteur: int) -> None:
         if step == 2 and world.rank == saboteur:
             sabotage()
         if step == 2 and sabotage is hangs_on_others and world.rank == 0:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # as in a library's C code
+            time.sleep(600)
+        if step == 2 and sabotage is killed_while_others_load and world.rank != saboteur:
             time.sleep(600)
         dist.all_reduce(torch.ones(1))
         time.sleep(0.01)
@@ -69,6 +73,9 @@ def run(
     ]
     for process in ranks:
         process.start()
+    connection.wait([process.sentinel for process in ranks], 60)
+    for process in ranks:  # as torchrun does
+        process.terminate()
     for process in ranks:
         process.join()
     statuses = [process.exitcode for process in ranks]
@@ -108,6 +115,10 @@ def killed() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def killed_while_others_load() -> None:
+    killed()
+
+
 @pytest.mark.parametrize(
     ("sabotage", "said"),
     [
@@ -118,6 +129,7 @@ def killed() -> None:
         (loader_fails, r"error: rank 1: out of memory \(of a thread\).*"),
         (stopped, "stopped; run the same command again to resume"),
         (killed, r"error: rank 1 \(process \d+\) has ended without a message: it was killed.*"),
+        (killed_while_others_load, r"error: rank 1 \(process \d+\) has ended without a message.*"),
     ],
 )
 def test_the_error_of_a_rank_is_printed_once_and_all_end(
@@ -148,6 +160,7 @@ def test_a_store_that_is_gone_leaves_the_own_error(
     world = World(0, 2)
     store = failure.open_store(world)
     alone = failure.Failure(world)
+    monkeypatch.setattr(failure.signal, "signal", lambda *_: None)  # of this process
     monkeypatch.setattr(alone, "_claim", lambda _: (_ for _ in ()).throw(RuntimeError("gone")))
     assert alone.report(UserError("no room", "make some")) == 1
     assert capsys.readouterr().err == "error: no room; make some\n"

@@ -14,14 +14,17 @@ import contextlib
 import datetime
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
+from typing import Any
 
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from lasr.cli import STOPPED, print_error
 from lasr.errors import UserError
@@ -39,13 +42,13 @@ def serves_store(world: World) -> bool:
     return world.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
-def open_store(world: World) -> dist.Store:
+def open_store(world: World) -> Store:
     """Connect to the store of this run, for collectives."""
     return _connect("group", serves_store(world))
 
 
-def _connect(prefix: str, is_server: bool = False) -> dist.Store:
-    store = dist.TCPStore(
+def _connect(prefix: str, is_server: bool = False) -> Store:
+    store = TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=is_server,
@@ -54,7 +57,7 @@ def _connect(prefix: str, is_server: bool = False) -> dist.Store:
     )
     # torchrun may start all processes again; the keys of the attempt before are still there.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"lasr/{prefix}/{attempt}", store)
+    return PrefixStore(f"lasr/{prefix}/{attempt}", store)
 
 
 class Failure:
@@ -64,11 +67,15 @@ class Failure:
         self.world = world
         self._store, self._thread_store = _connect("failure"), _connect("failure")
         self._left = threading.Event()
+        self._before: Any = None  # what handled SIGTERM
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
     def __enter__(self) -> "Failure":
         self._store.set(f"process/{self.world.rank}", f"{os.getpid()} {socket.gethostname()}")
         self._thread.start()
+        # torchrun sends SIGTERM to the others when one has ended: they may have to say why.
+        with contextlib.suppress(ValueError):  # not the main thread, which alone may do this
+            self._before = signal.signal(signal.SIGTERM, _interrupt)
         return self
 
     def __exit__(
@@ -77,18 +84,20 @@ class Failure:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
         self._left.set()
         self._thread.join(GRACE)
 
     def report(self, error: BaseException) -> int:
         """Print an error unless another process printed one; returns the exit status."""
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
+        for number in (signal.SIGTERM, signal.SIGINT):  # it ends anyway
+            with contextlib.suppress(ValueError):
+                signal.signal(number, signal.SIG_IGN)
         try:
             if not isinstance(error, ReportedElsewhere) and self._claim(self._store):
-                if isinstance(error, KeyboardInterrupt):
-                    print(STOPPED, file=sys.stderr, flush=True)
-                else:
-                    self._print(error)
+                self._print(error)
                 self._store.set("printed", "")
             else:
                 log.debug("rank %d ends as well", self.world.rank, exc_info=error)
@@ -109,14 +118,17 @@ class Failure:
                 self._wait_for([f"left/{rank}" for rank in range(self.world.size)])
 
     def _print(self, error: BaseException) -> None:
-        if _is_lost_connection(error):
+        stopped = isinstance(error, KeyboardInterrupt)
+        if _is_lost_connection(error) or (stopped and self._dead(self._store)):
             self._print_dead(self._store, patience=2)
+        elif stopped:
+            print(STOPPED, file=sys.stderr, flush=True)
         elif KNOWN_TO_ALL in getattr(error, "__notes__", ()):
             print_error(error)
         else:
             print_error(error, f"rank {self.world.rank}: ")
 
-    def _print_dead(self, store: dist.Store, patience: float) -> None:
+    def _print_dead(self, store: Store, patience: float) -> None:
         """Print which process was killed, if it was one of this machine."""
         until = time.monotonic() + patience
         while not (dead := self._dead(store)) and time.monotonic() < until:
@@ -130,7 +142,7 @@ class Failure:
             )
         )
 
-    def _dead(self, store: dist.Store) -> dict[int, int]:
+    def _dead(self, store: Store) -> dict[int, int]:
         """Ranks of this machine whose process is gone though it did not leave, with its id."""
         dead = {}
         for rank in range(self.world.size):
@@ -140,11 +152,11 @@ class Failure:
                     dead[rank] = int(pid)
         return dead
 
-    def _claim(self, store: dist.Store) -> bool:
+    def _claim(self, store: Store) -> bool:
         """Whether this process is the first to fail, and so prints the error."""
         return bool(store.add("claimed", 1) == 1)
 
-    def _wait_for(self, keys: list[str], store: dist.Store | None = None) -> None:
+    def _wait_for(self, keys: list[str], store: Store | None = None) -> None:
         """Wait until all keys are set, at most GRACE seconds."""
         until = time.monotonic() + GRACE
         while not (store or self._store).check(keys) and time.monotonic() < until:
@@ -167,6 +179,10 @@ class Failure:
             return
         if not self._left.wait(GRACE):
             os._exit(1)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _is_lost_connection(error: BaseException) -> bool:

@@ -87,7 +87,7 @@ def _is_usable(rows: pa.Table, row: int, side: int) -> bool:
         decode_patch((rows["image"][row].as_py() or {}).get("bytes"), side)
     except ValueError:
         return False
-    return rows["image_id"][row].is_valid and rows["patch_id"][row].is_valid
+    return all(bool(rows[name][row].is_valid) for name in ("image_id", "patch_id"))
 
 
 def word_labels(table: pa.Table, words: Sequence[str] | None) -> np.ndarray:
