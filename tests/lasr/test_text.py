@@ -190,7 +190,7 @@ def test_the_longest_names_can_be_written(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "_exchange", lambda *_: False)
-        replace_folder(tmp_path / "new", tmp_path / name)
+        replace_folder(tmp_path / "new", tmp_path / name, lambda _: True)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
