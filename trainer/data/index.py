@@ -187,4 +187,7 @@ def damage(file: Path, error: Exception) -> str:
         raise ManifestError(
             f"{file}: cannot be read ({one_line(error)})", "try again, or build the manifest again"
         ) from error
-    return f"is in a row group that cannot be read ({one_line(error, 120)})"
+    return (
+        f"is in a row group that cannot be read ({one_line(error, 120)}; `lasr build` with --verify"
+        " makes damaged parts again)"
+    )
