@@ -33,7 +33,7 @@ from pipeline.build.parts import (
 from pipeline.build.plan import Build
 from pipeline.config import CACHE_FOLDER
 from pipeline.inputs.photographs import State
-from pipeline.outputs import is_marked, is_own_manifest, remove_own
+from pipeline.outputs import is_marked, is_own_manifest, remove_own, set_aside
 from pipeline.sidecars import write_sidecars
 from pipeline.storage import StoragePath, read_table, reported, scratch
 from pipeline.summary import Summary, unused
@@ -105,6 +105,7 @@ def publish(
     images = out.parent / beside(out.name, "images.parquet")
     with scratch(work, images.name) as temporary:  # the folder that `sweep` cleans
         write_table(temporary, catalogue, metadata)
+        set_aside(images)
         images.take(temporary, is_marked)
     patches = {role: pc.sum(catalogue[f"n_{role}"]).as_py() for role in ("lr", "hr")}
     return Summary(str(out), str(images), files, status, patches, unused(catalogue))

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lasr.marks import signed
-from pipeline.outputs import is_marked
+from pipeline.outputs import is_marked, set_aside
 from pipeline.sidecars.card import data_card
 from pipeline.sidecars.duplicates import find_duplicates
 from pipeline.storage import StoragePath, read_table, reported, scratch
@@ -30,6 +30,7 @@ def write_sidecars(manifest: StoragePath, metadata: dict[str, Any], work: Storag
     duplicates = find_duplicates(catalogue, patches)
     with scratch(work, duplicates_path.name) as temporary:
         write_table(temporary, duplicates, metadata)
+        set_aside(duplicates_path)
         duplicates_path.take(temporary, is_marked)
     card = signed(data_card(manifest, metadata, catalogue, patches, duplicates))
     with scratch(work, card_path.name) as temporary:

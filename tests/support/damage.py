@@ -26,7 +26,7 @@ def spoil(path: Path, how: str) -> None:
     state, content = path.stat(), path.read_bytes()
     path.unlink()  # a hard link to it keeps its bytes
     if how == "folder":
-        (path / "inside").mkdir(parents=True)
+        path.mkdir()
     elif how != "missing":
         cut = {"empty": b"", "cut": content[: len(content) // 2]}
         path.write_bytes(cut.get(how, flip(content, len(content) // 3 * 8)))
