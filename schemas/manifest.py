@@ -239,8 +239,10 @@ def digest_of(file: Path) -> ParquetDigest | None:
 
 def _content_digest(file: Path) -> str:
     with open(file, "rb") as content:
-        digest = parquet_digest(content)
-        return digest.content if digest else hashlib.file_digest(content, "sha256").hexdigest()
+        if digest := parquet_digest(content):
+            return digest.content
+        content.seek(0)
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _checked_metadata(schema: pa.Schema, file: Path) -> dict[str, Any]:
