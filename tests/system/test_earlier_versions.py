@@ -14,10 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lasr.errors import UserError
 from pipeline.config import BuildConfig
 from schemas.digest import check_parquet
 from schemas.manifest import METADATA_KEY, open_manifest
 from tests.conftest import run_stages
+from trainer import checkpoint
+from trainer.config import TrainConfig
 
 BUILDS = Path(__file__).with_name("builds")
 PART = "part-4e45dab465349c84"
@@ -98,3 +101,22 @@ def test_cached_features_of_version_0_1_0_are_used(project: Path) -> None:
     before = features.stat()
     assert len(run_stages(config())) == 1
     assert features.stat().st_mtime_ns == before.st_mtime_ns  # not computed, so not written
+
+
+def test_a_run_resumes_whose_config_has_the_former_identity(project: Path) -> None:
+    """Before its manifest was written again with digests, and after; another one is refused."""
+    run = TrainConfig(manifest=Path("patches.parquet"), out=Path("run"), profile="offline")
+    weights = {"sr_init": "a@1", "clip": "b@1", "vgg": "c@1"}
+    former = open_manifest("patches.parquet").former_identity
+    checkpoint.claim_folder(run, former, weights)
+    for _ in range(2):
+        manifest = open_manifest("patches.parquet")
+        checkpoint.check_settings(run, manifest.identity, weights, manifest.former_identity)
+        run_stages(config())
+    checkpoint.claim_folder(run, manifest.identity, weights, manifest.former_identity)
+    settings = json.loads((project / "run" / "config.json").read_text())
+    assert settings["manifest_identity"] == manifest.identity != former
+    with pytest.raises(
+        UserError, match=f"holds a run with manifest_identity = {manifest.identity}"
+    ):
+        checkpoint.check_settings(run, "0" * 32, weights, "0" * 12)
