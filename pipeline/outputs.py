@@ -5,6 +5,8 @@ power failure damaged has lost its mark; beside files that bear one, it is known
 is a digest.
 """
 
+import itertools
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -18,6 +20,8 @@ from lasr.marks import has_mark
 from lasr.ownership import check_file, check_folder, check_name, contains, is_lock, refused
 from pipeline.storage import StoragePath, reported
 from schemas.catalogue import BESIDE, beside
+
+log = logging.getLogger(__name__)
 
 _DIGEST = "[0-9a-f]{16}([0-9a-f]{16})?"  # of a shard or an earlier part, and of a part
 _PART = re.compile(rf"(part|shard)-{_DIGEST}(-without|\.images)?\.parquet")
@@ -52,7 +56,7 @@ def check_outputs(
         for path in (out, work):
             if path.path.resolve() in (cache.path.resolve(), *cache.path.resolve().parents):
                 raise refused(cache, f"is in {path}, which a build replaces", "--cache")
-    check_beside(out)
+    check_beside(out, may_be_damaged=True)
     with reported(out, "read"):
         in_out, in_work = _kinds(out, _is_own_part), _kinds(work, _is_own)
         is_known = True in {*in_out.values(), *in_work.values()}
@@ -63,10 +67,15 @@ def check_outputs(
                 raise refused(folder, f"holds {name}, which no build wrote")
 
 
-def check_beside(out: StoragePath) -> None:
-    """Refuse to replace foreign files with the names of catalogue, duplicates and data card."""
+def check_beside(out: StoragePath, may_be_damaged: bool = False) -> None:
+    """Refuse to replace foreign files with the names of catalogue, duplicates and data card.
+
+    may_be_damaged: whether tables that cannot be read are passed over (see `set_aside`).
+    """
     for name in BESIDE:
         path = out.parent / beside(out.name, name)
+        if may_be_damaged and _is_damaged_table(path):
+            continue
         if path.is_local:
             check_file(path.path)
         elif path.exists() and not is_marked(path):
@@ -85,6 +94,33 @@ def is_marked(path: StoragePath) -> bool:
             return has_mark(remote)
     except FileNotFoundError:  # also where the name is that of a folder
         return False
+
+
+def set_aside(path: StoragePath) -> None:
+    """Rename a damaged table, whose mark is lost, so that it is neither in the way nor lost."""
+    if not _is_damaged_table(path):
+        return
+    names = (path.path.with_name(f"{path.name}.damaged{n or ''}") for n in itertools.count())
+    aside = next(name for name in names if not os.path.lexists(name))
+    path.path.rename(aside)
+    log.warning("%s: damaged; written again, and what was there is now %s", path, aside.name)
+
+
+def _is_damaged_table(path: StoragePath) -> bool:
+    """Whether a file is an empty, cut or otherwise unreadable Parquet file."""
+    if not (path.is_local and path.name.endswith(".parquet")) or path.path.is_symlink():
+        return False
+    if not path.path.is_file():
+        return False
+    content = path.path.read_bytes()
+    if not content:
+        return True
+    ends = [content[:4] == b"PAR1", content[-4:] == b"PAR1"]
+    try:
+        pq.read_schema(pa.BufferReader(content))
+    except (pa.ArrowException, OSError):
+        return any(ends)
+    return not all(ends)
 
 
 def is_own_manifest(folder: Path) -> bool:
@@ -132,6 +168,8 @@ def _is_own(path: StoragePath) -> bool | None:
         return _is_lock(path)
     if _TEMPORARY.fullmatch(path.name):
         return not path.is_local or path.path.is_file()
+    if path.is_local and path.path.is_dir() and _PART.fullmatch(path.name):
+        return False if any(path.path.iterdir()) else None
     return _is_own_part(path)
 
 

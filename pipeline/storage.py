@@ -7,10 +7,13 @@ a file; on local disks, atomic renames give the same guarantee.
 """
 
 import contextlib
+import errno
 import functools
+import io
 import os
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,6 +27,7 @@ import pyarrow.parquet as pq
 
 from lasr.errors import UserError, no_space, of_machine, one_line
 from lasr.files import NAME_MAX, foreign, fsync_folder, remove, replace_file
+from schemas.digest import BinaryFile, Damaged, parquet_digest
 
 _BLOCK = 1 << 22  # bytes per write of an upload
 # Seconds. The library makes three attempts. A copy inside the storage sends nothing until it ends.
@@ -133,6 +137,22 @@ class StoragePath:
             selector = pafs.FileSelector(self.key, allow_not_found=True)
             return sorted(info.base_name for info in self.fs.get_file_info(selector))
 
+    def state(self) -> list[int]:
+        """Size and modification time (ns) of a file. Raises OSError; Damaged: it is no file."""
+        if self.is_local:
+            found = self.path.stat()
+            if not stat.S_ISREG(found.st_mode):
+                raise Damaged("it is no file")
+            return [found.st_size, found.st_mtime_ns]
+        info = self.fs.get_file_info(self.key)
+        if info.type == pafs.FileType.NotFound:
+            raise FileNotFoundError(errno.ENOENT, "No such file", str(self))
+        return [info.size, info.mtime_ns or 0]
+
+    def open(self) -> contextlib.AbstractContextManager[BinaryFile]:
+        """Open the file for reading. Raises OSError."""
+        return open(self.path, "rb") if self.is_local else self.fs.open_input_file(self.key)
+
     def read_bytes(self) -> bytes:
         """The content of the file. Raises OSError."""
         if self.is_local:
@@ -201,8 +221,28 @@ _LOCAL = pafs.LocalFileSystem()
 
 
 def read_table(path: StoragePath, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet file, or some of its columns. Raises OSError, ArrowInvalid."""
-    return pq.read_table(path.key, columns=columns, filesystem=path.fs, partitioning=None)
+    """Read a Parquet file, or some of its columns. Raises OSError (also: a page has changed)."""
+    return pq.read_table(
+        path.key,
+        columns=columns,
+        filesystem=path.fs,
+        partitioning=None,
+        page_checksum_verification=True,
+    )
+
+
+def read_whole_table(path: StoragePath) -> tuple[pa.Table, str | None]:
+    """Read a small Parquet file and check all of its bytes.
+
+    Returns the table and the file's digest; None if it has none. Raises OSError, ArrowInvalid,
+    Damaged.
+    """
+    with path.open() as file:
+        content = file.read()
+    if digest := parquet_digest(io.BytesIO(content)):
+        digest.check(io.BytesIO(content))
+    table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+    return table, digest.content if digest else None
 
 
 @contextlib.contextmanager

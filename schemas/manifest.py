@@ -4,10 +4,14 @@ A manifest is a folder of Parquet parts, or a single Parquet file as SQL writes 
 per patch. The files beside it are described in `schemas.catalogue`.
 """
 
+import contextlib
 import hashlib
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.columns import fits
+from schemas.digest import Damaged, ParquetDigest, parquet_digest
 from schemas.errors import UserError
 from schemas.parquet import METADATA_KEY, decoded_metadata
 
@@ -72,9 +77,27 @@ OPTIONAL = frozenset(["luma", "contrast", "shadows", "highlights", "sharpness", 
 
 Row = dict[str, Any]
 
+FORMER_KEY = "la-sr.former"  # metadata of a file: name and size before version 0.2, in JSON
+_NAMED = re.compile(r"part-[0-9a-f]{32}\.parquet")  # see `part_name`; earlier names are shorter
+
 
 class ManifestError(UserError):
     """A manifest that cannot be used as it is."""
+
+
+class DamagedError(ManifestError):
+    """A file of a manifest whose bytes, or some of them, are not those that were written."""
+
+    def __init__(self, file: Path, error: Exception, what: str = ""):
+        """what: the part of the file that cannot be used, if it is not all of it."""
+        where = f"{file}, {what}" if what else str(file)
+        reason = " ".join(str(error).split())[:300]
+        super().__init__(
+            f"{where}: damaged, or not a readable Parquet file ({reason})",
+            "make it again: a part by repeating its `lasr build` with --verify, a saved file by"
+            " repeating its `lasr query`",
+        )
+        self.file = file
 
 
 @dataclass(frozen=True)
@@ -86,11 +109,38 @@ class Manifest:
     schema: pa.Schema
     metadata: dict[str, Any] = field(default_factory=dict)  # {} if SQL wrote it: SQL drops it
 
-    @property
+    @cached_property
     def identity(self) -> str:
-        """12 hex digits from the names and sizes of the parts; a name identifies its rows."""
-        states = [(file.name, file.stat().st_size) for file in self.files]
-        return hashlib.sha256(repr(states).encode()).hexdigest()[:12]
+        """32 hex digits from the content of the files: other rows, other identity.
+
+        Files of this project hold a digest of themselves, so that only their footers are read. Of
+        others (SQL's COPY, earlier versions) all bytes are: a second per GB, more on a slow disk.
+        """
+        with ThreadPoolExecutor(4) as executor:
+            digests = list(executor.map(_content_digest, self.files))
+        return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:32]
+
+    @property
+    def former_identity(self) -> str:
+        """The identity in versions before 0.2: 12 digits, from names and sizes of the parts.
+
+        Parts that were renamed since then carry the name and size they had.
+        """
+        states = []
+        for file in self.files:
+            more = pq.read_metadata(file).metadata or {}
+            former = json.loads(more.get(FORMER_KEY.encode(), b"null"))
+            states.append(tuple(former or (file.name, file.stat().st_size)))
+        return hashlib.sha256(repr(sorted(states)).encode()).hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def damage_named(file: Path, what: str = "") -> Iterator[None]:
+    """Turn the errors of a damaged file into a DamagedError. what: see there."""
+    try:
+        yield
+    except (Damaged, pa.ArrowException, OSError) as error:
+        raise DamagedError(file, error, what) from error
 
 
 def split_of(image_id: str) -> Literal["train", "val"]:
@@ -105,6 +155,11 @@ def split_of(image_id: str) -> Literal["train", "val"]:
 def patch_id(image_id: str, role: Role, x: int, y: int, size: int) -> str:
     """Return 32 hex digits computed from the photograph's id, the role and the square alone."""
     return hashlib.sha256(f"{image_id}:{role}:{x}:{y}:{size}".encode()).hexdigest()[:32]
+
+
+def part_name(digest: str) -> str:
+    """Return the name of a part from its digest: other content, other name."""
+    return f"part-{digest[:32]}"
 
 
 def file_metadata(parameters: dict[str, Any], dictionary_sha256: str) -> dict[str, Any]:
@@ -168,13 +223,26 @@ def _refuse_partitions(path: Path) -> None:
 
 
 def _read_schema(file: Path) -> pa.Schema:
-    try:
+    """The columns of a file, after a check of its footer."""
+    with damage_named(file):
+        digest = digest_of(file)
+        if _NAMED.fullmatch(file.name) and (not digest or file.stem != part_name(digest.content)):
+            raise Damaged("it is not what its name says")
         return pq.read_schema(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ManifestError(
-            f"{file}: not a readable Parquet file ({reason})", "build it again"
-        ) from error
+
+
+def digest_of(file: Path) -> ParquetDigest | None:
+    """Check the footer of a file; its digests, or None if it has none. Raises DamagedError."""
+    with damage_named(file), open(file, "rb") as content:
+        return parquet_digest(content)
+
+
+def _content_digest(file: Path) -> str:
+    with open(file, "rb") as content:
+        if digest := parquet_digest(content):
+            return digest.content
+        content.seek(0)
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _checked_metadata(schema: pa.Schema, file: Path) -> dict[str, Any]:

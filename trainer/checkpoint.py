@@ -18,6 +18,8 @@ from lasr import ownership
 from lasr.errors import UserError, one_line, space_on_disk, writing
 from lasr.files import IsOurs, atomic_path, read_text, write_bytes
 from lasr.marks import KEY
+from lasr.weights.archive import add_digest, check_digest, check_sizes
+from schemas.digest import Damaged
 from trainer.config import MAY_CHANGE, TrainConfig
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ def save(folder: Path, step: int, **states: dict[str, Any]) -> None:
     try:
         with atomic_path(path) as temporary:
             torch.save({"step": step, **states}, temporary)
+            add_digest(temporary)
             if path.exists():
                 os.replace(path, folder / PREVIOUS)
     except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
@@ -66,6 +69,7 @@ def _size(state: Any) -> int:
 def load(folder: Path) -> dict[str, Any] | None:
     """The newest readable checkpoint of a run, on the CPU, or None if there is none yet.
 
+    All bytes are checked first. A damaged one is named, and the one before it is taken.
     Raises UserError: there are checkpoints, and none can be read.
     """
     faults = []
@@ -73,10 +77,13 @@ def load(folder: Path) -> dict[str, Any] | None:
         if not path.exists():
             continue
         try:
+            check_sizes(path)
+            check_digest(path)
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             step = int(state["step"])
         except Exception as error:  # damaged bytes raise nearly anything
-            faults.append(f"{path}: the checkpoint cannot be read ({type(error).__name__})")
+            why = one_line(error, 100) if isinstance(error, Damaged) else type(error).__name__
+            faults.append(f"{path}: the checkpoint cannot be read ({why})")
             continue
         if faults:
             log.warning("%s; resuming from %s, after step %d", faults[0], path.name, step)
@@ -164,10 +171,13 @@ def inputs_of(config: TrainConfig) -> list[object]:
     return [config.manifest, config.encoders, config.sr_init, config.clip, config.vgg]
 
 
-def check_settings(config: TrainConfig, manifest: str, weights: dict[str, str]) -> dict[str, Any]:
+def check_settings(
+    config: TrainConfig, manifest: str, weights: dict[str, str], former: str = ""
+) -> dict[str, Any]:
     """The config.json that a run's folder should have.
 
-    manifest, weights: identities, so that config.json is enough to repeat the run. Writes nothing.
+    manifest, weights: identities, so that config.json is enough to repeat the run. former: the
+    manifest's identity in earlier versions, by which their runs resume. Writes nothing.
     Raises UserError: the folder holds a run with other settings; it names the first that differs.
     """
     before = check_folder(config.folder, inputs_of(config))
@@ -182,6 +192,8 @@ def check_settings(config: TrainConfig, manifest: str, weights: dict[str, str]) 
         defaults = {name: field.default for name, field in TrainConfig.model_fields.items()}
         for name, value in settings.items():
             was = before.get(name, defaults.get(name))
+            if name == "manifest_identity" and was == former:
+                continue
             if name not in MAY_CHANGE and was != value:
                 raise UserError(
                     f"{config.folder}: holds a run with {name} = {was}, now it is {value}",
@@ -190,12 +202,14 @@ def check_settings(config: TrainConfig, manifest: str, weights: dict[str, str]) 
     return settings
 
 
-def claim_folder(config: TrainConfig, manifest: str, weights: dict[str, str]) -> None:
+def claim_folder(
+    config: TrainConfig, manifest: str, weights: dict[str, str], former: str = ""
+) -> None:
     """Create the run's folder and its config.json, or write it again with what may change.
 
-    manifest, weights: as in `check_settings`, which raises UserError first.
+    manifest, weights, former: as in `check_settings`, which raises UserError first.
     """
-    settings = check_settings(config, manifest, weights)
+    settings = check_settings(config, manifest, weights, former)
     content = json.dumps(settings, indent=2) + "\n"
     path = config.folder / "config.json"
     with writing(path, "free some disk space and run the same command", len(content)):
@@ -210,7 +224,7 @@ def read_config(folder: Path) -> tuple[TrainConfig, dict[str, str]]:
     path = folder / "config.json"
     try:
         settings = json.loads(read_text(path))
-        weights: dict[str, str] = settings["weights"]
+        weights = {name: str(settings["weights"][name]) for name in ("sr_init", "clip", "vgg")}
         known = {k: v for k, v in settings.items() if k in TrainConfig.model_fields}
         return TrainConfig(**known), weights
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -70,11 +70,7 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
         torch.backends.cudnn.benchmark = True  # shapes never change
         with enough_memory(config, device, world, "loading the networks"):
             train_step = world.on_all_ranks(lambda: load_step(config, weights, device, world))
-            world.on_rank_zero(
-                lambda: checkpoint.claim_folder(
-                    config, patches.manifest.identity, weights.identities
-                )
-            )
+            world.on_rank_zero(lambda: claim(config, patches, weights))
             done = resume(config, train_step, world)
         log.info(
             "%d patches a step, %d on each of %d processes, %s on %s, after step %d",
@@ -163,6 +159,12 @@ def enough_memory(
         ) from error
 
 
+def claim(config: TrainConfig, patches: Patches, weights: RunWeights) -> None:
+    """Make the folder this run's own. Raises UserError: it holds another run."""
+    manifest = patches.manifest
+    checkpoint.claim_folder(config, manifest.identity, weights.identities, manifest.former_identity)
+
+
 def load_step(
     config: TrainConfig, weights: RunWeights, device: torch.device, world: World
 ) -> TrainStep:
@@ -187,7 +189,7 @@ def resume(config: TrainConfig, train_step: TrainStep, world: World) -> int:
             return 0
         try:
             train_step.load_state(state)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise UserError(
                 f"{config.folder}: the checkpoint is of another network ({one_line(error, 100)})",
                 "choose another --out",

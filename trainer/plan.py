@@ -97,7 +97,10 @@ def check_run(config: TrainConfig, patches: Patches, weights: RunWeights) -> int
     checkpoint cannot be read or is beyond --steps, or the run has skipped too many rows.
     """
     check_free(config.folder, BEING_TRAINED)
-    checkpoint.check_settings(config, patches.manifest.identity, weights.identities)
+    manifest = patches.manifest
+    checkpoint.check_settings(
+        config, manifest.identity, weights.identities, manifest.former_identity
+    )
     state = checkpoint.load(config.folder)
     done = int(state["step"]) if state else 0
     check_steps(config, done)

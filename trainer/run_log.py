@@ -1,6 +1,7 @@
 """What a run tells its user: stats.jsonl, TensorBoard, sample sheets, a README; broken numbers."""
 
 import json
+import logging
 import math
 import os
 import socket
@@ -32,6 +33,8 @@ from trainer.data.skipped import SkippedRows, trim_lines
 from trainer.distributed import World
 from trainer.sheets import write_comparison
 from trainer.step import TrainStep
+
+log = logging.getLogger(__name__)
 
 README = """\
 # {name}: a run of LA-SR

@@ -240,10 +240,13 @@ class TrainStep:
         return state | ({"ema": self.average.state_dict()} if self.average is not None else {})
 
     def load_state(self, state: dict[str, dict[str, object]]) -> None:
-        """Continue from `state`. Raises KeyError or RuntimeError: it is of other networks."""
+        """Continue from `state`. Raises KeyError, RuntimeError, …: it is of other networks."""
         self.sr_network.load_state_dict(state["sr"])
         self.encoders.load_state_dict(state["encoders"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, moments in self.optimizer.state.items():  # PyTorch does not compare shapes
+            if moments["exp_avg"].shape != parameter.shape:
+                raise ValueError("its optimizer has moments of other shapes")
         if self.average is not None:
             self.average.load_state_dict(state["ema"])
 

@@ -136,3 +136,16 @@ def _filter(lines: np.ndarray, above: np.ndarray, pixel: int) -> bytes:
 def _chunk(file: BinaryIO, name: bytes, content: bytes) -> None:
     file.write(struct.pack(">I", len(content)) + name + content)
     file.write(struct.pack(">I", zlib.crc32(name + content)))
+
+
+def is_intact_png(content: bytes) -> bool:
+    """Whether the checksums in a PNG fit its bytes: those of all chunks, up to its last."""
+    at, kind = 8, b""
+    while content.startswith(b"\x89PNG\r\n\x1a\n") and kind != b"IEND":
+        length = int.from_bytes(content[at : at + 4], "big")
+        kind, after = content[at + 4 : at + 8], at + 8 + length
+        checksum = content[after : after + 4]
+        if zlib.crc32(content[at + 4 : after]) != int.from_bytes(checksum, "big") or not checksum:
+            return False
+        at = after + 4
+    return kind == b"IEND"

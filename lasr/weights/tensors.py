@@ -11,7 +11,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from lasr.weights.archive import check_sizes
 from lasr.weights.locate import WeightsError, fetch_command
+from schemas.digest import Damaged
 
 # Keys under which training programs store the network in a checkpoint. The averaged weights come
 # first: they are the published ones (BasicSR, Real-ESRGAN).
@@ -63,6 +65,8 @@ def read_content(
             head = file.read(64)
         if head[8:9] == b"{":  # safetensors: a length in 8 bytes, then JSON; no pickle, no zip
             return safetensors.torch.load_file(path)
+        if head.startswith(b"PK"):
+            check_sizes(path)
         if head.startswith(b"PK") and _is_torchscript(path):
             command = fetch_command(["clip-vit-l-14"])
             raise WeightsError(
@@ -73,6 +77,10 @@ def read_content(
             return torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
+    except Damaged as error:
+        raise WeightsError(
+            f"{path}: cannot be read as weights ({error})", "fetch it again, or save a state_dict"
+        ) from error
     except Exception as error:  # bad bytes raise nearly anything in these readers
         problem, fix = _diagnose(head, error)
         raise WeightsError(f"{path}: {problem}", fix) from error

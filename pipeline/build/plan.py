@@ -176,7 +176,7 @@ def plan_build(prepared: Prepared) -> Build:
     Raises UserError: a folder of the earlier build has vanished or is empty.
     """
     job, inputs, config = prepared.job, prepared.inputs, prepared.job.config
-    parts = read_parts(config.work)
+    parts = read_parts(config.work, StoragePath(config.out).names(), config.verify)
     found = {photograph.name for photograph in inputs.found}
     out_of_reach = kept(list(inputs.unreachable), parts, found)
     photographs = [*prepared.photographs, *out_of_reach]

@@ -1,13 +1,16 @@
 """Publish finished parts as the manifest: readers see the old one or the new one."""
 
+import contextlib
+import json
+import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,15 +20,30 @@ from lasr.errors import UserError
 from lasr.files import replace_folder
 from pipeline.build import cache
 from pipeline.build.lock import HOLDER, LOCK
-from pipeline.build.parts import part_files, retried, update_states
+from pipeline.build.parts import (
+    FAULTS,
+    as_catalogue,
+    damage,
+    file_name,
+    keep_part,
+    part_files,
+    read_part,
+    write_catalogue,
+)
 from pipeline.build.plan import Build
 from pipeline.config import CACHE_FOLDER
-from pipeline.outputs import is_marked, is_own_manifest, remove_own
+from pipeline.inputs.photographs import State
+from pipeline.outputs import is_marked, is_own_manifest, remove_own, set_aside
 from pipeline.sidecars import write_sidecars
 from pipeline.storage import StoragePath, read_table, reported, scratch
 from pipeline.summary import Summary, unused
 from schemas.catalogue import IMAGES, beside
-from schemas.parquet import ROW_GROUP, decoded_metadata, encoded_metadata, parquet_writer
+from schemas.manifest import FORMER_KEY
+from schemas.parquet import ROW_GROUP, table_writer, write_table
+
+log = logging.getLogger(__name__)
+
+Wanted = Literal["all", "some", "none"]  # rows of a part
 
 
 def finish(build: Build, made: Sequence[str]) -> Summary:
@@ -33,13 +51,18 @@ def finish(build: Build, made: Sequence[str]) -> Summary:
 
     made: the names that `build_shard` returned. Raises UserError.
     """
-    config, finished, metadata = build.job.config, build.plan.finished, build.job.metadata
+    config, metadata = build.job.config, build.job.metadata
     out = StoragePath(config.out)
+    states = build.plan.states
+
+    def renewed(name: str) -> str:
+        return renew(config.work, name, out, states.get(name, {}))
+
+    with ThreadPoolExecutor(8) as executor:
+        finished = list(executor.map(renewed, build.plan.finished))
     summary = publish(out, config.work, finished, made, metadata)
     write_sidecars(out, metadata, config.work)
     prune(config.work, [*finished, *made])
-    for name, states in build.plan.states.items():
-        update_states(config.work, name, states)
     if config.cache is None:
         image_ids = read_table(StoragePath(summary.images), ["image_id"])["image_id"]
         used = set(pc.unique(image_ids).to_pylist())
@@ -66,39 +89,85 @@ def publish(
     this build. Of photographs with the same bytes only the first by name is used.
     Raises UserError: no photograph gave a patch.
     """
-    with reported(work, "read"):
-        catalogue = _mark_duplicates(_read_catalogue(work, finished, made))
+    catalogues = _read_catalogues(work, finished, made)
+    catalogue = _mark_duplicates(pa.concat_tables(catalogues.values()).sort_by("path"))
     status = {
         entry["values"]: entry["counts"] for entry in catalogue["status"].value_counts().to_pylist()
     }
     if not status.get("ok"):
         raise _nothing_usable(catalogue, status)
     unwanted = catalogue.filter(pc.equal(catalogue["status"], "duplicate"))["path"]
-    parts = sorted({*finished, *made})
+    unwanted = unwanted.combine_chunks()
+    wanted = {name: _wanted(catalogues[name], unwanted) for name in sorted(catalogues)}
     publish_parts = _publish_locally if out.is_local else _publish_objects
     with reported(out, "written"):
-        files = publish_parts(out, work, parts, unwanted.combine_chunks())
+        files = publish_parts(out, work, wanted, unwanted)
     images = out.parent / beside(out.name, "images.parquet")
-    encoded = encoded_metadata(IMAGES, metadata)
     with scratch(work, images.name) as temporary:  # the folder that `sweep` cleans
-        pq.write_table(catalogue.replace_schema_metadata(encoded), temporary)
+        write_table(temporary, catalogue, metadata)
+        set_aside(images)
         images.take(temporary, is_marked)
     patches = {role: pc.sum(catalogue[f"n_{role}"]).as_py() for role in ("lr", "hr")}
     return Summary(str(out), str(images), files, status, patches, unused(catalogue))
 
 
-def _read_catalogue(work: StoragePath, finished: Sequence[str], made: Sequence[str]) -> pa.Table:
+def renew(work: StoragePath, name: str, out: StoragePath, states: Mapping[str, State]) -> str:
+    """Bring a finished part up to date; returns its name.
+
+    A part of a version without digests is written again with one. Where the file of rows has
+    another state than at its last check (the folder was copied, say), the new state is noted: the
+    plan has read the file in full. out: the manifest, whose file of that name may be smaller.
+    states: new states of photographs whose bytes are the same, so that a rerun trusts them.
+    """
+    with _unchanged(work, name):
+        part, catalogue = read_part(work, name, in_full=False)
+        patches, entries = part_files(work, name)
+        about = part.about | {"states": part.states | dict(states)}
+        if not part.is_earlier:
+            if states or patches.state() != about["checked"]:
+                write_catalogue(work, name, catalogue, about)
+            return name
+        published = out / patches.name
+        size = (published if published.exists() else patches).state()[0]
+        former = {FORMER_KEY: json.dumps([patches.name, size])}
+        with patches.open() as file, scratch(work, name) as temporary:
+            rows = pq.ParquetFile(file)
+            with table_writer(temporary, rows.schema_arrow, lambda: former) as write:
+                for group in range(rows.num_row_groups):
+                    write(rows.read_row_group(group))
+            new = keep_part(work, temporary, catalogue, about)
+        log.info("%s: checked, and written again as %s", patches, new)
+        entries.remove()
+        patches.remove()
+        return new
+
+
+@contextlib.contextmanager
+def _unchanged(work: StoragePath, name: str) -> Iterator[None]:
+    """Turn the errors of a part that was damaged while the build ran into a UserError."""
+    try:
+        yield
+    except FAULTS as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(damage(work, name, error), "run the same command again") from error
+
+
+def _read_catalogues(
+    work: StoragePath, finished: Sequence[str], made: Sequence[str]
+) -> dict[str, pa.Table]:
+    """The catalogue rows of each part, after a check that no part has changed since the plan."""
+
     def read(name: str) -> pa.Table:
-        table = read_table(part_files(work, name)[1])
-        again = pa.array(sorted(retried(decoded_metadata(table.schema))))
-        for column in IMAGES:  # a part of an earlier version has fewer
-            if column.name not in table.schema.names:
-                table = table.append_column(column, pa.nulls(len(table), column.type))
-        table = table.select(IMAGES.names).cast(IMAGES)
+        with _unchanged(work, name):
+            part, table = read_part(work, name, in_full=False)
+        table = as_catalogue(table)
+        again = pa.array(sorted(part.retried))
         return table if name in made else table.filter(pc.invert(pc.is_in(table["status"], again)))
 
+    names = sorted({*finished, *made})
     with ThreadPoolExecutor(8) as executor:
-        return pa.concat_tables(executor.map(read, sorted({*finished, *made}))).sort_by("path")
+        return dict(zip(names, executor.map(read, names), strict=True))
 
 
 def _mark_duplicates(catalogue: pa.Table) -> pa.Table:
@@ -130,7 +199,7 @@ def _nothing_usable(catalogue: pa.Table, status: dict[str, int]) -> UserError:
 
 
 def _publish_locally(
-    out: StoragePath, work: StoragePath, parts: Sequence[str], unwanted: pa.Array
+    out: StoragePath, work: StoragePath, parts: Mapping[str, Wanted], unwanted: pa.Array
 ) -> int:
     """Link the parts into a new folder, then replace the manifest by it in one step.
 
@@ -140,11 +209,11 @@ def _publish_locally(
     if new.exists():  # of a build that was killed here
         remove_own(new)
     new.path.mkdir(parents=True)
-    for name in parts:
+    for name, rows in parts.items():
         source, _ = part_files(work, name)
-        rows = _wanted(source, unwanted)
         if rows == "some":
-            _copy_without(source, new.path / source.name, unwanted)
+            with scratch(new, name) as temporary:
+                (new / _copy_without(source, temporary, unwanted)).take(temporary)
         elif rows == "all":
             _link(source.path, new.path / source.name)
     files = len(new.names())
@@ -154,37 +223,34 @@ def _publish_locally(
 
 
 def _publish_objects(
-    out: StoragePath, work: StoragePath, parts: Sequence[str], unwanted: pa.Array
+    out: StoragePath, work: StoragePath, parts: Mapping[str, Wanted], unwanted: pa.Array
 ) -> int:
     """Copy the missing parts, then remove the outdated ones. Returns the number of files.
 
     Object storage cannot exchange folders: in between, a reader may see rows of both manifests.
     """
     existing, wanted = set(out.names()), set[str]()
-    for name in parts:
+    for name, rows in parts.items():
         source, _ = part_files(work, name)
-        rows = _wanted(source, unwanted)
-        if rows == "none":
-            continue
-        # A part without its duplicates has other rows, so it needs another name.
-        target = out / (source.name if rows == "all" else f"{name}-without.parquet")
-        wanted.add(target.name)
         if rows == "some":
-            with scratch(out, target.name) as temporary:
-                _copy_without(source, temporary, unwanted)
-                target.take(temporary)
-        elif target.name not in existing:
-            source.fs.copy_file(source.key, target.key)
+            with scratch(out, name) as temporary:
+                wanted.add(target := _copy_without(source, temporary, unwanted))
+                if target not in existing:
+                    (out / target).take(temporary)
+        elif rows == "all":
+            wanted.add(source.name)
+            if source.name not in existing:
+                source.fs.copy_file(source.key, (out / source.name).key)
     for name in existing - wanted:
         remove_own(out / name)
     return len(wanted)
 
 
-def _wanted(part: StoragePath, unwanted: pa.Array) -> str:
-    """Which rows of a part belong to the manifest: "all", "some" or "none"."""
-    paths = read_table(part, ["image_path"])["image_path"]
-    dropped = pc.is_in(paths, unwanted)
-    if not len(paths) or pc.all(dropped).as_py():
+def _wanted(catalogue: pa.Table, unwanted: pa.Array) -> Wanted:
+    """Which rows of a part belong to the manifest. catalogue: of the part."""
+    has_rows = pc.greater(pc.add(catalogue["n_lr"], catalogue["n_hr"]), 0)
+    dropped = pc.is_in(catalogue.filter(has_rows)["path"], unwanted)
+    if pc.all(dropped).as_py() is not False:  # also: it has no rows
         return "none"
     return "some" if pc.any(dropped).as_py() else "all"
 
@@ -196,16 +262,25 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _copy_without(source: StoragePath, target: Path, unwanted: pa.Array) -> None:
-    with source.fs.open_input_file(source.key) as file:
-        part = pq.ParquetFile(file)
-        with parquet_writer(target, part.schema_arrow) as writer:
+def _copy_without(source: StoragePath, target: Path, unwanted: pa.Array) -> str:
+    """Write the other rows of a part; returns the name that their digest gives the file."""
+    with source.open() as file:
+        part = pq.ParquetFile(file, page_checksum_verification=True)
+        former = (part.metadata.metadata or {}).get(FORMER_KEY.encode())
+        more = {FORMER_KEY: former.decode()} if former else {}
+        with table_writer(target, part.schema_arrow, lambda: more) as write:
             for batch in part.iter_batches(ROW_GROUP):
-                writer.write_batch(batch.filter(pc.invert(pc.is_in(batch["image_path"], unwanted))))
+                rows = batch.filter(pc.invert(pc.is_in(batch["image_path"], unwanted)))
+                write(pa.Table.from_batches([rows]))
+    with open(target, "rb") as copy:
+        return file_name(copy)
 
 
 def sweep(work: StoragePath) -> None:
     """Remove the temporary files of a killed build; finished parts stay."""
+    cached = work / CACHE_FOLDER
+    if cached.is_local and cached.path.is_file():  # where the cache's folder belongs
+        cached.remove()
     for name in work.names():
         if name.endswith(".tmp"):
             remove_own(work / name)

@@ -19,12 +19,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 
 import cv2
+import pyarrow as pa
 
 from lasr.device import ahead
 from pipeline.build.batches import add_captions, bounded_map, estimate
 from pipeline.build.cache import Cache
 from pipeline.build.models import Job, Models, load_models
-from pipeline.build.parts import ReusableRows, Shard, part_files, part_metadata, part_name
+from pipeline.build.parts import (
+    ReusableRows,
+    Shard,
+    catalogue_identity,
+    keep_part,
+    part_metadata,
+)
 from pipeline.build.workers import Cropped, Estimated, Worker
 from pipeline.storage import scratch
 from schemas.catalogue import IMAGES
@@ -58,7 +65,9 @@ def build_shard(job: Job, shard: Shard, on_done: Callable[[int], object] = lambd
 
     try:
         with scratch(work, shard.name) as temporary:
-            with rows_to(temporary, PATCHES, job.metadata) as write:
+            with rows_to(
+                temporary, PATCHES, job.metadata, lambda: catalogue_identity(catalogue)
+            ) as write:
 
                 def finish(done: tuple[Row, list[Row]]) -> Row:
                     write(done[1])
@@ -73,17 +82,11 @@ def build_shard(job: Job, shard: Shard, on_done: Callable[[int], object] = lambd
                         on_done(1)
             for future in cache_writes:
                 future.result()
-            name = part_name(job.identities, catalogue)
-            patches, entries = part_files(work, name)
-            patches.take(temporary)
-        with scratch(work, f"{shard.name}.images") as temporary:
-            with rows_to(temporary, IMAGES, part_metadata(job.identities, shard)) as write:
-                write(catalogue)
-            entries.take(temporary)
+            entries = pa.Table.from_pylist(catalogue, schema=IMAGES)
+            return keep_part(work, temporary, entries, part_metadata(job.identities, shard))
     finally:
         pool.shutdown(cancel_futures=True)
         writer.shutdown(cancel_futures=True)
-    return name
 
 
 def beside_captions(

@@ -115,7 +115,9 @@ class Worker:
         self, entry: Row, rows: list[Row], crops: list[np.ndarray] | None = None
     ) -> Cropped:
         """Add cached features, and prepare the patches that have none for CLIP."""
-        known = self.cache.patch_features(entry["image_id"]) if rows else {}
+        known = {}
+        if rows:
+            known = self.cache.patch_features(entry["image_id"], self.models.captioner.length)
         prepared = {}
         for index, row in enumerate(rows):
             if row["patch_id"] not in known:

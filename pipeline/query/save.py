@@ -1,7 +1,8 @@
 """Write an answer as a manifest to train on."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -16,8 +17,9 @@ from lasr.ownership import own_path
 from pipeline.sidecars import write_sidecars
 from pipeline.storage import StoragePath
 from schemas.catalogue import IMAGES, images_path
-from schemas.manifest import PATCH_SIZE, Manifest, check_columns
-from schemas.parquet import ROW_GROUP, encoded_metadata, parquet_writer, rows_to
+from schemas.digest import check_parquet
+from schemas.manifest import PATCH_SIZE, Manifest, check_columns, damage_named, digest_of
+from schemas.parquet import ROW_GROUP, encoded_metadata, rows_to, table_writer
 
 NEEDED = ("image_id", "role", "size", "caption", "image")  # the columns that training needs
 
@@ -28,9 +30,10 @@ def save(
     """Write a manifest and its catalogue; return the number of patches of each role.
 
     An answer with the columns NEEDED is written as it is, with any other columns it has. An answer
-    with `patch_id` alone selects whole rows of the manifest, which keep the manifest's order.
-    Raises UserError if the answer has neither, no rows, or only one role. Call `check_save` first.
-    stop: ends it with duckdb.InterruptException when set.
+    with `patch_id` alone selects whole rows of the manifest, each once, in the manifest's order.
+    Raises UserError if the answer has neither, no rows, only one role, or a patch more than once,
+    or if a file of the manifest is damaged. Call `check_save` first. stop: ends it with
+    duckdb.InterruptException when set.
     """
     missing = [name for name in NEEDED if name not in answer.columns]
     if missing and "patch_id" not in answer.columns:
@@ -42,6 +45,7 @@ def save(
     if missing:
         schema, batches = manifest.schema, _selected_rows(manifest, answer)
     else:
+        _check_intact(manifest.files)  # DuckDB ignores the checksums of pages
         reader = answer.to_arrow_reader(ROW_GROUP)
         schema, batches = reader.schema, iter(reader)
         check_columns(schema, NEEDED, target)
@@ -55,6 +59,7 @@ def save(
                 raise UserError(
                     f"--save: the answer has no '{role}' patch", "training needs both roles"
                 )
+        _check_unique(temporary, schema.names)
     _write_catalogue(manifest, target, metadata, counts)
     return roles
 
@@ -74,13 +79,47 @@ def _selected_rows(manifest: Manifest, answer: duckdb.DuckDBPyRelation) -> Itera
         .to_arrow_table()["patch_id"]
         .combine_chunks()
     )
+    written = set[str]()
     for file in manifest.files:
-        part = pq.ParquetFile(file)
+        part, digest = pq.ParquetFile(file), digest_of(file)
         for group in range(part.num_row_groups):
-            ids = part.read_row_group(group, columns=["patch_id"])["patch_id"]
-            selected = pc.is_in(ids.cast(wanted.type), wanted)
-            if pc.any(selected).as_py():  # the pixels of other row groups are not read
-                yield from part.read_row_group(group).filter(selected).to_batches()
+            ids = part.read_row_group(group, columns=["patch_id"])["patch_id"].cast(wanted.type)
+            selected = pc.is_in(ids, wanted)
+            if not pc.any(selected).as_py():  # the pixels of other row groups are not read
+                continue
+            if digest:
+                with damage_named(file), open(file, "rb") as content:
+                    digest.check_group(content, group)
+            first = []
+            for name in ids.to_pylist():
+                first.append(name not in written)
+                written.add(name)
+            rows = part.read_row_group(group).filter(pc.and_(selected, pa.array(first)))
+            yield from rows.to_batches()
+
+
+def _check_intact(files: Iterable[Path]) -> None:
+    """Read all bytes of files that have a digest. Raises DamagedError."""
+
+    def check(file: Path) -> None:
+        with damage_named(file):
+            check_parquet(file)
+
+    with ThreadPoolExecutor(4) as executor:
+        list(executor.map(check, files))
+
+
+def _check_unique(path: Path, names: Sequence[str]) -> None:
+    """Raise UserError if a patch is in a file more than once, as a join makes it."""
+    if "patch_id" not in names:
+        return
+    ids = pq.read_table(path, columns=["patch_id"])["patch_id"]
+    if repeats := len(ids) - pc.count_distinct(ids, mode="all").as_py():
+        raise UserError(
+            f"--save: the answer repeats patches: {repeats} of its {len(ids)} rows have the"
+            " patch_id of another row",
+            "SELECT DISTINCT patch_id FROM … saves each patch once",
+        )
 
 
 def _write(
@@ -89,9 +128,9 @@ def _write(
     """Write the rows; return the number of rows by image_id and role."""
     counts = Counter[tuple[str, str]]()
     schema = schema.with_metadata(encoded_metadata(schema, metadata))
-    with parquet_writer(path, schema) as writer:
+    with table_writer(path, schema) as write:
         for group in _row_groups(schema, batches):
-            writer.write_table(group)
+            write(group)
             counts.update(
                 zip(group["image_id"].to_pylist(), group["role"].to_pylist(), strict=True)
             )

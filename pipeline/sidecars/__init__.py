@@ -6,12 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lasr.marks import signed
-from pipeline.outputs import is_marked
+from pipeline.outputs import is_marked, set_aside
 from pipeline.sidecars.card import data_card
 from pipeline.sidecars.duplicates import find_duplicates
 from pipeline.storage import StoragePath, read_table, reported, scratch
-from schemas.catalogue import BESIDE, DUPLICATES, beside
-from schemas.parquet import encoded_metadata
+from schemas.catalogue import BESIDE, beside
+from schemas.parquet import write_table
 
 _COLUMNS = ("patch_id", "role", "rank", "phash", "split")  # no pixels
 
@@ -28,9 +28,9 @@ def write_sidecars(manifest: StoragePath, metadata: dict[str, Any], work: Storag
     with reported(manifest, "read"):
         catalogue, patches = read_table(catalogue_path), _read_patches(manifest)
     duplicates = find_duplicates(catalogue, patches)
-    encoded = encoded_metadata(DUPLICATES, metadata)
     with scratch(work, duplicates_path.name) as temporary:
-        pq.write_table(duplicates.replace_schema_metadata(encoded), temporary)
+        write_table(temporary, duplicates, metadata)
+        set_aside(duplicates_path)
         duplicates_path.take(temporary, is_marked)
     card = signed(data_card(manifest, metadata, catalogue, patches, duplicates))
     with scratch(work, card_path.name) as temporary:

@@ -127,6 +127,7 @@ class Captioner:
             torch.tensor(values, device=device).view(1, 3, 1, 1) for values in statistics
         )
         self._autocast = lambda: autocast(device, precision)
+        self.length = self._embeddings.shape[1]  # of the features of one patch
 
     def prepare(self, patch: np.ndarray) -> "torch.Tensor":
         """S x S x 3 uint8 -> 3 x s x s uint8, resized as the CLIP's config says."""

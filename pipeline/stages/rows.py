@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lasr.pictures.png import encode_png
+from lasr.pictures.png import encode_png, is_intact_png
 from pipeline.inputs.photographs import Found
 from pipeline.stages.captions import Caption
 from pipeline.stages.images import Photograph, Unusable
@@ -85,3 +85,19 @@ def captioned(row: Row, caption: Caption, caption_model: str) -> Row:
         "words": caption.words,
         "word_scores": caption.scores,
     }
+
+
+def is_consistent(row: Row, entry: Row | None) -> bool:
+    """Whether a complete row agrees with itself and with its photograph's catalogue row.
+
+    It finds most changed bits in a file without digests; one of a distance or score it cannot find.
+    """
+    place = [row[name] for name in ("image_id", "role", "x", "y", "size")]
+    return (
+        entry is not None
+        and row["image_id"] == entry["image_id"]
+        and row["size"] == PATCH_SIZE.get(row["role"])
+        and row["patch_id"] == patch_id(*place)
+        and row["caption"] == ", ".join(row["words"])
+        and is_intact_png(row["image"]["bytes"])
+    )

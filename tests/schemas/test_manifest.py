@@ -1,5 +1,7 @@
 """The data contract: columns, ids, versions, and writing that is whole or absent."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,15 @@ import pytest
 
 from lasr.files import atomic_path, replace_folder
 from schemas.catalogue import IMAGES, images_path
+from schemas.digest import Damaged, check_parquet, parquet_digest
 from schemas.manifest import PATCHES, ManifestError, file_metadata, open_manifest, patch_id
-from schemas.parquet import METADATA_KEY, ROW_GROUP, decoded_metadata, encoded_metadata
+from schemas.parquet import (
+    METADATA_KEY,
+    ROW_GROUP,
+    decoded_metadata,
+    encoded_metadata,
+    table_writer,
+)
 from tests.support.parts import write_part
 
 
@@ -166,3 +175,43 @@ def test_replace_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchang
         (tmp_path / name / name).touch()
     replace_folder(tmp_path / "new", tmp_path / "old")
     assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == ["old", "old/new"]
+
+
+def test_the_identity_of_a_manifest_is_that_of_its_rows(tmp_path: Path) -> None:
+    """Not of its name, and not of metadata that a copy in another program carries along."""
+    one, same, other = (tmp_path / f"{name}.parquet" for name in ("one", "same", "other"))
+    write(one, [row(), row(patch_id="q")])
+    write(same, [row(), row(patch_id="q")])
+    write(other, [row(), row(patch_id="q", caption="b, a")])
+    assert open_manifest(one).identity == open_manifest(same).identity
+    assert open_manifest(one).identity != open_manifest(other).identity
+    table = pq.read_table(one)
+    identities = set()
+    for captions in (["a, b", "b, a"], ["b, a", "a, b"]):  # as many bytes, and no digest
+        column = pa.array(captions)
+        pq.write_table(table.set_column(15, "caption", column), same, compression="none")
+        assert parquet_digest(io.BytesIO(same.read_bytes())) is None
+        identities.add((open_manifest(same).identity, same.stat().st_size))
+    assert len(identities) == 2 and len({size for _, size in identities}) == 1
+
+
+@pytest.mark.parametrize("groups", [0, 1, 3])
+def test_a_digest_covers_every_byte(tmp_path: Path, groups: int) -> None:
+    path = tmp_path / "t.parquet"
+    with table_writer(path, pa.schema([("a", pa.int64())])) as append:
+        for number in range(groups):
+            append(pa.table({"a": [number] * 3}))
+    content = path.read_bytes()
+    digest = parquet_digest(io.BytesIO(content))
+    assert digest and digest.groups[0][0] == 0 and len(digest.groups) == (groups or 1)
+    table = pq.read_table(path)
+    assert check_parquet(path) == digest.content
+    for at in range(len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        try:
+            assert check_parquet(path) is None, f"byte {at} does not count"
+        except Damaged:
+            continue
+        # Only the place of the digest is damaged: a part's name says that there should be one.
+        with contextlib.suppress(OSError):
+            assert pq.read_table(path).equals(table)

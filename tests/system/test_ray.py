@@ -42,7 +42,7 @@ def watch_worker() -> None:
     from pipeline.build import models, shard
 
     folder = Path(os.environ["LASR_TEST"])
-    load, name = models.Models.__init__, shard.part_name
+    load, name = models.Models.__init__, shard.keep_part
 
     def noted(*given: Any) -> None:
         load(*given)
@@ -58,7 +58,7 @@ def watch_worker() -> None:
         return name(*given)
 
     models.Models.__init__ = noted  # type: ignore[method-assign]
-    shard.part_name = last_words  # type: ignore[attr-defined]
+    shard.keep_part = last_words  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")

@@ -217,9 +217,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 
 def test_damaged_lines_of_the_stats_leave_the_others(tmp_path: Path) -> None:
     path = tmp_path / "stats.jsonl"
-    path.write_bytes(b'{"step": 1}\n\xff\xfe\n[]\n"x"\n{"loss": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    trim_lines(path, 2)
-    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    kept = b'{"step": 1}\n\xff\xfe\n[]\n"x"\n{"loss": 1}\n{"step": 2}\n'
+    path.write_bytes(kept + b'{"step": 3}\n{"st')
+    assert trim_lines(path, 2) == [{"step": 1}, {"step": 2}]
+    assert path.read_bytes() == kept
 
 
 def test_without_a_compiler_the_flag_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ ROLES = list(PATCH_SIZE)  # a role is its position here
 READ_ERRORS = (pa.ArrowException, OSError)  # of Arrow's readers
 FINE, UNREADABLE, NO_PHOTOGRAPH, NO_SUCH_ROLE, NO_CAPTION, OTHER_SIZE = range(6)
 _FAULTS = {
-    UNREADABLE: ("is in a damaged part of the file", "build the manifest again"),
+    UNREADABLE: ("is in a damaged part of the file", "repeat its `lasr build` with --verify"),
     NO_PHOTOGRAPH: ("has no image_id", "select image_id as it was built"),
     NO_SUCH_ROLE: ("is neither 'lr' nor 'hr'", "correct its role"),
     NO_CAPTION: ("has no caption", "leave such rows out: WHERE trim(caption) <> ''"),
@@ -187,4 +187,7 @@ def damage(file: Path, error: Exception) -> str:
         raise ManifestError(
             f"{file}: cannot be read ({one_line(error)})", "try again, or build the manifest again"
         ) from error
-    return f"is in a row group that cannot be read ({one_line(error, 120)})"
+    return (
+        f"is in a row group that cannot be read ({one_line(error, 120)}; `lasr build` with --verify"
+        " makes damaged parts again)"
+    )

@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 from lasr.errors import one_line
 from lasr.pictures.patch import decode_patch
 from schemas.columns import convert_column
-from schemas.manifest import PATCH_SIZE, PATCHES, Manifest, ManifestError, Role
+from schemas.digest import Damaged
+from schemas.manifest import PATCH_SIZE, PATCHES, Manifest, ManifestError, Role, digest_of
 from schemas.parquet import ROW_GROUP
 from trainer.data.index import READ_ERRORS, Index, damage, opened, read_footer, read_index
 
@@ -67,6 +68,7 @@ class Reader:
     def __init__(self, manifest: Manifest, cache_rows: int):
         self.manifest, self.cache_rows = manifest, cache_rows
         self._footers = [read_footer(file) for file in manifest.files]
+        self._digests = [digest_of(file) for file in manifest.files]
         self._large = [_largest_group(footer) > LARGE_ROW_GROUP for footer in self._footers]
         self.chunks = self._find_chunks()
         self.chunk_of = np.repeat(np.arange(len(self.chunks)), [c.rows for c in self.chunks])
@@ -164,8 +166,11 @@ class Reader:
             return copy.damage.get(chunk.index) or copy.pieces.get_batch(chunk.index)
         with opened(file, self._footers[chunk.file]) as part:
             try:
+                if digest := self._digests[chunk.file]:
+                    with open(file, "rb") as content:
+                        digest.check_group(content, chunk.index)
                 return _content(part.read_row_group(chunk.index, columns=CONTENT))
-            except READ_ERRORS as error:
+            except (*READ_ERRORS, Damaged) as error:
                 return damage(file, error)
 
 

@@ -124,27 +124,37 @@ def append_lines(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def trim_lines(path: Path, step: int) -> list[dict[str, Any]]:
-    """Drop the lines of a JSON Lines file after `step`, and damaged ones; returns the others.
+    """Drop the lines of a JSON Lines file after `step`; returns the others, decoded.
 
-    A run that resumes after `step` writes the later ones again.
+    A run that resumes after `step` writes the later ones again. Damaged lines stay as they are,
+    bytes and all, and are named: what they said is unknown. Only a last line that a kill cut short
+    goes, which the next line would continue: no checkpoint is of its step.
     """
     lines = read_lines(path, step)
+    if damaged := [number for number, (_, line) in enumerate(lines, start=1) if line is None]:
+        some = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
+        log.warning("%s: %d damaged lines, left as they are: %s", path, len(damaged), some)
     if path.exists():
-        write_bytes(path, "".join(text + "\n" for text, _ in lines).encode())
-    return [line for _, line in lines]
+        write_bytes(path, b"".join(text + b"\n" for text, _ in lines))
+    return [line for _, line in lines if line is not None]
 
 
-def read_lines(path: Path, step: int) -> list[tuple[str, dict[str, Any]]]:
-    """The lines of a JSON Lines file up to `step`, as text and decoded, without damaged ones."""
-    lines = []
-    content = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for text in content.splitlines():
+def read_lines(path: Path, step: int) -> list[tuple[bytes, dict[str, Any] | None]]:
+    """The lines of a JSON Lines file up to `step`, as bytes and decoded; None: it is damaged."""
+    *complete, unfinished = (path.read_bytes() if path.exists() else b"").split(b"\n")
+    lines: list[tuple[bytes, dict[str, Any] | None]] = []
+    for number, text in enumerate([*complete, unfinished]):
         try:
             line = json.loads(text)
-            if type(line["step"]) is int and line["step"] <= step:
-                lines.append((text, line))
+            if type(line["step"]) is not int:
+                raise ValueError("no number of a step")
+            is_later = line["step"] > step
         except (ValueError, KeyError, TypeError, RecursionError):
-            pass  # a line that a kill cut short, or that another program wrote
+            if number < len(complete):
+                lines.append((text, None))
+        else:
+            if not is_later:
+                lines.append((text, line))
     return lines
 
 
@@ -152,7 +162,7 @@ def read_skipped(folder: Path, step: int) -> dict[int, str]:
     """The rows that a run had skipped after `step`, and why."""
     known = {}
     for _, line in read_lines(folder / NAME, step):
-        row, reason = line.get("manifest_row"), line.get("reason")
+        row, reason = (line or {}).get("manifest_row"), (line or {}).get("reason")
         if isinstance(row, int) and isinstance(reason, str) and row >= 0:
             known[row] = reason
     return known

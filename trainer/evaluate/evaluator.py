@@ -48,10 +48,7 @@ class Evaluator:
     """Scores methods on pictures. A failure is logged and added to `problems`; others go on."""
 
     def __init__(self, folder: Path, passes: int, tile: int, device: torch.device):
-        """folder: of the evaluation. passes: how often networks run, each enlarging by SCALE.
-
-        Raises UserError: the cache of scores is damaged.
-        """
+        """folder: of the evaluation. passes: how often networks run, each enlarging by SCALE."""
         self._folder, self._passes, self._tile, self._device = folder, passes, tile, device
         self._scores = Cache(folder / "scores.jsonl")
         self.problems: list[UserError] = []
@@ -67,7 +64,7 @@ class Evaluator:
     ) -> list[Score]:
         """Score every method on every picture.
 
-        Raises UserError before anything is computed: damaged caches or ambiguous file names.
+        Raises UserError before anything is computed: ambiguous file names.
         """
         if any(metric.needs_reference for metric in metrics):
             for picture in pictures:
@@ -158,7 +155,7 @@ class MethodRunner:
     """Runs a network or bicubic. Outputs of an earlier run are reused if nothing has changed."""
 
     def __init__(self, method: Method, folder: Path, passes: int, tile: int, device: torch.device):
-        """folder: receives the SR pictures. Raises UserError: the cache there is damaged."""
+        """folder: receives the SR pictures."""
         self._method, self._folder, self._device = method, folder, device
         self._passes, self._tile = passes, tile
         self._identity = method.weights.identity if method.weights else BICUBIC

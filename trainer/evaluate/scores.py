@@ -1,6 +1,8 @@
 """Scores as rows, means, a Markdown table and files."""
 
+import hashlib
 import json
+import logging
 import os
 import statistics
 from collections import defaultdict
@@ -13,9 +15,19 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from lasr.errors import UserError
+from lasr.errors import UserError, one_line
 from lasr.marks import KEY, signed
 from lasr.ownership import is_ours, own_path, write_own
+from schemas.digest import Damaged, check_parquet
+from schemas.parquet import write_table
+
+log = logging.getLogger(__name__)
+
+# The keys of lines without a digest, of version 0.1.0: scores, and pictures that were made.
+_EARLIER = (
+    {"key", "score", "device"},
+    {"key", "output", "seconds", "parameters", "device"},
+)
 
 SCORES, MEANS, MADE = "scores", "means", "made.jsonl"
 
@@ -84,11 +96,18 @@ def write(folder: Path, scores: list[Score]) -> None:
 
 
 def read(folder: Path) -> list[Score]:
-    """Read the scores of an evaluation's folder. Raises UserError: there are none."""
+    """Read the scores of an evaluation's folder. Raises UserError: none, or damaged ones."""
     path = folder / f"{SCORES}.parquet"
     if not path.is_file():
         raise UserError(f"{path}: no such file", "give a folder that `lasr evaluate` wrote")
-    return [Score(**row) for row in pyarrow.parquet.read_table(path, schema=SCHEMA).to_pylist()]
+    try:
+        check_parquet(path)
+        rows = pyarrow.parquet.read_table(path, schema=SCHEMA).to_pylist()
+    except (Damaged, pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: damaged ({one_line(error, 100)})", "repeat `lasr evaluate`, which is cached"
+        ) from error
+    return [Score(**row) for row in rows]
 
 
 def means(scores: Iterable[Score]) -> list[dict[str, Any]]:
@@ -195,23 +214,27 @@ def _common(values: Iterable[str]) -> str:
 
 
 def _write_both(stem: Path, rows: list[dict[str, Any]], schema: pa.Schema | None = None) -> None:
-    table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata({KEY: "{}"})
+    table = pa.Table.from_pylist(rows, schema=schema)
     with own_path(stem.with_suffix(".parquet")) as temporary:
-        pyarrow.parquet.write_table(table, temporary)
+        write_table(temporary, table, {})
     with own_path(stem.with_suffix(".csv")) as temporary:
         pyarrow.csv.write_csv(table, temporary)
 
 
 class Cache:
-    """Maps a key to plain values. A value is on disk when `add` returns, so a kill loses one."""
+    """Maps a key to plain values. A value is on disk when `add` returns, so a kill loses one.
+
+    Each line holds a digest of itself, but those of version 0.1.0, which are taken as they are.
+    Damaged lines are named, and their values computed again.
+    """
 
     def __init__(self, path: Path):
-        """Read the file at `path`, if there is one. Raises UserError: a line is damaged."""
+        """Read the file at `path`, if there is one."""
         self._path = path
         self._values: dict[str, dict[str, Any]] = {}
         if not path.exists():
             return
-        complete = 0
+        complete, damaged = 0, []
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
@@ -219,12 +242,17 @@ class Cache:
                 complete += len(line)
                 try:
                     value = json.loads(line)
+                    if value.keys() not in _EARLIER and value.pop("digest") != _digest(value):
+                        raise ValueError("other values than were written")
                     self._values[value.pop("key")] = value
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise UserError(
-                        f"{path}: line {number} is damaged",
-                        "remove the file; its contents are computed again",
-                    ) from error
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                    damaged.append(number)
+        if damaged:
+            some = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
+            log.warning(
+                "%s: %d lines are damaged, and what they held is computed again: %s",
+                *(path, len(damaged), some),
+            )
         os.truncate(path, complete)
 
     def get(self, key: str) -> dict[str, Any] | None:
@@ -239,7 +267,13 @@ class Cache:
         """Append one line and flush it to disk."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab") as file:
-            file.write(json.dumps({"key": key, **value}).encode() + b"\n")
+            line = {"key": key, **value}
+            file.write(json.dumps(line | {"digest": _digest(line)}).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
         self._values[key] = value
+
+
+def _digest(line: dict[str, Any]) -> str:
+    """16 hex digits of a line's values."""
+    return hashlib.sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()[:16]

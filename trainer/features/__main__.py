@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field
 
 from lasr.cli import Command
 from lasr.device import Device, pick_device
-from lasr.errors import UserError, require
+from lasr.errors import UserError, one_line, require
 from lasr.marks import KEY
 from lasr.ownership import check_folder, own_path, write_own
 from lasr.terminal.output import say
@@ -94,7 +94,13 @@ def run(config: FeaturesConfig) -> None:
     device = pick_device(config.device)
     encoders = load_encoders(clip, device)
     stages = {"before training": encode(encoders, table, device, "features before training")}
-    encoders.load_state_dict(state["encoders"])
+    try:
+        encoders.load_state_dict(state["encoders"])
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise UserError(
+            f"{config.weights}: its checkpoint is of another network ({one_line(error, 100)})",
+            "give the folder of the run that trained this CLIP",
+        ) from error
     after = encode(encoders, table, device, "features after training")
     stages[f"after {state['step']} steps"] = after
     note = "UNTRAINED weights: no result of the method" if untrained(trained.clip_name) else ""

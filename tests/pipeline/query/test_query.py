@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from pipeline.query.__main__ import main
 from schemas.manifest import OPTIONAL, open_manifest
+from tests.support.damage import flip
 from trainer.data.dataset import COLUMNS, Patches
 
 ROOT = Path(__file__).parents[3]
@@ -262,3 +264,36 @@ def test_flags_that_do_not_go_together(
     argv: list[str], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(argv) == 2 and message in capfd.readouterr().err
+
+
+def test_an_answer_that_repeats_patches_is_not_saved(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = len(pq.read_table(project / "data" / "patches.parquet", columns=["role"]))
+    twice = (
+        "SELECT * FROM patches UNION ALL SELECT * FROM patches",
+        "SELECT p.* FROM patches p JOIN words w ON p.patch_id = w.patch_id AND w.word_rank < 2",
+    )
+    for sql in twice:
+        assert main([sql, "--save", "data/mine.parquet"]) == 1
+        error = capfd.readouterr().err
+        assert f"repeats patches: {rows} of its {2 * rows} rows" in error and "DISTINCT" in error
+        assert error.count("\n") == 1 and not Path("data/mine.parquet").exists()
+    assert main([twice[1].replace("p.*", "p.patch_id"), "--save", "data/mine.parquet"]) == 0
+    assert main([f"SELECT DISTINCT ON (patch_id) * FROM ({twice[0]})", "--save", "o.parquet"]) == 0
+    for saved in ("data/mine.parquet", "o.parquet"):
+        ids = pq.read_table(saved, columns=["patch_id"])["patch_id"].to_pylist()
+        assert len(ids) == len(set(ids)) == rows
+
+
+def test_a_damaged_part_is_not_saved(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = project / "data" / "patches.parquet"
+    copy = project / "copy.parquet"
+    shutil.copytree(folder, copy)
+    part = sorted(copy.iterdir())[0]
+    part.write_bytes(flip(part.read_bytes(), 8 * 3000))
+    for sql in ("SELECT * FROM patches", "SELECT patch_id FROM patches"):
+        assert main([sql, "--manifest", "copy.parquet", "--save", "mine.parquet"]) == 1
+        error = capfd.readouterr().err
+        assert part.name in error and "--verify" in error and error.count("\n") == 1
+        assert not Path("mine.parquet").exists()

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from lasr.errors import UserError
 from trainer.evaluate.scores import Cache
 
 
@@ -33,9 +32,16 @@ def test_a_line_cut_short_by_a_kill_is_dropped(
         assert again.get("a") == {"score": 1} and again.get("b") == {"score": 2}
 
 
-def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+def test_a_damaged_line_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "a.jsonl"
-    for line in ("nonsense", "1", "[]", "{}"):
-        path.write_text(f'{{"key": "a"}}\n{{"key": "a"}}\n{line}\n')
-        with pytest.raises(UserError, match=r"a\.jsonl: line 3 is damaged; remove the file"):
-            Cache(path)
+    for line in ("nonsense", "1", "[]", "{}", '{"key": "b", "score": 1, "digest": "0"}'):
+        path.unlink(missing_ok=True)
+        for name in "ac":
+            Cache(path).add(name, {"score": 1})
+        path.write_text(path.read_text() + line + "\n")
+        caplog.clear()
+        cache = Cache(path)
+        assert cache.get("c") == {"score": 1} and cache.get("b") is None
+        assert (
+            "a.jsonl: 1 lines are damaged, and what they held is computed again: 3" in caplog.text
+        )
