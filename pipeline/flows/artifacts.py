@@ -13,7 +13,7 @@ from prefect import artifacts as ui
 from prefect import get_run_logger
 
 if TYPE_CHECKING:
-    from pipeline.build.publish import Summary
+    from pipeline.summary import Summary
 
 PREFIX = "build-patches"  # of the artifacts' keys
 
