@@ -48,9 +48,7 @@ def decode(content: bytes, check: Check) -> Samples:
     if len(frames := chunks.get(b"acTL", b"")) == 8:  # an APNG
         notes += count_notes(struct.unpack(">I", frames[:4])[0])
     space: Space = "grey" if values.shape[2] == 1 else "rgb"
-    return Samples(
-        values, space, alpha, profile, orientation, metadata, notes + _animation(chunks)
-    )
+    return Samples(values, space, alpha, profile, orientation, metadata, notes + _animation(chunks))
 
 
 def _animation(chunks: dict[bytes, bytes]) -> tuple[str, ...]:
