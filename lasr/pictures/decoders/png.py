@@ -48,15 +48,7 @@ def decode(content: bytes, check: Check) -> Samples:
     if len(frames := chunks.get(b"acTL", b"")) == 8:  # an APNG
         notes += count_notes(struct.unpack(">I", frames[:4])[0])
     space: Space = "grey" if values.shape[2] == 1 else "rgb"
-    return Samples(values, space, alpha, profile, orientation, metadata, notes + _animation(chunks))
-
-
-def _animation(chunks: dict[bytes, bytes]) -> tuple[str, ...]:
-    """A note on the frames of an APNG: only its still picture is read."""
-    if len(control := chunks.get(b"acTL", b"")) != 8:
-        return ()
-    (count,) = struct.unpack(">I", control[:4])
-    return (f"only the first of its {count} frames is read",) if count > 1 else ()
+    return Samples(values, space, alpha, profile, orientation, metadata, notes)
 
 
 def _chunks(content: bytes, check: Check) -> dict[bytes, bytes]:

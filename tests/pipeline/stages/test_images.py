@@ -200,8 +200,7 @@ def test_the_first_of_several_frames_is_used_and_noted(tmp_path: Path, suffix: s
     lossless = {"lossless": True} if suffix == "webp" else {}
     frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], **lossless)
     loaded = load(found(tmp_path / f"a.{suffix}"), SIDE)
-    what = "pictures" if suffix == "tiff" else "frames"
-    assert loaded.note == f"only the first of its 3 {what} is read"
+    assert loaded.note and "the first of its 3 frames" in loaded.note
     assert np.abs(loaded.pixels.astype(int) - (200, 0, 0)).max() <= 2
     frames[0].save(tmp_path / "one.png")
     assert load(found(tmp_path / "one.png"), SIDE).note is None
