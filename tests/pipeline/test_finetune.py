@@ -157,4 +157,4 @@ def test_mistakes_get_one_line(
     out.unlink()
     out.mkdir()
     assert make(mine, clip, out) == 1
-    assert "is a folder of parts; choose another name" in capsys.readouterr().err
+    assert "is a folder, and a file is to be written" in capsys.readouterr().err
