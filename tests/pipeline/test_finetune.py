@@ -106,13 +106,12 @@ def test_good_pictures_give_the_hr_patches_and_copies_count_once(
     out = tmp_path / "mine.parquet"
     assert make(mine, clip, out, "--hr-images", str(good), "--k", "3") == 0
     assert [(r["image_path"], r["role"]) for r in rows(out)] == [
-        *[("good/china.jpg", "hr")] * 3, *[("mine/coffee.png", "lr")] * 3,
-        *[("mine/small.png", "lr")] * 3,
+        *[("china.jpg", "hr")] * 3, *[("coffee.png", "lr")] * 3, *[("small.png", "lr")] * 3,
     ]  # fmt: skip
     status = {
         c["path"]: c["status"] for c in pq.read_table(tmp_path / "mine.images.parquet").to_pylist()
     }
-    assert status["mine/twin.png"] == "duplicate" and len(status) == 4
+    assert status["twin.png"] == "duplicate" and len(status) == 4
 
 
 def test_fine_tuning_moves_the_sr_network_alone(
@@ -158,4 +157,4 @@ def test_mistakes_get_one_line(
     out.unlink()
     out.mkdir()
     assert make(mine, clip, out) == 1
-    assert "is a folder of parts; choose another name" in capsys.readouterr().err
+    assert "is a folder, and a file is to be written" in capsys.readouterr().err
