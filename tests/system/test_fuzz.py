@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline.config import BuildConfig
 from pipeline.stages.images import MAX_BYTES, MAX_PIXELS
 from schemas.manifest import open_manifest
-from tests.support import killed
+from tests.support import killed, processes
 from tests.support.files import mutated
 
 MUTANTS = 400
@@ -134,7 +134,7 @@ def test_hundreds_of_hostile_files(photographs: Path, open_folder: Path) -> None
     config = BuildConfig(
         images=[str(folder)], out=out, profile="offline", k=1, dictionary=words, shard_size=64
     )
-    process = killed.processes().Process(target=build_in_a_box, args=(config, peak))
+    process = processes.context().Process(target=build_in_a_box, args=(config, peak))
     process.start()
     process.join()
     assert process.exitcode == 0

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 
 import numpy as np
+import pillow_heif
 import pytest
 import tifffile
 from PIL import Image
@@ -34,7 +35,14 @@ def by_tifffile(pixels: np.ndarray, **options: object) -> bytes:
     return file.getvalue()
 
 
+def heic() -> bytes:
+    file = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(PIXELS)).save(file, quality=80)
+    return file.getvalue()
+
+
 FILES = {
+    "heic": heic,
     "jpeg": lambda: by_pillow("JPEG"),
     "progressive": lambda: by_pillow("JPEG", "CMYK", progressive=True),
     "png": lambda: by_pillow("PNG"),
