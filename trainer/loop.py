@@ -82,7 +82,8 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
         skipped = open_skipped(config, patches, world, done)
         run_log = RunLog(config.folder, done, command) if world.is_main else None
         try:
-            train_steps(config, train_step, patches, world, run_log, skipped, done)
+            with enough_memory(config, device, world, "training"):
+                train_steps(config, train_step, patches, world, run_log, skipped, done)
         finally:
             if run_log:
                 run_log.close()
@@ -147,7 +148,7 @@ def enough_memory(
         lower = []
         if config.batch_size > max(2, world.size):
             lower.append(f"lower --batch-size ({config.batch_size} now)")
-        if device.type == "cuda" and config.precision == "float32":
+        if device.type == "cuda" and config.precision in ("float32", "tf32"):
             lower.append("pass --precision bfloat16")
         if config.ema:
             lower.append("omit --ema")

@@ -112,14 +112,15 @@ def check_run(config: TrainConfig, patches: Patches, weights: RunWeights) -> int
 
 def describe(config: TrainConfig, processes: int = 1) -> str:
     """What a run would do and what it needs, for --dry-run: the same checks. Loads no network."""
-    patches = open_patches(config, processes)
-    weights, device = find_weights(config), pick_device(config.device)
+    device = pick_device(config.device)
+    precision = pick_precision(config.precision, device, old_gpu="float32")
+    config = config.model_copy(update={"precision": precision})  # as `train` does
+    patches, weights = open_patches(config, processes), find_weights(config)
     if config.compile != "off":
         check_compiler(device, config.compile)
     done = check_run(config, patches, weights)
     faulty = len(patches.reader.index.faulty)
     epochs = config.steps * config.batch_size / len(patches)
-    precision = pick_precision(config.precision, device, old_gpu="float32")
     return "\n".join(
         [
             f"manifest: {config.manifest}, {len(patches.rows['lr'])} lr and"

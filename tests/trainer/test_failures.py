@@ -83,7 +83,7 @@ def damaged(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     lr, hr = ([i for i, role in enumerate(roles) if role == r] for r in ("lr", "hr"))
     small, large = (table["image"][rows[0]].as_py()["bytes"] for rows in (lr, hr))
     kinds = list(bad_pictures(small, large).values())
-    bad = dict(zip([*lr[0:14:2], *hr[0:14:2]], kinds, strict=True))
+    bad = dict(zip([*hr[0:14:2], *lr[0:14:2]], kinds, strict=True))
     target = tmp_path_factory.mktemp("damaged") / "m.parquet"
     return with_pictures(manifest, target, bad), set(bad)
 

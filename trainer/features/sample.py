@@ -49,7 +49,7 @@ def choose(manifest: Manifest, per_role: int, seed: int) -> pa.Table:
             drawn = own[: min(quota, missing[role])]
             usable = [row for row in drawn.tolist() if _is_usable(rows, row, PATCH_SIZE[role])]
             bad += len(drawn) - len(usable)
-            chosen[role].append(rows.take(usable))
+            chosen[role].append(rows.take(np.array(usable, np.int64)))
             missing[role] -= len(usable)
         if not any(missing.values()):
             break

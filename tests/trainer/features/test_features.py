@@ -18,6 +18,7 @@ from sklearn.neighbors import NearestNeighbors
 from lasr.errors import UserError
 from lasr.weights.locate import locate
 from schemas.manifest import open_manifest
+from tests.support.bad_rows import bad_pictures, one_table, with_pictures
 from tests.support.upstream import save_clip
 from tests.support.weights import load_encoders
 from trainer import checkpoint
@@ -209,3 +210,20 @@ def test_mistakes_get_one_line(
     error = capsys.readouterr().err
     assert "run `pip install 'la-sr[plots]'`" in error and "features" not in error  # no work yet
     assert not (tmp_path / "out").exists()
+
+
+def test_patches_that_cannot_be_decoded_are_left_out(
+    manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = one_table(manifest)
+    lr, hr = ([i for i, x in enumerate(table["role"].to_pylist()) if x == r] for r in ("lr", "hr"))
+    small, large = (table["image"][rows[0]].as_py()["bytes"] for rows in (lr, hr))
+    kinds = list(bad_pictures(small, large).values())
+    pictures = dict(zip([*hr[-7:], *lr[:7]], kinds, strict=True))
+    bad = with_pictures(manifest, tmp_path / "m.parquet", pictures)
+    chosen = choose(open_manifest(bad, COLUMNS), 100, 0)
+    ids = table["patch_id"].to_pylist()
+    wanted = {ids[i] for i in range(len(ids)) if i not in pictures}
+    assert set(chosen["patch_id"].to_pylist()) <= wanted and len(chosen) >= len(wanted) - 7
+    assert "m.parquet: 14 rows cannot be used and are left out" in caplog.text
+    assert word_labels(chosen, None).tolist()
