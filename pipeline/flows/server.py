@@ -24,7 +24,7 @@ from lasr.errors import UserError, one_line, printable
 
 log = logging.getLogger(__name__)
 
-STARTUP = 120  # seconds; a new database on a busy machine takes 25
+STARTUP = 240  # seconds; a new database on an idle machine takes 10, on a busy one ten times that
 EMBEDDED = Path(__file__).with_name("embedded.py")
 # As Prefect's own embedded server: without the web pages.
 SERVES = {

@@ -156,7 +156,7 @@ def test_pipeline_run_builds_through_the_flow(photographs: Path, project: Projec
     flags = ["--images", str(photographs), "--k", "2", "--limit", "3", "--shard-size", "2"]
     done = project.pipeline_run(*flags)
     assert done.returncode == 0, done.stderr
-    assert "photographs: 3 ok" in done.stdout and "6 lr, 6 hr" in done.stdout
+    assert "photographs: 3: 3 ok" in done.stdout and "6 lr, 6 hr" in done.stdout
     assert "UNTRAINED" in done.stderr and "build-patches" in done.stderr
     assert counts(project.folder / "data/patches.parquet") == {"lr": 6, "hr": 6}
     assert "Traceback" not in done.stderr and "not shown" not in done.stderr

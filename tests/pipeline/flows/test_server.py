@@ -112,9 +112,9 @@ def test_the_embedded_server_ends_with_a_command_that_is_killed(
 
 def test_a_terminals_ctrl_c_does_not_reach_the_server(stub: dict[str, str], tmp_path: Path) -> None:
     """It would end before the command has reported to it."""
-    command, server = start(
-        "import signal; signal.signal(2, lambda *a: None); " + WAIT, stub, tmp_path
-    )
+    body = f"import signal; signal.signal(2, lambda *a: None); print('ready', flush=True); {WAIT}"
+    command, server = start(body, stub, tmp_path)
+    assert command.stdout and command.stdout.readline() == "ready\n"
     os.killpg(command.pid, signal.SIGINT)
     time.sleep(PAUSE)
     assert psutil.pid_exists(server) and command.poll() is None
