@@ -1,5 +1,7 @@
 """A DuckDB connection with the views of a manifest."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
@@ -82,3 +84,14 @@ def _pairs(columns: list[str]) -> str:
         f"SELECT {', '.join(shared + both)} FROM patches AS lr JOIN patches AS hr"
         " ON lr.image_id = hr.image_id AND lr.role = 'lr' AND hr.role = 'hr'"
     )
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt for a Ctrl-C within a query, which DuckDB makes a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "interrupted" in str(error).lower():
+            raise KeyboardInterrupt from None
+        raise

@@ -15,7 +15,7 @@ from lasr.errors import UserError, one_line
 from lasr.marks import signed
 from lasr.weights.locate import TABLE, untrained
 from pipeline.query.limits import out_of_memory
-from pipeline.query.views import connect
+from pipeline.query.views import connect, interruptible
 from pipeline.report import charts
 from pipeline.report.config import COLOURS, ReportConfig
 from pipeline.report.data import ReportData
@@ -60,8 +60,9 @@ def build_page(config: ReportConfig) -> tuple[str, Detail]:
     with connect(config.manifest, config.memory_limit) as connection:
         data = ReportData(connection, config.seed)
         try:
-            facts = _facts(config, manifest, data)
-            samples = _sample(config, data, Originals(manifest, config.images, config.device))
+            with interruptible():
+                facts = _facts(config, manifest, data)
+                samples = _sample(config, data, Originals(manifest, config.images, config.device))
         except duckdb.OutOfMemoryException as error:
             raise out_of_memory(str(error)) from error
         except duckdb.Error as error:

@@ -3,11 +3,14 @@
 import base64
 import io
 import math
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -513,3 +516,19 @@ def test_rows_that_cannot_be_drawn_are_counted_and_the_page_is_made(
     with connect(bad) as connection:
         contact_sheet = report_overview.contact_sheet(connection)
     assert (np.asarray(contact_sheet) == (160, 160, 160)).all(2).mean() > 0.1
+
+
+def test_ctrl_c_within_a_query_stops_the_command(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def endless(data: ReportData) -> None:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        data.connection.sql(
+            "SELECT sum(a.i * b.i) FROM range(1000000000) a(i), range(1000000) b(i)"
+        ).show()
+
+    monkeypatch.setattr(ReportData, "roles", endless)
+    out = tmp_path / "page.html"
+    assert main(["--manifest", str(manifest), "--out", str(out)]) == 130
+    assert capsys.readouterr().err.startswith("stopped; ") and not out.exists()
