@@ -47,7 +47,7 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(
     whole = config(manifest, models, tmp_path / "whole", **changes)
     loop.train(whole)
     stopped = config(manifest, models, tmp_path / "stopped", **changes)
-    real, calls = TrainStep.terms, []
+    real, calls = TrainStep.__call__, []
 
     def dies(*arguments: Any) -> Any:
         calls.append(1)
@@ -55,11 +55,11 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(
             raise RuntimeError("killed")
         return real(*arguments)
 
-    monkeypatch.setattr(TrainStep, "terms", dies)
+    monkeypatch.setattr(TrainStep, "__call__", dies)
     with pytest.raises(RuntimeError, match="killed"):
         loop.train(stopped)
     assert [line["step"] for line in stats(stopped.folder)] == [1, 2, 3, 4, 5]
-    monkeypatch.setattr(TrainStep, "terms", real)
+    monkeypatch.setattr(TrainStep, "__call__", real)
     loop.train(stopped)
     assert stats(whole.folder) == stats(stopped.folder)
     assert [line["step"] for line in stats(whole.folder)] == list(range(1, 9))
@@ -74,14 +74,14 @@ def test_a_run_asked_to_stop_finishes_its_step_and_saves(
     manifest: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     settings = config(manifest, models, tmp_path / "run", checkpoint_every=100, log_every=2)
-    real = TrainStep.terms
+    real = TrainStep.__call__
 
     def asks(*arguments: Any) -> Any:
-        monkeypatch.setattr(TrainStep, "terms", real)
+        monkeypatch.setattr(TrainStep, "__call__", real)
         os.kill(os.getpid(), number)
         return real(*arguments)
 
-    monkeypatch.setattr(TrainStep, "terms", asks)
+    monkeypatch.setattr(TrainStep, "__call__", asks)
     with pytest.raises(KeyboardInterrupt):
         loop.train(settings)
     state = checkpoint.load(settings.folder)
