@@ -43,7 +43,7 @@ def measure(part: Part) -> None:
             more["cosine_least"] = float((reference["features"] * features).sum(1).min())
         part.row(f"network, {precision}", 1e3 * len(some) / milliseconds, "patches/s", **more)
         if device.type == "cuda":
-            pictures = torch.stack(some).to(device).float() / 128 - 1
+            pictures = torch.stack(some).to(device).permute(0, 3, 1, 2).float() / 128 - 1
 
             @torch.inference_mode()
             def on_device() -> None:

@@ -9,12 +9,13 @@ from typing import TypeVar
 
 import numpy as np
 
+from lasr.errors import is_out_of_memory
 from pipeline.build.models import Models
 from pipeline.build.workers import Cropped, Decoded, Estimated, failed
 from pipeline.stages.rows import captioned
 from schemas.manifest import Row
 
-MAX_WAITING = 4  # batches of photographs that a photograph of a rare size may hold up
+MAX_WAITING = 24  # batches of photographs that wait for one of a shape that seldom comes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -67,7 +68,7 @@ def estimate(
         queue.append(_Pending(item))
         if shape := queue[-1].shape:
             alike = [one for one in queue if one.shape == shape]
-            if len(alike) == models.depth.batch:
+            if len(alike) == models.depth.batch_of(shape):
                 _estimate_batch(alike, models)
             yield from release(MAX_WAITING * models.depth.batch)
         else:
@@ -91,10 +92,14 @@ def _estimate_batch(pending: list[_Pending], models: Models) -> None:
 
 
 def _estimate_alone(item: Decoded, models: Models) -> np.ndarray | Exception:
-    try:
-        return models.depth.predict_some([item.prepared])[0]
-    except Exception as error:
-        return error
+    for predict in (models.depth.predict_some, models.depth.predict):  # padded; truly alone
+        try:
+            return predict([item.prepared])[0]
+        except Exception as error:
+            failure = error
+        if not is_out_of_memory(failure):
+            break
+    return failure
 
 
 def add_captions(

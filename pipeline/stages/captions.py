@@ -130,11 +130,11 @@ class Captioner:
         self.length = self._embeddings.shape[1]  # of the features of one patch
 
     def prepare(self, patch: np.ndarray) -> "torch.Tensor":
-        """S x S x 3 uint8 -> 3 x s x s uint8, resized as the CLIP's config says."""
+        """S x S x 3 uint8 -> s x s x 3 uint8, resized as the CLIP's config says."""
         import torch
 
-        resized = np.array(self._geometry(Image.fromarray(patch)))
-        return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
+        # Nothing else of PyTorch here: each thread that uses it starts a pool of its own.
+        return torch.from_numpy(np.array(self._geometry(Image.fromarray(patch))))
 
     def features(self, prepared: "Sequence[torch.Tensor]") -> np.ndarray:
         """1 to `batch` prepared patches -> n x c float32, of unit length.
@@ -158,7 +158,8 @@ class Captioner:
         if self.device.type == "cuda":
             batch = batch.pin_memory()
         with torch.inference_mode():
-            pictures = batch.to(self.device, non_blocking=True).float()
+            moved = batch.to(self.device, non_blocking=True)
+            pictures = moved.permute(0, 3, 1, 2).contiguous().float()
             pictures.div_(255).sub_(self._mean).div_(self._std)
             with self._autocast():
                 features = self.clip.model.encode_image(pictures).float()

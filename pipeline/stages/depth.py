@@ -59,25 +59,31 @@ class DepthModel:
     identity: str  # the manifest's column depth_model
     # H x W x 3 uint8 -> an array; arrays of equal shape can share a call of `predict`.
     prepare: Callable[[np.ndarray], np.ndarray]
-    # Exactly `batch` prepared arrays of one shape -> one h x w float32 map in 0..1 for each, at
-    # the estimator's own resolution.
+    # Prepared arrays of one shape, as many as `batch_of` says -> one h x w float32 map in 0..1 for
+    # each, at the estimator's own resolution.
     predict: Callable[[Sequence[np.ndarray]], list[np.ndarray]]
     batch: int
     is_network: bool  # its maps are packed (see `pack`) and cached
+    # Whether photographs of this prepared shape are common enough to fill a batch.
+    is_common: Callable[[tuple[int, ...]], bool] = lambda shape: True
 
     def distance(self, photograph: np.ndarray) -> np.ndarray:
         """H x W x 3 uint8 -> H x W float32 in 0..1, 0 = nearest, 1 = farthest."""
         (distance,) = self.predict_some([self.prepare(photograph)])
         return at_size(unpack(pack(distance)) if self.is_network else distance, photograph.shape)
 
+    def batch_of(self, shape: tuple[int, ...]) -> int:
+        """How many prepared arrays of a shape share a call: `batch`, or 1 if the shape is rare."""
+        return self.batch if self.is_common(shape) else 1
+
     def predict_some(self, prepared: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Predict 1 to `batch` prepared arrays of one shape.
+        """Predict 1 to `batch_of` prepared arrays of one shape.
 
         The batch is padded with copies of the first array: kernels choose their order of summation
         by batch size, and a map must not depend, to the last bit, on which photographs share the
-        call.
+        call. Its size depends on the shape alone.
         """
-        padded = [*prepared, *[prepared[0]] * (self.batch - len(prepared))]
+        padded = [*prepared, *[prepared[0]] * (self.batch_of(prepared[0].shape) - len(prepared))]
         return self.predict(padded)[: len(prepared)]
 
 

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 IS_NETWORK = True
 DRAWS_NOISE = False
-BATCH = {"cpu": 1, "cuda": 8}  # photographs of one size per call
+# Photographs of one size per call. On an H100 four at a time are 2.8 times as fast as one by one,
+# and maps differ by up to 0.006 between the two: a batch's size must not depend on its neighbours.
+# Eight would be 1.2 times as fast as four, and oftener padded.
+BATCH = {"cpu": 1, "cuda": 4}
+COMMON = (1, 5 / 4, 4 / 3, 3 / 2, 16 / 9)  # sides of cameras' pictures; others run alone
+PATCH = 14  # pixels to which sides are rounded
 _CONFIGS = ("config.json", "preprocessor_config.json")
 
 
@@ -30,13 +35,19 @@ def recognises(path: Path) -> bool:
     return any((path / name).is_file() for name in _CONFIGS)
 
 
+def is_common(shape: tuple[int, ...]) -> bool:
+    """Whether a prepared photograph (3, h, w) has the sides of a camera's pictures."""
+    short, long = sorted(shape[-2:])
+    return any(abs(long - ratio * short) < PATCH for ratio in COMMON)
+
+
 def load(located: Located, device: "torch.device", seed: int, precision: Precision) -> DepthModel:
     """Load a folder in the Hugging Face format. Raises WeightsError: damaged, or another model."""
     import torch
 
     assert located.path is not None
     processor, model = _read(located, located.path)
-    # Without a cast: transformers would take the file's precision, which may be half.
+    # transformers loads in the file's own precision, which may be half.
     model = model.float().to(device).eval()
     gpu = device.type == "cuda"
     mean, std = (
@@ -62,7 +73,8 @@ def load(located: Located, device: "torch.device", seed: int, precision: Precisi
             nearness = model(batch).predicted_depth
         return [normalise(-one) for one in nearness.float().cpu().numpy()]
 
-    return DepthModel(located.identity, prepare, predict, BATCH[device.type], IS_NETWORK)
+    batch = BATCH[device.type]
+    return DepthModel(located.identity, prepare, predict, batch, IS_NETWORK, is_common)
 
 
 def _read(located: Located, folder: Path) -> tuple[Any, Any]:

@@ -45,10 +45,11 @@ def test_the_host_waits_for_nothing(
 
 
 def test_memory_at_the_papers_setting() -> None:
-    """ViT-L/14 twice, RRDB-23 and VGG19 at batch 16, in float32: a card of 24 GB is enough.
+    """ViT-L/14, RRDB-23 and VGG19 at batch 16 in float32.
 
-    Weights, gradients and Adam's moments are 8.4 GB of it. bfloat16 halves most of the rest.
+    Weights, gradients and moments are 7.3 GB of it, the activations of the SR network's half 20 GB
+    and those of the encoders' 13 GB: both at a time would be more than is allowed here.
     """
     settings = TrainConfig.model_validate({"manifest": "none"})
     peak = train_step.count_memory(settings, "paper", train_step.random_batch(16, 0))
-    assert 10e9 < peak < 18e9
+    assert 20e9 < peak < 29e9
