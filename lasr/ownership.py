@@ -60,14 +60,16 @@ def check_folder(
     inputs: Iterable[object] = (),
     files: Iterable[Path] = (),
     flag: str = "--out",
+    may_be_inside: bool = False,
 ) -> None:
     """Refuse a folder to add files to that is none, that touches an input, or has foreign `files`.
 
-    The folder may hold other files; a link to a folder is followed. Raises UserError.
+    The folder may hold other files; a link to a folder is followed. may_be_inside: an input; the
+    caller does not search the folder. Raises UserError.
     """
     _check_name(path, flag)
     _check_parent(path, flag)
-    check_apart(path, inputs, flag)
+    check_apart(path, inputs, flag, may_be_inside)
     if path.is_symlink() and not path.exists():
         raise refused(path, "is a link to nothing", flag)
     if path.exists() and not path.is_dir():
@@ -88,7 +90,9 @@ def check_binary(param: Path) -> None:
         raise refused(binary, "was not written by LA-SR, or changed since")
 
 
-def check_apart(path: Path, inputs: Iterable[object], flag: str = "--out") -> None:
+def check_apart(
+    path: Path, inputs: Iterable[object], flag: str = "--out", may_be_inside: bool = False
+) -> None:
     """Refuse an output that is, contains or lies inside an input, whatever links lead there."""
     here, around = _id(path), _around(path)
     above = dict[str, set[_Id]]()  # a list may name 88,000 files of one folder
@@ -100,14 +104,14 @@ def check_apart(path: Path, inputs: Iterable[object], flag: str = "--out") -> No
         for name in [text, *matches]:
             if (there := _id(name)) is None:
                 continue
-            if there in around:
+            if there in around and not may_be_inside:
                 raise refused(path, f"is inside the input {name}", flag)
             folder = name if os.path.islink(name) else os.path.dirname(name)  # noqa: PTH114, PTH120
             if folder not in above:
                 above[folder] = {*_around(Path(folder)), _id(folder or ".") or there}
             if here and (here == there or here in above[folder]):
                 raise refused(path, f"is or contains the input {name}", flag)
-        if glob.has_magic(text) and _matches(path, text):
+        if glob.has_magic(text) and not may_be_inside and _matches(path, text):
             raise refused(path, f"would be one of the inputs {text}", flag)
 
 

@@ -22,11 +22,11 @@ from trainer.upscale.results import check_targets, result_paths
 def run(config: UpscaleConfig) -> None:
     """Upscale every input. Raises UserError; see `trainer.upscale.run.upscale_files`."""
     inputs = list(expand_lists(config.inputs))
-    check_folder(config.out, inputs)
-    found = find_pictures(config.inputs)
+    check_folder(config.out, inputs, may_be_inside=True)
+    found = find_pictures(config.inputs, exclude=config.out)
     results = result_paths(found, config.out, config.format)
     check_targets(results)
-    check_folder(config.out, inputs, results.values())
+    check_folder(config.out, inputs, results.values(), may_be_inside=True)
     located = locate(config.weights, "sr")
     from trainer.upscale.run import upscale_files  # loads PyTorch, after the inputs are checked
 
