@@ -48,6 +48,7 @@ def limit(
         "memory_limit": memory or f"{machine_memory() // 2 // 1_000_000}MB",
         "temp_directory": str(spill).replace("'", "''"),
         "max_temp_directory_size": f"{free // 2 // 1_000_000}MB",
+        "enable_progress_bar": "false",  # after two seconds it would print into the answer
     }
     for name, value in settings.items():
         connection.execute(f"SET {name} = '{value}'")
