@@ -1,6 +1,7 @@
 """Upscaling files beside spandrel, with the same weights: from a PNG on disk to a PNG on disk."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,10 @@ def measure(part: Part) -> None:
     for side in sizes:
         inputs = [_picture(part.folder / f"in-{side}-{n}.png", side, n) for n in range(many)]
         needed = cuda * side // 90
-        part.attempt(
-            f"ours {side}", lambda i=inputs, s=side: ours(part, device, located, i, s), needed
-        )  # type: ignore[misc]
+        part.attempt(f"ours {side}", partial(ours, part, device, located, inputs, side), needed)
         for half in (False, True) if cuda else (False,):
-            what = f"spandrel {side}"
-            part.attempt(what, lambda i=inputs, s=side, h=half: theirs(part, device, located, i, s, h), needed)  # type: ignore[misc]  # noqa: E501  # fmt: skip
+            measured = partial(theirs, part, device, located, inputs, side, half)
+            part.attempt(f"spandrel {side}", measured, needed)
 
 
 def ours(part: Part, device: torch.device, located: Any, inputs: list[Path], side: int) -> None:
