@@ -66,8 +66,9 @@ def of_machine(error: OSError, path: str | Path | None = None) -> UserError:
     problem = f"{where}: {error.strerror or one_line(error)}"
     if not no_space(error):
         return UserError(problem)
+    why = os.strerror(error.errno or 0)  # not `strerror`: pyarrow puts its own words there
     return UserError(
-        f"{where}: cannot be written ({error.strerror}; {space_on_disk(Path(where))})",
+        f"{where}: cannot be written ({why}; {space_on_disk(Path(where))})",
         "free some space and run the same command again; what is finished is kept",
     )
 

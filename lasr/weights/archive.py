@@ -64,9 +64,11 @@ def check_digest(path: Path) -> None:
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            wrong = archive.testzip()
+            wrong, cut = archive.testzip(), archive.comment.startswith(MARK)
     except Exception as error:  # damaged bytes raise nearly anything
         raise Damaged(f"it is no sound archive: {error}") from error
+    if cut:
+        raise Damaged("its last bytes are missing")
     if wrong:
         raise Damaged(f"the checksum of {wrong} does not fit")
 

@@ -79,7 +79,8 @@ def read_content(
         raise
     except Damaged as error:
         raise WeightsError(
-            f"{path}: cannot be read as weights ({error})", "fetch it again, or save a state_dict"
+            f"{path}: cannot be read as weights: it is damaged ({error})",
+            "fetch it again, or save a state_dict",
         ) from error
     except Exception as error:  # bad bytes raise nearly anything in these readers
         problem, fix = _diagnose(head, error)

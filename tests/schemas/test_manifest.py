@@ -173,7 +173,7 @@ def test_replace_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchang
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    replace_folder(tmp_path / "new", tmp_path / "old")
+    replace_folder(tmp_path / "new", tmp_path / "old", lambda folder: True)
     assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == ["old", "old/new"]
 
 

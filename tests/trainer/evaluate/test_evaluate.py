@@ -194,6 +194,7 @@ def test_an_evaluation_of_version_0_1_0_goes_on(references: Path, tmp_path: Path
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     for line, name in zip(lines, ("chelsea", "coffee"), strict=True):
         line["output"] = sha256(log.with_name(f"{name}.png"))
+        del line["digest"]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     for path in out.glob("*.parquet"):
         table = pyarrow.parquet.read_table(path)

@@ -136,7 +136,7 @@ def test_saved_files_come_back_and_nothing_else_is_left(tmp_path: Path) -> None:
     for path in paths:
         assert_same(load_rrdb(path), network)
     raw = torch.load(paths[1], weights_only=True)
-    assert list(raw) == ["params_ema"]
+    assert list(raw) == ["params_ema", "la-sr"]  # the mark, which other programs pass over
     assert list(raw["params_ema"]) == list(network.state_dict())
 
 
