@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -130,6 +131,14 @@ def replace_file(new: Path, old: Path, is_ours: IsOurs) -> None:
         _exchange(new, old)
         raise foreign(old)
     new.unlink()
+
+
+def move_aside(path: Path, ending: str) -> Path:
+    """Rename what is in the way to the first free name, such as NAME.ending; returns that."""
+    names = (path.with_name(f"{path.name}.{ending}{n or ''}") for n in itertools.count())
+    aside = next(name for name in names if not os.path.lexists(name))
+    path.rename(aside)
+    return aside
 
 
 def replace_folder(new: Path, old: Path, is_ours: IsOurs) -> None:

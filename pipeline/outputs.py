@@ -5,7 +5,6 @@ power failure damaged has lost its mark; beside files that bear one, it is known
 is a digest.
 """
 
-import itertools
 import logging
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lasr.files import move_aside
 from lasr.marks import has_mark
 from lasr.ownership import check_file, check_folder, check_name, contains, is_lock, refused
 from pipeline.storage import StoragePath, reported
@@ -100,9 +100,7 @@ def set_aside(path: StoragePath) -> None:
     """Rename a damaged table, whose mark is lost, so that it is neither in the way nor lost."""
     if not _is_damaged_table(path):
         return
-    names = (path.path.with_name(f"{path.name}.damaged{n or ''}") for n in itertools.count())
-    aside = next(name for name in names if not os.path.lexists(name))
-    path.path.rename(aside)
+    aside = move_aside(path.path, "damaged")
     log.warning("%s: damaged; written again, and what was there is now %s", path, aside.name)
 
 

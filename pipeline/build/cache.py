@@ -23,7 +23,7 @@ import safetensors.numpy
 from PIL import Image
 from safetensors import SafetensorError
 
-from lasr.files import remove
+from lasr.files import move_aside
 from lasr.pictures.png import is_intact_png
 from pipeline.build.fingerprint import Identities
 from pipeline.stages.depth import pack, unpack
@@ -114,15 +114,15 @@ class Cache:
             path.write_bytes(content)
 
     def _clear(self, path: StoragePath) -> bool:
-        """Remove what is no folder where one belongs, or a folder at `path`; whether there was."""
+        """Rename what is no folder where one belongs, or a folder at `path`; whether there was."""
         if not path.is_local:
             return False
         inside = [p for p in path.path.parents if self.folder.path in p.parents]
         wrong = [p for p in reversed(inside) if p.exists() and not p.is_dir()]
         wrong += [path.path] if path.path.is_dir() else []
         for found in wrong:
-            _report(StoragePath(str(found)), ValueError("it is in the way"))
-            remove(found)
+            aside = move_aside(found, "aside")
+            log.warning("%s: was in the way of the cache, and is now %s", found, aside.name)
         return bool(wrong)
 
     def _distance_path(self, image_id: str) -> StoragePath:

@@ -152,18 +152,22 @@ def test_features_of_another_shape_are_computed_again(
 
 
 @pytest.mark.parametrize("way", ["entry", "shelf", "model"])
-def test_a_folder_or_file_in_the_way_of_an_entry_is_removed(tmp_path: Path, way: str) -> None:
+def test_a_folder_or_file_in_the_way_of_an_entry_is_moved_aside(tmp_path: Path, way: str) -> None:
     cache, image_id = Cache(StoragePath(str(tmp_path)), "d", "f"), "ab" * 32
     path = tmp_path / "distance" / "d" / "ab" / f"{image_id}.png"
     wrong = {"entry": path, "shelf": path.parent, "model": path.parent.parent}[way]
     if way == "entry":
         (wrong / "inside").mkdir(parents=True)
+        (wrong / "inside" / "thesis").write_bytes(b"precious")
     else:
         wrong.parent.mkdir(parents=True)
-        wrong.write_bytes(b"")
+        wrong.write_bytes(b"precious")
     assert cache.distance(image_id) is None
     written = cache.put_distance(image_id, np.zeros((4, 4), np.float32))
     assert np.array_equal(cache.distance(image_id), written)
+    aside = wrong.with_name(f"{wrong.name}.aside")
+    aside = aside / "inside" / "thesis" if way == "entry" else aside
+    assert aside.read_bytes() == b"precious"
 
 
 def test_a_checkpoint_is_resumed_as_it_was_written_or_not_at_all(
