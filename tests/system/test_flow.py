@@ -316,6 +316,7 @@ def test_a_work_pool(photographs: Path, server: Project) -> None:
     (deployment,) = server.ask("deployments")
     assert deployment["work_pool_name"] == "la-sr"
     check_form(deployment)
+    server.environment["LASR_ROOTS"] = f"{photographs}:{server.folder}"  # of the worker
     with server.background(PREFECT, "worker", "start", "--pool", "la-sr") as log:
         flags = ["-p", f'images=["{photographs}"]', "-p", "profile=offline", "-p", "limit=2"]
         command = [PREFECT, "deployment", "run", "build-patches", *flags, "--watch"]
