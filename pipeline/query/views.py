@@ -88,10 +88,10 @@ def _pairs(columns: list[str]) -> str:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt for a Ctrl-C within a query, which DuckDB makes a RuntimeError."""
+    """Raise KeyboardInterrupt for a Ctrl-C within a query, of which DuckDB makes its own errors."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, duckdb.InterruptException) as error:
         if "interrupted" in str(error).lower():
             raise KeyboardInterrupt from None
         raise

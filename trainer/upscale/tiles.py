@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lasr.errors import UserError
+from lasr.errors import UserError, is_out_of_memory
 from schemas.manifest import SCALE
 from trainer.upscale.config import OVERLAP, SMALLEST_TILE, TILE
 from trainer.upscale.engines import Engine, torch_engine
@@ -104,7 +104,7 @@ def upscale_strips(
                     strip[:, scale * start : scale * stop] = tile.read()
                     on_tile(top * width + (bottom - top) * stop)
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             launched.clear()
             torch.cuda.empty_cache()
@@ -236,10 +236,3 @@ def _run(engine: Engine, picture: Tensor, sound: list[Tensor]) -> Tensor:
 def _round(values: Tensor, dtype: type[np.unsignedinteger]) -> np.ndarray:
     rounded: np.ndarray = (values * float(np.iinfo(dtype).max)).round().numpy().astype(dtype)
     return rounded
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    words = ("can't allocate memory", "not enough memory", "out of memory", "failed to allocate")
-    return any(word in str(error).lower() for word in words)  # the CPU's allocator, ONNX Runtime

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -515,16 +516,23 @@ def test_rows_that_cannot_be_drawn_are_counted_and_the_page_is_made(
     assert (np.asarray(contact_sheet) == (160, 160, 160)).all(2).mean() > 0.1
 
 
-def test_ctrl_c_within_a_query_stops_the_command(
-    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("by", ["the client", "another thread"])
+def test_an_interrupted_query_stops_the_command(
+    by: str, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """DuckDB's client makes this error of a Ctrl-C (seen by the harness of tests/chaos)."""
+    """DuckDB's client makes a RuntimeError of Ctrl-C, its engine an InterruptException."""
 
-    def interrupted(data: ReportData) -> None:
-        raise RuntimeError("Query interrupted")
+    def slow(data: ReportData) -> None:
+        if by == "the client":
+            raise RuntimeError("Query interrupted")
+        threading.Timer(0.2, data.connection.interrupt).start()
+        # A minute, if nothing ends it.
+        data.connection.sql(
+            "SELECT sum(a.i * b.i) FROM range(1000000) a(i), range(30000) b(i)"
+        ).show()
 
-    monkeypatch.setattr(ReportData, "roles", interrupted)
+    monkeypatch.setattr(ReportData, "roles", slow)
     out = tmp_path / "page.html"
     assert main(["--manifest", str(manifest), "--out", str(out)]) == 130
     assert capsys.readouterr().err.startswith("stopped; ") and not out.exists()
