@@ -22,7 +22,7 @@ from lasr.device import Device, pick_device
 from lasr.errors import UserError
 from lasr.ownership import check_file, own_path
 from lasr.pictures.samples import LARGEST
-from lasr.pictures.search.inputs import expand_lists
+from lasr.pictures.search import expand_lists
 from lasr.terminal.output import say
 from lasr.weights.locate import PROFILES, Profile, locate, untrained
 from pipeline.build.workers import cut_out

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from lasr.errors import printable
-from lasr.pictures.formats.extras import why_not_read
-from lasr.pictures.formats.table import by_suffix
+from lasr.pictures.formats import by_suffix, why_not_read
 from pipeline.inputs.photographs import Found
 
 NAMED = 5  # photographs that a line names

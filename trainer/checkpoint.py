@@ -18,7 +18,7 @@ from lasr import ownership
 from lasr.errors import UserError, one_line, space_on_disk, writing
 from lasr.files import IsOurs, atomic_path, read_text, write_bytes
 from lasr.marks import KEY
-from lasr.weights.archive import add_digest, check_digest, check_sizes
+from lasr.weights.tensors import add_digest, check_digest, check_sizes
 from schemas.digest import Damaged
 from trainer.config import MAY_CHANGE, TrainConfig
 

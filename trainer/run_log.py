@@ -24,7 +24,7 @@ from lasr.errors import UserError, writing
 from lasr.files import write_bytes
 from lasr.marks import signed
 from lasr.ownership import is_ours
-from lasr.pictures.patch import png_size
+from lasr.pictures.png import png_size
 from trainer.config import TrainConfig
 from trainer.data.dataset import Patches
 from trainer.data.prefetch import AsyncNumbers

@@ -12,20 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lasr.errors import UserError
-from lasr.pictures.formats.extras import why_not_read
-from lasr.pictures.formats.recognise import recognise
-from lasr.pictures.formats.table import by_suffix, is_hidden, readable_suffixes
-from lasr.pictures.search.inputs import (
-    Input,
-    entries,
-    expand,
-    file_id,
-    is_folder,
-    is_link,
-    match_glob,
-    split_glob,
-)
-from lasr.pictures.search.listing import (
+from lasr.pictures.formats import by_suffix, is_hidden, readable_suffixes, why_not_read
+from lasr.pictures.recognise import recognise
+from lasr.pictures.search import (
     BY_NAME,
     DANGLING,
     HIDDEN,
@@ -33,8 +22,16 @@ from lasr.pictures.search.listing import (
     NOWHERE,
     SPECIAL,
     File,
+    Input,
     Listing,
     Passed,
+    entries,
+    expand,
+    file_id,
+    is_folder,
+    is_link,
+    match_glob,
+    split_glob,
 )
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lasr.pictures.formats.extras import installed_extras
+from lasr.pictures.formats import installed_extras
 from pipeline.build.fingerprint import Identities, fingerprint
 from pipeline.inputs.photographs import Found, State
 from pipeline.stages.rows import is_consistent

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from lasr.device import Precision, pick_device, pick_precision
 from lasr.errors import UserError
-from lasr.pictures.search.inputs import expand_lists
+from lasr.pictures.search import expand_lists
 from lasr.weights.locate import locate_all, untrained
 from pipeline.build.fingerprint import Identities, fingerprint, identify
 from pipeline.build.models import Job

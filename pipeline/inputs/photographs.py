@@ -13,10 +13,9 @@ import pyarrow.fs as pafs
 
 from lasr.errors import UserError
 from lasr.pictures.find import search
-from lasr.pictures.formats.recognise import START, recognise
-from lasr.pictures.formats.table import by_suffix, is_hidden, readable_suffixes
-from lasr.pictures.search.inputs import Input, expand, split_glob
-from lasr.pictures.search.listing import HIDDEN, File, Passed
+from lasr.pictures.formats import by_suffix, is_hidden, readable_suffixes
+from lasr.pictures.recognise import START, recognise
+from lasr.pictures.search import HIDDEN, File, Input, Passed, expand, split_glob
 from pipeline.storage import StoragePath, reported
 
 State = list[int | str]

@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 from PIL import Image, ImageDraw
 
-from lasr.pictures.patch import decode_patch
+from lasr.pictures.png import decode_patch
 from pipeline.query.views import connect
 from schemas.manifest import PATCH_SIZE, open_manifest
 

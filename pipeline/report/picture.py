@@ -17,7 +17,7 @@ from lasr.device import Device
 from lasr.errors import UserError
 from lasr.marks import in_picture
 from lasr.ownership import check_file, own_path
-from lasr.pictures.search.inputs import expand_lists
+from lasr.pictures.search import expand_lists
 from lasr.terminal.output import say
 from pipeline.report.config import COLOURS
 from schemas.manifest import open_manifest

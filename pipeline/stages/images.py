@@ -9,9 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from lasr.pictures.decoders.decode import Damaged
-from lasr.pictures.formats.extras import why_not_read
-from lasr.pictures.formats.recognise import START, recognise
-from lasr.pictures.formats.table import by_suffix
+from lasr.pictures.formats import by_suffix, why_not_read
 from lasr.pictures.read import (
     RAISE_LIMIT,
     Picture,
@@ -20,6 +18,7 @@ from lasr.pictures.read import (
     decode_picture,
     limited,
 )
+from lasr.pictures.recognise import START, recognise
 from lasr.pictures.samples import NotSupported
 from pipeline.inputs.photographs import Found
 from pipeline.storage import reason

@@ -16,7 +16,7 @@ from lasr.cli import Command, run_command
 from lasr.errors import UserError, is_out_of_memory
 from lasr.files import atomic_path, read_text, replace_folder, write_bytes
 from lasr.flags import NoFlags
-from lasr.pictures.search.inputs import expand_lists
+from lasr.pictures.search import expand_lists
 from lasr.terminal import output
 from lasr.terminal.progress import progress
 from pipeline.stages.captions import DICTIONARY, read_dictionary

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lasr.errors import one_line
-from lasr.pictures.patch import decode_patch
+from lasr.pictures.png import decode_patch
 from schemas.columns import convert_column
 from schemas.digest import Damaged
 from schemas.manifest import PATCH_SIZE, PATCHES, Manifest, ManifestError, Role, digest_of

@@ -17,8 +17,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from trainer.data import kernels
-
 Range = tuple[float, float]
 
 # kernel_list of the options file
@@ -79,7 +77,7 @@ def degrade(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         image = jpeg(image, quality)
     image = resize(image, draw_mode(rng), size=(height, width))
     if rng.random() < FINAL_SINC_PROB:
-        image = blur(image, kernels.sinc(draw_size(rng), rng.uniform(np.pi / 3, np.pi)))
+        image = blur(image, sinc(draw_size(rng), rng.uniform(np.pi / 3, np.pi)))
     if jpeg_last:
         image = jpeg(image, quality)
     return to_bytes(image)
@@ -89,18 +87,18 @@ def draw_kernel(settings: Round, rng: np.random.Generator) -> np.ndarray:
     """Draw a blur kernel of a round: sinc, or one of KINDS."""
     size = draw_size(rng)
     if rng.random() < settings.sinc_prob:
-        return kernels.sinc(size, rng.uniform(np.pi / 3 if size < 13 else np.pi / 5, np.pi))
+        return sinc(size, rng.uniform(np.pi / 3 if size < 13 else np.pi / 5, np.pi))
     kind = KINDS[rng.choice(len(KINDS), p=settings.kernel_prob)]
     sigma_x = sigma_y = rng.uniform(*settings.blur_sigma)
     angle = 0.0
     if kind.endswith("aniso"):
         sigma_y, angle = rng.uniform(*settings.blur_sigma), rng.uniform(-np.pi, np.pi)
-    form = kernels.quadratic_form(size, sigma_x, sigma_y, angle)
+    form = quadratic_form(size, sigma_x, sigma_y, angle)
     if kind.startswith("generalized"):
-        return kernels.generalized_gaussian(form, draw_beta(settings.betag_range, rng))
+        return generalized_gaussian(form, draw_beta(settings.betag_range, rng))
     if kind.startswith("plateau"):
-        return kernels.plateau(form, draw_beta(settings.betap_range, rng))
-    return kernels.gaussian(form)
+        return plateau(form, draw_beta(settings.betap_range, rng))
+    return gaussian(form)
 
 
 def draw_size(rng: np.random.Generator) -> int:
@@ -192,3 +190,50 @@ def to_bytes(image: np.ndarray) -> np.ndarray:
     """Pixels in [0, 1], clamped, as uint8."""
     rounded: np.ndarray = np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
     return rounded
+
+
+def gaussian(form: np.ndarray) -> np.ndarray:
+    """exp(-q / 2) for a quadratic form q."""
+    return _normalised(np.exp(-0.5 * form))
+
+
+def generalized_gaussian(form: np.ndarray, beta: float) -> np.ndarray:
+    """exp(-q^beta / 2): a Gaussian for beta = 1, more pointed below, flatter above."""
+    return _normalised(np.exp(-0.5 * form**beta))
+
+
+def plateau(form: np.ndarray, beta: float) -> np.ndarray:
+    """1 / (1 + q^beta): a flat top and long tails."""
+    return _normalised(1 / (1 + form**beta))
+
+
+def quadratic_form(size: int, sigma_x: float, sigma_y: float, angle: float = 0.0) -> np.ndarray:
+    """Squared distance from the centre in standard deviations, along axes rotated by `angle`."""
+    axis = np.arange(size) - size // 2
+    x, y = np.meshgrid(axis, axis)
+    along, across = (
+        np.cos(angle) * x + np.sin(angle) * y,
+        np.cos(angle) * y - np.sin(angle) * x,
+    )
+    form: np.ndarray = (along / sigma_x) ** 2 + (across / sigma_y) ** 2
+    return form
+
+
+def sinc(size: int, cutoff: float) -> np.ndarray:
+    """The ideal circular low-pass filter on a square: it causes ringing, as sharpening does.
+
+    cutoff: in radians per pixel, at most pi. k(r) = cutoff / (2 pi r) J1(cutoff r), equation (6).
+    """
+    axis = np.arange(size) - size // 2
+    radius = np.hypot(*np.meshgrid(axis, axis))
+    centre = size // 2, size // 2
+    radius[centre] = 1.0  # any number: the limit for r -> 0 replaces it below
+    bessel = torch.special.bessel_j1(torch.from_numpy(cutoff * radius)).numpy()
+    kernel = cutoff * bessel / (2 * np.pi * radius)
+    kernel[centre] = cutoff**2 / (4 * np.pi)
+    return _normalised(kernel)
+
+
+def _normalised(kernel: np.ndarray) -> np.ndarray:
+    normalised: np.ndarray = kernel / kernel.sum()
+    return normalised

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import torch
 
 from lasr.cli import progress
-from lasr.pictures.patch import decode_patch
+from lasr.pictures.png import decode_patch
 from schemas.manifest import PATCH_SIZE, Role
 from trainer.models.encoders import Encoders
 

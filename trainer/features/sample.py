@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lasr.errors import UserError, one_line
-from lasr.pictures.patch import decode_patch
+from lasr.pictures.png import decode_patch
 from schemas.columns import convert
 from schemas.manifest import PATCH_SIZE, PATCHES, Manifest, ManifestError, Role
 

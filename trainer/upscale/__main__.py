@@ -13,7 +13,7 @@ import sys
 from lasr.cli import Command
 from lasr.ownership import check_folder
 from lasr.pictures.find import find_pictures
-from lasr.pictures.search.inputs import expand_lists
+from lasr.pictures.search import expand_lists
 from lasr.weights.locate import locate
 from trainer.upscale.config import UpscaleConfig
 from trainer.upscale.results import check_targets, result_paths

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from PIL import Image
 
 from lasr.errors import one_line
-from lasr.pictures.formats.extras import why_not_read
-from lasr.pictures.formats.recognise import recognise
-from lasr.pictures.formats.table import Reader
+from lasr.pictures.formats import Reader, why_not_read
+from lasr.pictures.recognise import recognise
 from lasr.pictures.samples import Check, NotSupported, Samples
 
 Decoder = Callable[[bytes, Check], Samples]
@@ -36,6 +35,11 @@ _BY_CONTENT: tuple[tuple[int, bytes, str, str], ...] = (  # offset, bytes, modul
     (0, b"PF", "netpbm", "decode"),
 )
 
+_BY_EXTRA = {  # module, function
+    Reader.HEIF: ("isobmff", "decode_heif"),
+    Reader.RAW: ("simple", "decode_raw"),
+}
+
 
 class Damaged(ValueError):
     """A file that cannot be decoded to its end; the text says why."""
@@ -52,7 +56,7 @@ def decode(content: bytes, check: Check, name: str = "") -> Samples:
     if kind and (why := why_not_read(kind, name)):
         raise NotSupported(why) if kind.is_picture else Damaged(why)
     if kind and kind.reader is not Reader.BASE:
-        return _guarded(_decoder(kind.reader.name.lower(), "decode"), content, check)
+        return _guarded(_decoder(*_BY_EXTRA[kind.reader]), content, check)
     for offset, magic, module, function in _BY_CONTENT:
         if content.startswith(magic, offset):
             return _guarded(_decoder(module, function), content, check)

@@ -1,5 +1,9 @@
-"""Formats that Pillow decodes right in all their kinds: GIF, BMP and WebP."""
+"""Formats that a library decodes right in all their kinds.
 
+GIF, BMP and WebP by Pillow; camera raw by LibRaw (rawpy, the extra `raw`).
+"""
+
+import io
 import struct
 
 import numpy as np
@@ -110,3 +114,28 @@ def _bmp_profile(content: bytes) -> tuple[bytes | None, tuple[str, ...]]:
     if size >= 124 and kind == b"LINK":
         return None, ("its colour profile is in another file and is ignored",)
     return None, ()
+
+
+# Of sRGB: 1/exponent and slope near black (IEC 61966-2-1). LibRaw's default is that of BT.709.
+_SRGB = (2.4, 12.92)
+
+
+def decode_raw(content: bytes, check: Check) -> Samples:
+    """Develop a raw file in the camera's white balance: 8 bit, sRGB, upright.
+
+    It is brightened as LibRaw does by default.
+
+    Raises NotSupported (LibRaw does not know its kind), ValueError (damaged).
+    """
+    import rawpy
+
+    try:
+        with rawpy.imread(io.BytesIO(content)) as raw:
+            check(raw.sizes.iwidth, raw.sizes.iheight)
+            return Samples(raw.postprocess(use_camera_wb=True, gamma=_SRGB), "rgb")
+    except rawpy.LibRawFileUnsupportedError as error:
+        raise NotSupported("a camera raw file of a kind that LibRaw does not know") from error
+    except rawpy.LibRawError as error:
+        reason = error.args[0] if error.args else error
+        text = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
+        raise ValueError(text) from error

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from lasr.errors import UserError
 from lasr.pictures.find import check_regular, find_pictures, search
-from lasr.pictures.search.inputs import expand
-from lasr.pictures.search.listing import Listing
+from lasr.pictures.search import Listing, expand
 
 JPEG = b"\xff\xd8\xff\xe0 the rest of a photograph"
 

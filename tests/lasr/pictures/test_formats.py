@@ -12,12 +12,11 @@ import tifffile
 from PIL import Image
 
 from lasr.errors import UserError
+from lasr.pictures import formats
 from lasr.pictures.decoders.decode import Damaged, decode
-from lasr.pictures.formats import extras
-from lasr.pictures.formats.extras import why_not_read
-from lasr.pictures.formats.recognise import recognise
-from lasr.pictures.formats.table import PICTURES, Reader, by_suffix
+from lasr.pictures.formats import PICTURES, Reader, by_suffix, why_not_read
 from lasr.pictures.read import TooLarge, decode_picture, limited, read_picture
+from lasr.pictures.recognise import recognise
 from lasr.pictures.samples import NotSupported
 from tests.support.raw import save_dng
 
@@ -162,7 +161,7 @@ def test_raw_is_developed_as_libraw_does(tmp_path: Path, orientation: int) -> No
 def test_without_its_extra_a_format_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extras, "installed_extras", tuple)
+    monkeypatch.setattr(formats, "installed_extras", tuple)
     (tmp_path / "a.jpg").write_bytes(heif())
     with pytest.raises(
         UserError,

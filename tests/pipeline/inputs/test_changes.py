@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lasr.errors import UserError
-from lasr.pictures.formats import extras
+from lasr.pictures import formats
 from pipeline.build.plan import Plan, plan_build, prepare
 from pipeline.build.publish import finish, renew
 from pipeline.build.shard import build_shard
@@ -300,14 +300,14 @@ def test_an_extra_that_was_installed_since_is_used(
 
     pillow_heif.from_pillow(Image.open(album / "a.bmp")).save(album / "h.heic", quality=-1)
     with monkeypatch.context() as without:
-        for module in ("lasr.pictures.formats.extras", "pipeline.build.parts"):
+        for module in ("lasr.pictures.formats", "pipeline.build.parts"):
             without.setattr(f"{module}.installed_extras", tuple)
         summary = build(album)
         assert summary.status == {"ok": 3, "unsupported": 1}
         assert "1 unsupported (HEIC needs" in str(summary) and "h.heic" in str(summary)
         build(album)
         assert not build.plan.to_do  # it is not tried again without the extra
-    assert extras.installed_extras() == ("heif", "raw")
+    assert formats.installed_extras() == ("heif", "raw")
     assert build(album).status == {"ok": 4} and build.to_do == 1
     assert len(build.catalogue) == 4
 

@@ -11,7 +11,7 @@ import pillow_heif
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from lasr.pictures.formats import extras
+from lasr.pictures import formats
 from pipeline.inputs.photographs import Found
 from pipeline.stages.images import MAX_PIXELS, Unusable, limit_inputs, load
 from pipeline.storage import StoragePath
@@ -177,7 +177,7 @@ def test_pictures_that_extras_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     reference = np.asarray(pillow_heif.open_heif(tmp_path / "a.heic").to_pillow())
     np.testing.assert_array_equal(pixels(tmp_path / "a.heic"), reference)
     assert pixels(tmp_path / "b.dng").shape == (80, 120, 3)
-    monkeypatch.setattr(extras, "installed_extras", tuple)
+    monkeypatch.setattr(formats, "installed_extras", tuple)
     for name, extra in (("a.heic", "heif"), ("b.dng", "raw")):
         with pytest.raises(Unusable, match=rf"pip install 'la-sr\[{extra}\]'") as caught:
             load(found(tmp_path / name), SIDE)

@@ -14,7 +14,6 @@ from PIL import Image
 from scipy import special, stats
 from skimage import data
 
-from trainer.data import kernels
 from trainer.data import realesrgan as module
 from trainer.data.realesrgan import FIRST, SECOND, Round, degrade
 
@@ -44,12 +43,12 @@ def by_covariance(
 @pytest.mark.parametrize("size", [7, 13, 21])
 @pytest.mark.parametrize(("sigma_y", "angle"), [(1.7, 0.0), (0.6, 2.4), (2.9, -0.7)])
 def test_kernels_are_those_of_their_covariance(size: int, sigma_y: float, angle: float) -> None:
-    form = kernels.quadratic_form(size, 1.7, sigma_y, angle)
+    form = module.quadratic_form(size, 1.7, sigma_y, angle)
     for kernel, profile in (
-        (kernels.gaussian(form), lambda q: np.exp(-q / 2)),
-        (kernels.generalized_gaussian(form, 0.6), lambda q: np.exp(-(q**0.6) / 2)),
-        (kernels.generalized_gaussian(form, 3.1), lambda q: np.exp(-(q**3.1) / 2)),
-        (kernels.plateau(form, 1.4), lambda q: 1 / (1 + q**1.4)),
+        (module.gaussian(form), lambda q: np.exp(-q / 2)),
+        (module.generalized_gaussian(form, 0.6), lambda q: np.exp(-(q**0.6) / 2)),
+        (module.generalized_gaussian(form, 3.1), lambda q: np.exp(-(q**3.1) / 2)),
+        (module.plateau(form, 1.4), lambda q: 1 / (1 + q**1.4)),
     ):
         expected = by_covariance(profile, size, 1.7, sigma_y, angle)
         np.testing.assert_allclose(kernel, expected, rtol=0, atol=1e-14)
@@ -64,9 +63,9 @@ def test_sinc_is_the_circular_low_pass() -> None:
         expected[row, column] = (
             cutoff * special.j1(cutoff * r) / (2 * np.pi * r) if r else at_centre
         )
-    np.testing.assert_allclose(kernels.sinc(size, cutoff), expected / expected.sum(), atol=1e-6)
+    np.testing.assert_allclose(module.sinc(size, cutoff), expected / expected.sum(), atol=1e-6)
     # It lets pass what is below the cutoff and holds back what is above.
-    response = np.abs(np.fft.rfft(kernels.sinc(size, cutoff).sum(0), 512))
+    response = np.abs(np.fft.rfft(module.sinc(size, cutoff).sum(0), 512))
     frequency = np.linspace(0, np.pi, 257)
     assert (abs(response[frequency < 1.0] - 1) < 0.2).all()
     assert (response[frequency > 1.6] < 0.15).all()
@@ -106,7 +105,7 @@ def test_kinds_of_kernels_come_as_often_as_published(
 ) -> None:
     seen: Counter[str] = Counter()
     sigmas, betas = [], {"generalized": [], "plateau": []}  # type: ignore[var-annotated]
-    made = kernels.quadratic_form
+    made = module.quadratic_form
 
     def form(size: int, sigma_x: float, sigma_y: float, angle: float) -> np.ndarray:
         seen["anisotropic"] += angle != 0
@@ -122,10 +121,10 @@ def test_kinds_of_kernels_come_as_often_as_published(
 
         return drawn
 
-    monkeypatch.setattr(kernels, "quadratic_form", form)
-    monkeypatch.setattr(kernels, "gaussian", profile("gaussian"))
-    monkeypatch.setattr(kernels, "generalized_gaussian", profile("generalized"))
-    monkeypatch.setattr(kernels, "plateau", profile("plateau"))
+    monkeypatch.setattr(module, "quadratic_form", form)
+    monkeypatch.setattr(module, "gaussian", profile("gaussian"))
+    monkeypatch.setattr(module, "generalized_gaussian", profile("generalized"))
+    monkeypatch.setattr(module, "plateau", profile("plateau"))
     generator, draws = rng(), 6000
     for _ in range(draws):
         module.draw_kernel(settings, generator)
@@ -145,7 +144,7 @@ def test_kinds_of_kernels_come_as_often_as_published(
 def test_sinc_kernels_have_the_published_cutoffs(monkeypatch: pytest.MonkeyPatch) -> None:
     cutoffs: dict[bool, list[float]] = {True: [], False: []}
     monkeypatch.setattr(
-        kernels, "sinc", lambda size, cutoff: cutoffs[size < 13].append(cutoff) or np.ones((1, 1))
+        module, "sinc", lambda size, cutoff: cutoffs[size < 13].append(cutoff) or np.ones((1, 1))
     )
     generator = rng()
     for _ in range(4000):

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from lasr.errors import UserError
-from lasr.weights.archive import add_digest, check_digest, check_sizes
 from lasr.weights.locate import WeightsError
-from lasr.weights.tensors import read_tensors
+from lasr.weights.tensors import add_digest, check_digest, check_sizes, read_tensors
 from schemas.digest import Damaged
 from trainer import checkpoint
 

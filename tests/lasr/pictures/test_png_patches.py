@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lasr.pictures import patch as module
-from lasr.pictures.patch import decode_patch
-from lasr.pictures.png import encode_png
+from lasr.pictures import png as module
+from lasr.pictures.png import decode_patch, encode_png
 from tests.support.bad_rows import bad_pictures, claims
 
 RNG = np.random.default_rng(0)

@@ -4,7 +4,7 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-from lasr.pictures.formats.table import PICTURES, Format, Reader, by_suffix
+from lasr.pictures.formats import PICTURES, Format, Reader, by_suffix
 
 START = 4096  # bytes at the start of a file that tell its format
 

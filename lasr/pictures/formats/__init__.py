@@ -1,1 +1,0 @@
-"""Which format a file has, and what reads it."""

@@ -1,1 +1,0 @@
-"""Parts of `lasr.pictures.find`: what inputs name, and what was found."""
