@@ -4,8 +4,8 @@
     lasr doctor --profile paper --photographs 88000
     lasr doctor --program trainer --json
 
-Each check tries the thing itself: torchvision's operators, a Parquet file, Prefect's server, a
-kernel on the GPU, a file in the data folder. Nothing is changed, downloaded or sent. The exit
+Each check tries the thing itself: libraries are imported, Prefect's server is asked, a kernel runs
+on the GPU, a file is written to the data folder. Nothing is changed, downloaded or sent. The exit
 status is 1 if a check fails (✗).
 """
 
@@ -21,8 +21,8 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from lasr.cli import Command
-from lasr.doctor import environment, machine, prefect
-from lasr.doctor.environment import Result
+from lasr.doctor import prefect
+from lasr.doctor.checks import Result, disk, gpu, loads, packages, weights, writable
 from lasr.errors import UserError, one_line
 from lasr.weights.locate import weights_folder
 from lasr.weights.registry import Kind, Profile
@@ -54,26 +54,22 @@ def checks(config: DoctorConfig) -> Iterator[tuple[str, Check, str]]:
     """Each check's subject, the function, and what to do if the function raises."""
     kinds, profile, data = KINDS[config.program], config.profile, config.data
     extras = ["pipeline", "trainer"] if config.program == "both" else [config.program]
+    reinstall = "run `pip install --force-reinstall "
     yield "Python", lambda: f"{platform.python_version()} at {sys.executable}", BUG
-    yield "packages", lambda: environment.packages(extras), "run `pip install .` in the project"
-    fix = "run `pip install --force-reinstall torch torchvision`"
-    yield "PyTorch", environment.pytorch, fix
+    yield "packages", lambda: packages(extras), "run `pip install .` in the project"
+    # torchvision registers its operators at import, which fails beside another PyTorch.
+    yield "PyTorch", lambda: loads("torch", "torchvision"), f"{reinstall}torch torchvision`"
     fix = "run `nvidia-smi`, and install the PyTorch build for your driver and GPU (pytorch.org)"
-    yield "GPU", environment.gpu, fix
-    fix = "install the two together: `pip install --upgrade torch torchvision`"
-    yield "torchvision", environment.torchvision, fix
-    yield "OpenCV", environment.opencv, environment.REINSTALL_OPENCV
+    yield "GPU", gpu, fix
+    yield "OpenCV", lambda: loads("cv2"), f"{reinstall}opencv-python-headless`"
     if "pipeline" in extras:
-        fix = "run `pip install --force-reinstall pyarrow duckdb`"
-        yield "DuckDB", environment.duckdb, fix
+        yield "DuckDB", lambda: loads("pyarrow", "duckdb"), f"{reinstall}pyarrow duckdb`"
         yield "Prefect", prefect.check, BUG
-    yield "weights", lambda: machine.weights(profile, kinds), BUG
-    yield "disk", lambda: machine.disk(data, profile, kinds, config.photographs), BUG
-    yield "memory", lambda: machine.memory(profile, kinds), BUG
-    yield "data folder", lambda: machine.writable(data), BUG
-    yield "temporary folder", lambda: machine.writable(Path(tempfile.gettempdir())), BUG
-    yield "weights folder", lambda: machine.writable(weights_folder()), BUG
-    yield "settings", lambda: machine.settings(), BUG
+    yield "weights", lambda: weights(profile, kinds), BUG
+    yield "disk", lambda: disk(data, profile, kinds, config.photographs), BUG
+    yield "data folder", lambda: writable(data), BUG
+    yield "temporary folder", lambda: writable(Path(tempfile.gettempdir())), BUG
+    yield "weights folder", lambda: writable(weights_folder()), BUG
 
 
 def examine(config: DoctorConfig) -> Iterator[Result]:
@@ -103,9 +99,7 @@ def run(config: DoctorConfig) -> None:
         if not config.json_:
             show(result)
     if config.json_:
-        print(
-            json.dumps([asdict(result) for result in results], indent=2)
-        )  # ASCII, for any terminal
+        print(json.dumps([asdict(result) for result in results], indent=2))  # ASCII
     failed = [result.about for result in results if result.level == "wrong"]
     if failed:
         raise UserError(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from lasr.doctor.environment import Result, version
+from lasr.doctor.checks import Result, version
 from lasr.errors import UserError, one_line
 
 URL, HOME, PROFILE = "PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE"

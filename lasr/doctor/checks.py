@@ -1,8 +1,9 @@
-"""Checks of the installation. Each returns what it found, or yields results, or raises.
+"""The checks of `lasr doctor`. Each returns what it found, or yields results, or raises.
 
-A UserError carries its own fix; for other exceptions the table of checks in __main__ has one.
+A UserError carries its own fix; for other exceptions the list of checks in __main__ has one.
 """
 
+import importlib
 import importlib.metadata
 import os
 import shutil
@@ -15,10 +16,19 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
+from lasr.errors import UserError
+from lasr.weights.locate import found, locate_all, weights_folder, with_needs
+from lasr.weights.registry import PROFILES, TABLE, Kind, Profile, Weights
+
 NAME = "la-sr"
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"  # in a checkout; a wheel has none
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python")
-REINSTALL_OPENCV = "run `pip install --force-reinstall opencv-python-headless`"
+# In megabytes:
+PER_PHOTOGRAPH = 1.5  # 16 patches, 0.4 MB, in a part and in the manifest; the rest is caches
+# SR network and CLIP with Adam's two averages: three times 4 bytes for each of 444 million
+# parameters. While a checkpoint is written there are three.
+TRAINING = 3 * 5_400
+TRAINING_OFFLINE = 100
 
 
 @dataclass(frozen=True)
@@ -59,9 +69,13 @@ def packages(extras: Sequence[str]) -> Iterator[Result]:
         yield Result("ok", "packages", f"{len(requirements)} as needed by {', '.join(extras)}")
     clash = [name for name in OPENCV if version(name)]
     if len(clash) > 1:
-        found = f"{' and '.join(clash)} overwrite each other's files"
-        fix = f"run `pip uninstall {' '.join(clash)}`, then {REINSTALL_OPENCV}"
-        yield Result("warning", "package", found, fix)
+        yield Result(
+            "warning",
+            "package",
+            f"{' and '.join(clash)} overwrite each other's files",
+            f"run `pip uninstall {' '.join(clash)}`, then `pip install --force-reinstall"
+            " opencv-python-headless`",
+        )
 
 
 def _requirements(extras: Sequence[str]) -> list[Requirement]:
@@ -80,11 +94,10 @@ def _requirements(extras: Sequence[str]) -> list[Requirement]:
     ]
 
 
-def pytorch() -> str:
-    """Import PyTorch."""
-    import torch
-
-    return f"{torch.__version__}, {torch.get_num_threads()} CPU threads"
+def loads(*modules: str) -> str:
+    """Import libraries: a build for another version of its neighbour fails then."""
+    found = [f"{name} {importlib.import_module(name).__version__}" for name in modules]
+    return ", ".join(found)
 
 
 def gpu() -> Iterator[Result]:
@@ -113,39 +126,48 @@ def _has_driver() -> bool:
     return Path("/proc/driver/nvidia/version").exists() or bool(shutil.which("nvidia-smi"))
 
 
-def torchvision() -> str:
-    """Run an operator of torchvision, which fails if it was built for another PyTorch."""
-    import torch
-    import torchvision  # type: ignore[import-untyped]
-
-    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
-    selected = torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist()
-    if selected != [0, 2]:
-        raise RuntimeError(f"nms returns {selected}, not [0, 2]")
-    return f"{torchvision.__version__}, its operators run"
+def weights(profile: Profile, kinds: tuple[Kind, ...]) -> str:
+    """Find a profile's weights and verify their digests. Raises WeightsError."""
+    located = locate_all(*((entry.name, entry.kind) for entry in _needed(profile, kinds)))
+    return f"{', '.join(each.identity for each in located)} in {weights_folder()}"
 
 
-def opencv() -> str:
-    """Write and read a PNG."""
-    import cv2
-    import numpy as np
-
-    picture = np.arange(300, dtype=np.uint16).reshape(10, 10, 3)
-    decoded = cv2.imdecode(cv2.imencode(".png", picture)[1], cv2.IMREAD_UNCHANGED)
-    if not np.array_equal(np.asarray(decoded), picture):
-        raise RuntimeError("a PNG changed when it was written and read")
-    return f"{cv2.__version__}, reads and writes PNG"
+def _needed(profile: Profile, kinds: tuple[Kind, ...]) -> list[Weights]:
+    return with_needs([TABLE[PROFILES[profile][kind]] for kind in kinds], built_in=True)
 
 
-def duckdb() -> str:
-    """Read with DuckDB what pyarrow writes."""
-    import duckdb
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def disk(data: Path, profile: Profile, kinds: tuple[Kind, ...], photographs: int) -> str:
+    """Compare the free space at the data folder with what will be written to that disk."""
+    folder, build, train, fetch = _nearest(data), 0.0, 0, 0
+    if "depth" in kinds:
+        build = PER_PHOTOGRAPH * photographs
+    if "sr" in kinds:
+        train = TRAINING_OFFLINE if profile == "offline" else TRAINING
+    if _nearest(weights_folder()).stat().st_dev == folder.stat().st_dev:
+        missing = [e for e in _needed(profile, kinds) if not (e.built_in or found(e))]
+        fetch = sum(entry.megabytes for entry in missing)
+    free, need = shutil.disk_usage(folder).free / 1e6, build + train + fetch
+    seen = (
+        f"{free / 1e3:.1f} GB free at {folder}, {need / 1e3:.1f} GB needed ({photographs}"
+        f" photographs {build / 1e3:.1f}, training {train / 1e3:.1f}, weights to fetch"
+        f" {fetch / 1e3:.1f})"
+    )
+    if free < need:
+        raise UserError(seen, "free some space, or use --data on another disk")
+    return seen
 
-    with tempfile.TemporaryDirectory() as folder:
-        pq.write_table(pa.table({"words": [["sky", "sea"]]}), path := f"{folder}/a.parquet")
-        rows = duckdb.execute("SELECT unnest(words) FROM read_parquet(?)", [path]).fetchall()
-    if rows != [("sky",), ("sea",)]:
-        raise RuntimeError(f"it reads {rows}")
-    return f"{duckdb.__version__}, reads what pyarrow {pa.__version__} writes"
+
+def writable(folder: Path) -> str:
+    """Write a temporary file into a folder, or its nearest parent. Raises UserError."""
+    try:
+        with tempfile.TemporaryFile(dir=_nearest(folder)):  # fails where this is no folder
+            return f"{folder.absolute()} can be written"
+    except OSError as error:
+        problem = f"{folder.absolute()} cannot be written ({error.strerror})"
+        raise UserError(problem, "change its permissions, or use another folder") from error
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or its nearest parent that exists."""
+    path = path.absolute()
+    return next((p for p in (path, *path.parents) if os.path.lexists(p)), Path("/"))
