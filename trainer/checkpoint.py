@@ -190,11 +190,13 @@ def check_settings(
     if before:
         # A run of an older version did what is the default of a setting it did not have.
         defaults = {name: field.default for name, field in TrainConfig.model_fields.items()}
+        # A cosine that ends elsewhere has other rates from the start.
+        may_change = MAY_CHANGE - ({"steps"} if config.schedule == "cosine" else set())
         for name, value in settings.items():
             was = before.get(name, defaults.get(name))
             if name == "manifest_identity" and was == former:
                 continue
-            if name not in MAY_CHANGE and was != value:
+            if name not in may_change and was != value:
                 raise UserError(
                     f"{config.folder}: holds a run with {name} = {was}, now it is {value}",
                     "choose another --out",

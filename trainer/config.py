@@ -11,6 +11,9 @@ from lasr.weights.locate import PROFILES, Profile
 
 Pairing = Literal["photograph", "random"]
 Degradation = Literal["none", "realesrgan"]
+Augmentation = Literal["none", "flips", "all"]
+Schedule = Literal["constant", "cosine"]
+EncoderView = Literal["paper", "equal-size"]
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 CompileMode = Literal["off", "default", "reduce-overhead", "max-autotune"]
 VGGDistance = Literal["l1", "l2"]
@@ -19,7 +22,7 @@ VGGDistance = Literal["l1", "l2"]
 # that is compared by content (the manifest, the weights).
 MAY_CHANGE = {
     "out", "steps", "log_every", "sample_every", "checkpoint_every", "weights_every", "workers",
-    "dry_run", "max_skipped", "cuda_graph",
+    "dry_run", "max_skipped", "cuda_graph", "accumulate",
     "manifest", "profile", "sr_init", "clip", "vgg",
 }  # fmt: skip
 
@@ -34,11 +37,12 @@ class TrainConfig(BaseModel):
         "Models": ("sr_init", "clip", "vgg", "encoders", "freeze_encoders"),
         "Losses": (
             "weight_content", "weight_quality", "weight_vgg", "good", "bad", "vgg_layers",
-            "vgg_distance",
+            "vgg_distance", "encoder_view", "sr_as_low_quality",
         ),
-        "Data": ("pairing", "workers", "max_skipped"),
-        "Speed": ("precision", "compile", "cuda_graph"),
-        "Output": ("log_every", "sample_every", "checkpoint_every", "weights_every", "ema"),
+        "Optimizer": ("lr_encoders", "warmup", "schedule", "clip_gradient", "ema"),
+        "Data": ("pairing", "augment", "workers", "max_skipped"),
+        "Speed": ("precision", "compile", "cuda_graph", "accumulate"),
+        "Output": ("log_every", "sample_every", "checkpoint_every", "weights_every"),
     }  # fmt: skip
 
     manifest: Path = Field(
@@ -67,7 +71,19 @@ class TrainConfig(BaseModel):
         description="LR patches per step, and as many HR patches, over all processes; equation (1)"
         " needs 2 or more",
     )
-    lr: float = Field(5e-5, gt=0, description="learning rate of Adam, constant")
+    lr: float = Field(5e-5, gt=0, description="learning rate of Adam")
+    lr_encoders: float | None = Field(
+        None, gt=0, description="learning rate of the encoders (default: the one of --lr)"
+    )
+    warmup: int = Field(
+        0, ge=0, description="first steps, in which the learning rates grow linearly from 0"
+    )
+    schedule: Schedule = Field(
+        "constant", description="of the learning rates: constant, or half a cosine down to 0"
+    )
+    clip_gradient: float = Field(
+        0, ge=0, description="largest norm of each network's gradient; 0 = as it is"
+    )
     weight_content: float = Field(0.5, ge=0, description="linguistic-content loss; 0 = off")
     weight_quality: float = Field(0.5, ge=0, description="linguistic-quality loss; 0 = off")
     weight_vgg: float = Field(0.1, ge=0, description="modified VGG loss; 0 = off")
@@ -80,6 +96,18 @@ class TrainConfig(BaseModel):
         " SRGAN and ESRGAN; conv1_2 for tiny-vgg, whose deep layers are untrained noise)",
     )
     vgg_distance: VGGDistance = Field("l1", description="distance between VGG features")
+    encoder_view: EncoderView = Field(
+        "paper",
+        description="size at which the encoders see LR patches while they learn: their own (paper),"
+        " or enlarged bicubically to that of HR and SR, so that size says nothing of quality",
+    )
+    sr_as_low_quality: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="share of a batch's SR pictures that join equation (3) as low quality, so that"
+        " the encoders learn to tell artefacts from detail; 0 = none, as in the paper",
+    )
     freeze_encoders: bool = Field(
         False, description="train the SR network alone (appendix E.1, with --lr 1e-7)"
     )
@@ -94,6 +122,9 @@ class TrainConfig(BaseModel):
     pairing: Pairing = Field(
         "photograph", description="pair HR patches with LR patches of their photograph, or any"
     )
+    augment: Augmentation = Field(
+        "all", description="of patches: none, mirrored along both axes, or turned as well"
+    )
     precision: Precision = Field(
         "auto",
         description="of the networks; losses are always float32 (auto: bfloat16 on a GPU that has"
@@ -107,6 +138,12 @@ class TrainConfig(BaseModel):
     cuda_graph: Literal["auto", "off"] = Field(
         "auto",
         description="auto: on one GPU, launch a step as one CUDA graph, if the networks allow it",
+    )
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="cut the batch into so many parts, one after the other in memory; the losses"
+        " are those of the whole batch (GradCache), and a step takes about a third longer",
     )
     ema: float = Field(
         0,

@@ -146,6 +146,8 @@ def enough_memory(
             raise
         memory = "the GPU" if device.type == "cuda" else "this machine"
         lower = []
+        if config.batch_size > config.accumulate:
+            lower.append(f"pass --accumulate {2 * config.accumulate}")
         if config.batch_size > max(2, world.size):
             lower.append(f"lower --batch-size ({config.batch_size} now)")
         if device.type == "cuda" and config.precision in ("float32", "tf32"):
@@ -252,7 +254,7 @@ def train_steps(
                 torch.manual_seed(((config.seed << 32) + step * world.size + world.rank) % 2**63)
                 stop = shutdown.requested
                 # Ranks that skipped rows set the flag, too: the monitor then asks all of them why.
-                numbers = AsyncNumbers(train_step(batch, tokens, stop or bool(batch.skipped)))
+                numbers = AsyncNumbers(train_step(batch, tokens, stop or bool(batch.skipped), step))
             launched, waited = time.perf_counter(), dict(monitor.waited)
             pending.append(PendingStep(step, launched, waited, numbers, stop, batch.skipped))
             bar.update()

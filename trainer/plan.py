@@ -54,7 +54,7 @@ def open_patches(config: TrainConfig, processes: int = 1) -> Patches:
         )
     check_folder(config.folder, inputs_of(config))
     manifest = open_manifest(config.manifest, COLUMNS)
-    patches = Patches(manifest, config.seed, config.degrade, config.pairing)
+    patches = Patches(manifest, config.seed, config.degrade, config.pairing, config.augment)
     check_index(patches, config.max_skipped)
     if len(patches) < config.batch_size:
         most = len(patches) // processes * processes

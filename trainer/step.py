@@ -13,18 +13,21 @@ activations are never in memory together. What is computed once, and what is not
 - LR, HR and SR pictures take three calls of the image encoder. HR and SR could share one, but each
   of the two backward passes would then cross both halves (docs/training.md has the count).
 - Numbers for the log stay on the device; trainer/loop.py reads them while the next step runs.
+
+With `--accumulate` the batch passes in parts; the losses remain those of the whole batch, and so do
+the gradients (`trainer.optimizer.backward_in_parts`).
 """
 
-import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.profiler import record_function
 
 from lasr.device import autocast, pick_precision
+from schemas.manifest import SCALE
 from trainer import losses
 from trainer.config import TrainConfig
 from trainer.data.dataset import Batch
@@ -32,6 +35,16 @@ from trainer.distributed import World
 from trainer.models.compiled import Captured, compile_blocks
 from trainer.models.encoders import Encoders
 from trainer.models.vgg import VGG, vgg_term
+from trainer.optimizer import (
+    Encode,
+    Loss,
+    MovingAverage,
+    Optimizer,
+    Outputs,
+    Parts,
+    backward_in_parts,
+    rate_factor,
+)
 from trainer.sheets import colour_shift
 
 Region = Callable[[str], AbstractContextManager[object]]
@@ -68,13 +81,16 @@ class TrainStep:
             [p for p in network.parameters() if p.requires_grad]
             for network in (sr_network, encoders)
         )
-        # Fused: one kernel for all tensors, which also skips the update if a device flag says so.
-        self.optimizer = torch.optim.Adam(
-            [*self.sr_parameters, *self.encoder_parameters], lr=config.lr, fused=True
+        rates = config.lr, config.lr_encoders or config.lr
+        self.optimizer = Optimizer(
+            [(self.sr_parameters, rates[0]), (self.encoder_parameters, rates[1])],
+            config.clip_gradient,
         )
-        # Not AveragedModel: it counts on the host, which waits for a copy at each step.
-        self.average = copy.deepcopy(sr_network).requires_grad_(False) if config.ema else None
-        self.move_average = get_ema_multi_avg_fn(config.ema)
+        self.is_scheduled = config.warmup > 0 or config.schedule != "constant"
+        self.moving_average = MovingAverage(sr_network, config.ema) if config.ema else None
+        self.average = self.moving_average.average if self.moving_average else None
+        # Networks that drop paths draw the same ones when a part is computed again.
+        self.draws = any("Drop" in type(module).__name__ for module in sr_network.modules())
         self.device = next(sr_network.parameters()).device
         precision = pick_precision(config.precision, self.device, old_gpu="float32")
         self.autocast = autocast(self.device, precision)
@@ -89,19 +105,24 @@ class TrainStep:
         if config.cuda_graph == "auto" and one_gpu and config.compile in ("off", "default"):
             self.launch = Captured(self.compute)
 
-    def __call__(self, batch: Batch, tokens: Tensor, stop: bool = False) -> Tensor:
+    def __call__(self, batch: Batch, tokens: Tensor, stop: bool = False, step: int = 1) -> Tensor:
         """Train on this rank's slice of a batch and return numbers for the log.
 
         tokens: those of `texts_of(batch)`. stop: whether this process was asked to stop; the mean
-        over ranks is among the numbers, so all ranks stop after the same step. Returns a float32
-        vector on the device, the same on all ranks, with an entry for each of `names`. If one of
-        them is not finite, no weight has changed.
+        over ranks is among the numbers, so all ranks stop after the same step. step: from 1; only
+        a schedule depends on it. Returns a float32 vector on the device, the same on all ranks,
+        with an entry for each of `names`. If one of them is not finite, no weight has changed.
         """
+        config = self.config
         inputs = (x.to(self.device, non_blocking=True) for x in (batch.lr, batch.hr, tokens))
-        return self.launch(*inputs, torch.full((), float(stop), device=self.device))
+        factor = rate_factor(step, config.steps, config.warmup, config.schedule)
+        numbers = (torch.full((), float(x), device=self.device) for x in (stop, factor))
+        return self.launch(*inputs, *numbers)
 
-    def compute(self, lr: Tensor, hr: Tensor, tokens: Tensor, stop: Tensor) -> Tensor:
-        """The step itself, of inputs on the device; `stop` is 1 or 0."""
+    def compute(
+        self, lr: Tensor, hr: Tensor, tokens: Tensor, stop: Tensor, factor: Tensor
+    ) -> Tensor:
+        """The step itself, of inputs on the device. stop: 1 or 0. factor: of the learning rates."""
         self.optimizer.zero_grad()  # frees the last gradients before activations need the memory
         sr, terms, total = self.gradients(lr, hr, tokens)
         with self.region("optimizer"), torch.no_grad():
@@ -111,12 +132,14 @@ class TrainStep:
                 "stop": stop,
             }
             averages = self.world.average(torch.stack([x.detach() for x in numbers.values()]))
-            norms = {"gradient_norm_sr": _norm(self.sr_parameters)}
-            if self.encoder_parameters:
-                norms["gradient_norm_encoders"] = _norm(self.encoder_parameters)
-            self.names = [*numbers, *norms]
-            result = torch.cat([averages, torch.stack(list(norms.values()))])
-            self.update(result)
+            rates = {"rate": factor} if self.is_scheduled else {}
+            names = ("gradient_norm_sr", "gradient_norm_encoders")
+            norms = dict(zip(names, self.optimizer.norms(), strict=False))
+            self.names = [*numbers, *norms, *rates]
+            result = torch.cat([averages, torch.stack([*norms.values(), *rates.values()])])
+            self.optimizer.update(result, factor if self.is_scheduled else None)
+            if self.moving_average is not None:
+                self.moving_average.update()
         return result
 
     def gradients(
@@ -130,99 +153,138 @@ class TrainStep:
         this rank's slice. Frozen encoders have no terms of their own.
         """
         weights, zero = self.weights, torch.zeros((), device=self.device)
-        texts, terms = self.encoder_terms(lr, hr, tokens)
+        texts, terms = self.encoder_gradients(lr, hr, tokens)
         total, finish_encoders = zero, None
         if terms:
-            loss = weights.total(terms["content_encoders"], terms["quality_encoders"], zero)
-            with self.region("backward, encoders"):
-                loss.backward()
-            terms, total = {name: term.detach() for name, term in terms.items()}, loss.detach()
-            del loss  # with the activations
+            total = weights.total(terms["content_encoders"], terms["quality_encoders"], zero)
             finish_encoders = self.world.average_gradients(self.encoder_parameters)
-        sr, sr_terms = self.sr_terms(lr, texts)
-        loss = weights.total(sr_terms["content_sr"], sr_terms["quality_sr"], sr_terms["vgg"])
-        with self.region("backward, SR network"):
-            loss.backward()
+        sr, sr_terms = self.sr_gradients(lr, texts)
         finish_sr = self.world.average_gradients(self.sr_parameters)
         if finish_encoders:
             finish_encoders()
         finish_sr()
-        terms |= {name: term.detach() for name, term in sr_terms.items()}
-        return sr.detach(), terms, total + loss.detach()
+        of_sr = weights.total(sr_terms["content_sr"], sr_terms["quality_sr"], sr_terms["vgg"])
+        return sr, terms | sr_terms, total + of_sr
 
-    def encoder_terms(
+    def encoder_gradients(
         self, lr: Tensor, hr: Tensor, tokens: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Features of all texts, as constants, and the terms that move the encoders.
+        """Add the gradients of the encoders' terms; no terms if the encoders are frozen.
 
-        Equations (1), section 3.3, and (3), section 3.4; no terms if the encoders are frozen.
+        Equations (1), section 3.3, and (3), section 3.4. Returns the features of all texts, as
+        constants, and the terms, detached.
         """
         region, encoders, n = self.region, self.encoders, len(lr)
-        with self.autocast, region("text encoder"):
-            texts = encoders.encode(tokens)
         if not self.encoder_parameters:
-            return texts, {}
-        with self.autocast:
-            with region("image encoder, LR"):
-                f_lr = encoders.images(lr)
-            with region("image encoder, HR"):
-                f_hr = encoders.images(hr)
-        with region("losses"):
-            # One collective for all features that these terms need.
-            features = torch.cat([f_lr, f_hr, texts[:n], texts[n : 2 * n]], dim=1)
-            gathered = self.world.gather(losses.full_precision(features))
-            f_lr, f_hr, c_lr, c_hr = gathered.chunk(4, dim=1)
-            q_minus, q_plus = self.quality_texts(texts)
-            terms = {
-                "content_encoders": losses.content_encoders(f_lr, f_hr, c_lr, c_hr),
-                "quality_encoders": losses.quality_encoders(f_lr, f_hr, q_minus, q_plus),
-            }
-        return texts.detach(), terms
+            with self.autocast, region("text encoder"):
+                return encoders.encode(tokens), {}
+        pictures = {"LR": self.seen(lr), "HR": hr}
+        if low := round(self.config.sr_as_low_quality * n):
+            with torch.no_grad(), self.autocast, region("SR network"):
+                pictures["SR"] = torch.cat([self.enlarge(part) for part in self.parts(lr[:low])])
+        parts = [(part, "text encoder") for part in self.parts(tokens)]
+        for role, batch in pictures.items():
+            parts += [(part, f"image encoder, {role}") for part in self.parts(batch)]
+        found: dict[str, Tensor] = {}
 
-    def sr_terms(self, lr: Tensor, texts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The pictures I_SR and the terms that move the SR network. texts: constant features.
+        def encode(part: Tensor, name: str) -> tuple[Tensor, ...]:
+            with self.autocast, region(name):
+                return ((encoders.encode if name == "text encoder" else encoders.images)(part),)
 
-        Equations (2), section 3.3, and (4), section 3.4, and the VGG term, section 3.5.
+        def loss(outputs: Outputs) -> Tensor:
+            features: dict[str, list[Tensor]] = {}
+            for (_, name), (rows,) in zip(parts, outputs, strict=True):
+                features.setdefault(name, []).append(rows)
+            texts, f_lr, f_hr, *low_sr = (torch.cat(rows) for rows in features.values())
+            with region("losses"):
+                # One collective for all features that these terms need.
+                rows = torch.cat([f_lr, f_hr, texts[:n], texts[n : 2 * n]], dim=1)
+                gathered = self.world.gather(losses.full_precision(rows))
+                f_lr, f_hr, c_lr, c_hr = gathered.chunk(4, dim=1)
+                f_low = [f_lr, *(self.world.gather(losses.full_precision(f)) for f in low_sr)]
+                q_minus, q_plus = self.quality_texts(texts)
+                terms = {
+                    "content_encoders": losses.content_encoders(f_lr, f_hr, c_lr, c_hr),
+                    "quality_encoders": losses.quality_encoders(
+                        torch.cat(f_low), f_hr, q_minus, q_plus
+                    ),
+                }
+            found.update(terms, texts=texts)
+            content, quality = terms.values()
+            return self.weights.total(content, quality, torch.zeros_like(content))
+
+        self.backward(encode, parts, loss, "backward, encoders")
+        terms = {name: value.detach() for name, value in found.items()}
+        return terms.pop("texts"), terms
+
+    def sr_gradients(self, lr: Tensor, texts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add the gradients of the SR network's terms. texts: constant features.
+
+        Equations (2), section 3.3, and (4), section 3.4, and the VGG term, section 3.5. Returns the
+        pictures I_SR and the terms, all detached.
         """
-        region, n = self.region, len(lr)
-        with self.autocast:
-            with region("SR network"):
-                sr = self.sr_network(lr.contiguous(memory_format=torch.channels_last))
-            with region("image encoder, SR"):
-                f_sr = self.frozen_images(sr)
-            with region("VGG"), torch.set_grad_enabled(self.weights.vgg > 0):
-                vgg = vgg_term(self.vgg, sr, lr, self.config.vgg_distance)
-        with region("losses"):
-            features = losses.full_precision(torch.cat([f_sr, texts[:n]], dim=1))
-            f_sr, c_lr = self.world.gather(features).chunk(2, dim=1)
-            terms = {
-                "content_sr": losses.content_sr(f_sr, c_lr),
-                "quality_sr": losses.quality_sr(f_sr, *self.quality_texts(texts)),
-                "vgg": vgg,
-            }
-        return sr, terms
+        region, n, weights = self.region, len(lr), self.weights
+        parts = [(part, "image encoder, SR") for part in self.parts(lr)]
+        made: list[Tensor] = []
+        found: dict[str, Tensor] = {}
+
+        def encode(part: Tensor, name: str) -> tuple[Tensor, ...]:
+            with self.autocast:
+                with region("SR network"):
+                    sr = self.enlarge(part)
+                with region(name):
+                    f_sr = self.frozen_images(sr)
+                needed = torch.is_grad_enabled() and weights.vgg > 0
+                with region("VGG"), torch.set_grad_enabled(needed):
+                    vgg = vgg_term(self.vgg, sr, part, self.config.vgg_distance)
+            made.append(sr.detach())
+            return f_sr, vgg
+
+        def loss(outputs: Outputs) -> Tensor:
+            with region("losses"):
+                vgg = sum(
+                    (len(x) / n * vgg for (x, _), (_, vgg) in zip(parts, outputs, strict=True))
+                )
+                f_sr = torch.cat([f_sr for f_sr, _ in outputs])
+                features = losses.full_precision(torch.cat([f_sr, texts[:n]], dim=1))
+                f_sr, c_lr = self.world.gather(features).chunk(2, dim=1)
+                found["content_sr"] = losses.content_sr(f_sr, c_lr)
+                found["quality_sr"] = losses.quality_sr(f_sr, *self.quality_texts(texts))
+                found["vgg"] = torch.as_tensor(vgg)
+            return weights.total(*found.values())
+
+        self.backward(encode, parts, loss, "backward, SR network")
+        terms = {name: value.detach() for name, value in found.items()}
+        return torch.cat(made[: len(parts)]), terms
+
+    def backward(self, encode: Encode, parts: Parts, loss: Loss, name: str) -> None:
+        """Add the gradients of a loss of what `encode` returns for all parts."""
+        if self.config.accumulate == 1:
+            total = loss([encode(*part) for part in parts])
+            with self.region(name):
+                total.backward()
+        else:
+            backward_in_parts(encode, parts, loss, self.draws)
+
+    def parts(self, batch: Tensor) -> tuple[Tensor, ...]:
+        """What of a batch is in memory at a time."""
+        return batch.chunk(self.config.accumulate)
+
+    def enlarge(self, lr: Tensor) -> Tensor:
+        """I_SR of LR pictures."""
+        made: Tensor = self.sr_network(lr.contiguous(memory_format=torch.channels_last))
+        return made
+
+    def seen(self, lr: Tensor) -> Tensor:
+        """LR pictures as the encoders see them while they learn, see `--encoder-view`."""
+        if self.config.encoder_view == "paper":
+            return lr
+        return F.interpolate(lr, scale_factor=SCALE, mode="bicubic").clamp(0, 1)
 
     def quality_texts(self, texts: Tensor) -> tuple[Tensor, Tensor]:
         """The features of the words Q- and Q+, the last rows of all texts' features."""
         bad, good = len(self.config.bad), len(self.config.good)
         return texts[-bad - good : -good], texts[-good:]
-
-    def update(self, numbers: Tensor) -> None:
-        """Adam's update, skipped on the device if one of `numbers` is not finite."""
-        # The flag that torch.amp.GradScaler passes to a fused optimizer: 1 skips the update.
-        self.optimizer.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined]
-        # Fused Adam counts steps on the device, as a graph needs, and asks to be told of one.
-        (group,) = self.optimizer.param_groups
-        group["capturable"] = (
-            self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        )
-        self.optimizer.step()
-        group["capturable"] = False
-        if self.average is not None:
-            average, network = (list(x.parameters()) for x in (self.average, self.sr_network))
-            self.move_average(average, network, 0)
-            for mean, now in zip(self.average.buffers(), self.sr_network.buffers(), strict=True):
-                mean.copy_(now)
 
     def texts_of(self, batch: Batch) -> Tensor:
         """Tokens of all texts of a step on `batch`: LR captions, HR captions, Q- and Q+ words."""
@@ -235,7 +297,7 @@ class TrainStep:
         state = {
             "sr": self.sr_network.state_dict(),
             "encoders": self.encoders.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.adam.state_dict(),
         }
         return state | ({"ema": self.average.state_dict()} if self.average is not None else {})
 
@@ -244,12 +306,5 @@ class TrainStep:
         self.sr_network.load_state_dict(state["sr"])
         self.encoders.load_state_dict(state["encoders"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for parameter, moments in self.optimizer.state.items():  # PyTorch does not compare shapes
-            if moments["exp_avg"].shape != parameter.shape:
-                raise ValueError("its optimizer has moments of other shapes")
         if self.average is not None:
             self.average.load_state_dict(state["ema"])
-
-
-def _norm(parameters: list[nn.Parameter]) -> Tensor:
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -293,7 +293,8 @@ def test_where_memory_runs_out_the_flags_to_lower_are_named(
 ) -> None:
     on_call(monkeypatch, 2, fail(error))
     settings = config(manifest, models, tmp_path / "run", batch_size=4, ema=0.9)
-    said = r"step 2: this machine is out of memory \(.*; lower --batch-size \(4 now\) or omit --ema"
+    lower = r"pass --accumulate 2 or lower --batch-size \(4 now\) or omit --ema"
+    said = rf"step 2: this machine is out of memory \(.*; {lower}"
     with pytest.raises(UserError, match=said) as refused:
         loop.train(settings)
     assert "\n" not in str(refused.value)

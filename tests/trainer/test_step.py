@@ -78,6 +78,61 @@ def test_a_step_equals_the_paper_written_plainly(
     assert any(g is not None and g.abs().max() > 0 for g in leak)
 
 
+PARTLY = {"accumulate": 2, "encoder_view": "equal-size", "sr_as_low_quality": 0.7}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accumulate": 2},
+        {"accumulate": 3, "weight_vgg": 0},
+        {"accumulate": 3, "freeze_encoders": True},
+        PARTLY,
+    ],
+    ids=str,
+)
+def test_a_batch_in_parts_has_the_gradients_of_the_whole(
+    manifest: Path, models: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    batch = first_batch(manifest)  # of three pairs: the parts are of unequal sizes
+    whole = make_step(manifest, models, tmp_path, **(changes | {"accumulate": 1}))
+    parts = make_step(manifest, models, tmp_path, **changes)
+    (sr, terms, total), (sr_parts, terms_parts, total_parts) = (
+        gradients_of(step, batch) for step in (whole, parts)
+    )
+    torch.testing.assert_close(sr_parts, sr, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(terms_parts, terms, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(total_parts, total, atol=1e-6, rtol=1e-5)
+    ours, expected = (gradients([*x.sr_parameters, *x.encoder_parameters]) for x in (parts, whole))
+    for gradient, right in zip(ours, expected, strict=True):
+        torch.testing.assert_close(gradient, right, atol=1e-6, rtol=1e-4)
+
+
+def test_encoders_that_see_one_size_and_sr_pictures_as_low_quality(
+    manifest: Path, models: Path, tmp_path: Path
+) -> None:
+    """Equation (3) written plainly: all pictures of 224 pixels, and SR ones among the bad."""
+    options = {"encoder_view": "equal-size", "sr_as_low_quality": 0.7}
+    step, batch = make_step(manifest, models, tmp_path, **options), first_batch(manifest)
+    _, terms, _ = gradients_of(step, batch)
+    encoders = load_encoders(str(models / "clip"), CPU)
+    sr_network = load_rrdb(models / "sr.safetensors")
+    enlarged = F.interpolate(batch.lr, (224, 224), mode="bicubic").clamp(0, 1)
+    with torch.no_grad():
+        made = sr_network(batch.lr)[:2]
+    minus, plus = encoders.texts(["bad"]), encoders.texts(["good"])
+    pictures = torch.cat([encoders.images(x) for x in (enlarged, made, batch.hr)])
+    expected = losses.cont(pictures, torch.cat([minus.expand(5, -1), plus.expand(3, -1)]))
+    torch.testing.assert_close(terms["quality_encoders"], expected, atol=1e-5, rtol=1e-5)
+    trained = [p for p in encoders.parameters() if p.requires_grad]
+    far, near = encoders.images(enlarged), encoders.images(batch.hr)
+    texts = encoders.texts(batch.lr_captions), encoders.texts(batch.hr_captions)
+    content = losses.cont(torch.cat([far, near]), torch.cat(texts))
+    wanted = torch.autograd.grad(0.5 * expected + 0.5 * content, trained)
+    for gradient, right in zip(gradients(step.encoder_parameters), wanted, strict=True):
+        torch.testing.assert_close(gradient, right, atol=1e-6, rtol=1e-4)
+
+
 def test_nothing_is_computed_for_the_encoders_weights_in_the_sr_terms(
     manifest: Path, models: Path, tmp_path: Path
 ) -> None:

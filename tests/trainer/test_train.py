@@ -43,7 +43,11 @@ def stats(folder: Path) -> list[dict[str, Any]]:
 def test_a_run_that_was_stopped_equals_one_that_was_not(
     manifest: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"steps": 8, "checkpoint_every": 4, "sample_every": 4, "ema": 0.9}
+    changes = {
+        "steps": 8, "checkpoint_every": 4, "sample_every": 4, "ema": 0.9, "lr_encoders": 1e-4,
+        "warmup": 2, "schedule": "cosine", "clip_gradient": 0.5, "augment": "flips",
+        "accumulate": 2, "encoder_view": "equal-size", "sr_as_low_quality": 0.5,
+    }  # fmt: skip
     whole = config(manifest, models, tmp_path / "whole", **changes)
     loop.train(whole)
     stopped = config(manifest, models, tmp_path / "stopped", **changes)
@@ -63,6 +67,10 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(
     loop.train(stopped)
     assert stats(whole.folder) == stats(stopped.folder)
     assert [line["step"] for line in stats(whole.folder)] == list(range(1, 9))
+    assert [line["rate"] for line in stats(whole.folder)][:3] == [0.5, 1, 1]
+    longer = stopped.model_copy(update={"steps": 9})
+    with pytest.raises(UserError, match="holds a run with steps = 8"):  # another cosine
+        loop.train(longer)
     for name in ("model", "model_ema"):
         first, second = (load_rrdb(c.folder / f"{name}.safetensors") for c in (whole, stopped))
         for a, b in zip(first.parameters(), second.parameters(), strict=True):

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from schemas.manifest import PATCH_SIZE, Manifest, ManifestError, Role
-from trainer.config import Degradation, Pairing
+from trainer.config import Augmentation, Degradation, Pairing
 from trainer.data.index import ROLES
 from trainer.data.reader import COLUMNS, LARGE_ROW_GROUP, BadRow, Reader, decode
 from trainer.data.realesrgan import degrade
@@ -37,6 +37,11 @@ __all__ = ["COLUMNS", "Batch", "Patches"]
 
 WINDOW = 8192  # rows that are shuffled together
 SEARCH = 10_000  # rows that are tried in place of a bad one
+SYMMETRIES: dict[Augmentation, tuple[int, ...]] = {  # see `flip_and_rotate`
+    "none": (0,),
+    "flips": (0, 2, 4, 6),
+    "all": (0, 1, 2, 3, 4, 5, 6, 7),
+}
 AHEAD = 256  # pairs prepared ahead, 160 MB; training uses them while the next window is read
 
 
@@ -57,8 +62,8 @@ class Patches:
     """The patches of a manifest, read lazily. Thread-safe.
 
     degradation: of LR patches (table 5). pairing: an LR patch is paired with an HR patch of its own
-    photograph, or with any of the window. Raises ManifestError at once if the manifest has no row
-    or lacks a role.
+    photograph, or with any of the window. augmentation: of both roles. Raises ManifestError at once
+    if the manifest has no row or lacks a role.
     """
 
     def __init__(
@@ -67,9 +72,11 @@ class Patches:
         seed: int = 0,
         degradation: Degradation = "none",
         pairing: Pairing = "photograph",
+        augmentation: Augmentation = "all",
     ):
         self.manifest, self.seed = manifest, seed
         self.degradation, self.pairing = degradation, pairing
+        self.symmetries = SYMMETRIES[augmentation]
         self.reader = Reader(manifest, cache_rows=WINDOW + LARGE_ROW_GROUP)
         self.rows = {
             role: np.flatnonzero(self.reader.index.role == n) for n, role in enumerate(ROLES)
@@ -149,7 +156,8 @@ class Patches:
         for picture, row, number, found in zip(pictures, rows, numbers, stored, strict=True):
             pixels, caption, row_used = self._usable(row, role, found, skipped)
             rng = np.random.default_rng([self.seed, 1, number, int(role == "hr")])
-            picture[:] = flip_and_rotate(pixels, int(rng.integers(8)))
+            which = self.symmetries[int(rng.integers(len(self.symmetries)))]
+            picture[:] = flip_and_rotate(pixels, which)
             if role == "lr" and self.degradation == "realesrgan":
                 picture[:] = degrade(picture, rng)
             captions.append(caption)
