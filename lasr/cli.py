@@ -39,7 +39,8 @@ class Command(Generic[Config]):
         main = Command(UpscaleConfig, run, name="lasr upscale", about=__doc__)
 
     model: the pydantic model whose fields are the flags. run: what to do with an instance of it;
-    it raises UserError where the user can help. name, about, positional, weights: see Flags.
+    it raises UserError where the user can help. name, about, positional, weights, configurable: see
+    Flags.
     """
 
     model: type[Config]
@@ -48,12 +49,16 @@ class Command(Generic[Config]):
     about: str | None = ""
     positional: str = ""
     weights: bool = False
+    configurable: bool = False
     line: str = field(default="", init=False)  # the command line of the last call
 
     @property
     def flags(self) -> Flags[Config]:
         """The flags of this command."""
-        return Flags(self.model, self.name, self.about or "", self.positional, self.weights)
+        return Flags(
+            self.model, self.name, self.about or "", self.positional, self.weights,
+            self.configurable,
+        )  # fmt: skip
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
         argv = sys.argv[1:] if argv is None else argv

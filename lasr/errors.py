@@ -66,11 +66,8 @@ def of_machine(error: OSError, path: str | Path | None = None) -> UserError:
     problem = f"{where}: {error.strerror or one_line(error)}"
     if not no_space(error):
         return UserError(problem)
-    why = os.strerror(error.errno or 0)  # not `strerror`: pyarrow puts its own words there
-    return UserError(
-        f"{where}: cannot be written ({why}; {space_on_disk(Path(where))})",
-        "free some space and run the same command again; what is finished is kept",
-    )
+    fix = "free some space and run the same command again; what is finished is kept"
+    return _not_written(Path(where), error, fix)
 
 
 def note_traceback(logger: logging.Logger, error: BaseException) -> None:
@@ -131,7 +128,10 @@ def writing(path: Path, fix: str, needed: int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = os.strerror(error.errno) if error.errno else one_line(error, 100)
-        raise UserError(
-            f"{path}: cannot be written ({why}; {space_on_disk(path, needed)})", fix
-        ) from error
+        raise _not_written(path, error, fix, needed) from error
+
+
+def _not_written(path: Path, error: OSError, fix: str, needed: int | None = None) -> UserError:
+    # Not `strerror`: pyarrow puts its own words there.
+    why = os.strerror(error.errno) if error.errno else one_line(error, 100)
+    return UserError(f"{path}: cannot be written ({why}; {space_on_disk(path, needed)})", fix)

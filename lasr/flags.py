@@ -6,7 +6,9 @@ configuration cannot disagree.
 
 import difflib
 import inspect
+import json
 import re
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, get
 
 from pydantic import BaseModel, ValidationError
 
-from lasr.errors import UserError
+from lasr.errors import UserError, one_line
+from lasr.files import read_text
 
 if TYPE_CHECKING:
     import cyclopts
@@ -24,13 +27,16 @@ Config = TypeVar("Config", bound=BaseModel)
 Sections = Mapping[str, Sequence[str]]  # title on a help page: names of fields
 
 HELP, HELP_SHORT, HELP_ALL = "--help", "-h", "--help-all"
-WEIGHTS_DIR, DEBUG = "--weights-dir", "--debug"
+WEIGHTS_DIR, DEBUG, CONFIG = "--weights-dir", "--debug", "--config"
 COMMON = {  # flags that are no fields: metavar and description
+    CONFIG: ("FILE", "read options from a TOML file or a run's config.json; flags given here win"),
     WEIGHTS_DIR: ("DIR", "folder of model weights (default: $LASR_WEIGHTS, else data/weights)"),
     DEBUG: ("", "log more, and show the traceback of an error (or set LASR_DEBUG=1)"),
     HELP: ("", "show the common options"),
     HELP_ALL: ("", "show all options"),
 }
+# What a run's config.json records beside its options.
+RECORDED = {"weights", "manifest_identity"}
 
 
 class UsageError(UserError):
@@ -48,7 +54,7 @@ class Flags(Generic[Config]):
     model: its fields are the flags. A class variable SECTIONS names the fields that only
     `--help-all` shows, by section. name: as typed, `lasr build`. about: the module's docstring.
     positional: the fields that are given without a flag, in order, separated by spaces.
-    weights: whether to add --weights-dir.
+    weights: whether to add --weights-dir. configurable: whether to add --config.
     """
 
     model: type[Config]
@@ -56,6 +62,7 @@ class Flags(Generic[Config]):
     about: str = ""
     positional: str = ""
     weights: bool = False
+    configurable: bool = False
 
     @property
     def sections(self) -> Sections:
@@ -66,7 +73,8 @@ class Flags(Generic[Config]):
     @property
     def common(self) -> list[str]:
         """The flags that are no fields."""
-        return [flag for flag in COMMON if self.weights or flag != WEIGHTS_DIR]
+        offered = {WEIGHTS_DIR: self.weights, CONFIG: self.configurable}
+        return [flag for flag in COMMON if offered.get(flag, True)]
 
     @property
     def names(self) -> list[str]:
@@ -95,7 +103,7 @@ class Flags(Generic[Config]):
         for flag in self.common:
             names = (flag, HELP_SHORT) if flag == HELP else (flag,)
             options = cyclopts.Parameter(name=names, negative=(), help=COMMON[flag][1])
-            kind = Path if flag == WEIGHTS_DIR else bool
+            kind = Path if COMMON[flag][0] else bool
             name = flag.strip("-").replace("-", "_")
             parameters.append(_optional(name, kind, options))
         given.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -152,10 +160,38 @@ class Flags(Generic[Config]):
             raise UsageError(text[:1].lower() + text[1:], see) from error
         given = dict(bound.arguments)
         fields = {key: given.pop(key) for key in self.model.model_fields if key in given}
+        if path := given.pop(CONFIG.strip("-"), None):
+            fields = self._read_config(path) | fields
         try:
             return self.model(**fields), given
         except ValidationError as error:
             raise UsageError(self._explain(error), see) from error
+
+    def _read_config(self, path: Path) -> dict[str, Any]:
+        """Values of fields from a file. Raises UsageError: unreadable, or an unknown option."""
+        try:
+            text = read_text(path)
+            content = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+        except OSError as error:
+            problem = f"{path}: cannot be read ({error.strerror})"
+            raise UsageError(problem, "check the path") from error
+        except UserError as error:  # of its encoding
+            raise UsageError(error.problem, error.fix) from error
+        except ValueError as error:  # of JSON, TOML, or the encoding
+            reason = one_line(error, 100)
+            raise UsageError(
+                f"{path}: neither TOML nor JSON ({reason})",
+                "write lines such as `batch_size = 8`, or give a run's config.json",
+            ) from error
+        written = {key.replace("-", "_"): value for key, value in content.items()}
+        for name in RECORDED & written.keys():
+            del written[name]
+        for name in written:
+            if name not in self.model.model_fields:
+                nearest = difflib.get_close_matches(name, self.model.model_fields, 1)
+                fix = f"did you mean {nearest[0]}?" if nearest else f"see `{self.name} --help-all`"
+                raise UsageError(f"{path}: unknown option {name}", fix)
+        return {name: value for name, value in written.items() if value is not None}
 
     def _explain(self, error: ValidationError) -> str:
         """What is missing, all together, or else the model's first complaint."""

@@ -88,7 +88,7 @@ def build_patches(
         return finish(build, made)
 
 
-main = Command(BuildConfig, run, name="lasr build", about=__doc__, weights=True)
+main = Command(BuildConfig, run, name="lasr build", about=__doc__, weights=True, configurable=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,6 +3,7 @@
     lasr train --manifest data/patches.parquet
     lasr train --manifest data/subset.parquet --out data/runs/textured
     lasr train --manifest data/patches.parquet --profile offline --steps 100 --dry-run
+    lasr train --config data/runs/textured/config.json --out data/runs/again
     torchrun --nproc-per-node 4 -m trainer.run --manifest data/patches.parquet
 
 If it is stopped or killed, the same command resumes it from the last checkpoint, also with another
@@ -100,7 +101,7 @@ def train(manifest: str | os.PathLike[str], **parameters: Any) -> list[Path]:
     return loop.train(config, "the call of lasr.train")
 
 
-main = Command(TrainConfig, run, name="lasr train", about=__doc__, weights=True)
+main = Command(TrainConfig, run, name="lasr train", about=__doc__, weights=True, configurable=True)
 
 if __name__ == "__main__":
     sys.exit(main())
