@@ -17,9 +17,12 @@ from pipeline.stages.depth import DepthConfig
 from pipeline.stages.images import MAX_PIXELS, ImagesConfig
 from pipeline.stages.select import SelectConfig
 from pipeline.storage import StoragePath
+from schemas.manifest import Role
 
 Address = Annotated[str, BeforeValidator(os.fspath)]  # a path, or s3://bucket/name
 Runner = Literal["local", "ray"]
+# Far patches of the formula are at the top of a picture: mostly sky. The others are literal.
+FAR_TEXTURE: dict[Profile, float] = {"offline": 0.01, "default": 0.0, "paper": 0.0}
 CACHE_FOLDER = "kept"  # in the work folder; its name on disk since the first builds
 
 
@@ -50,7 +53,7 @@ class BuildConfig(SelectConfig, CaptionConfig, DepthConfig, OutputConfig, Images
     # What `--help-all` shows; `--help` shows the other fields.
     SECTIONS: ClassVar[Sections] = {
         "Models": ("depth", "clip", "dictionary"),
-        "Choice of patches": ("min_separation", "min_texture"),
+        "Choice of patches": ("min_separation", "min_texture", "far_texture"),
         "Execution": (
             "precision", "shard_size", "workers", "cache", "max_pixels", "verify",
             "keep_unreachable", "runner", "ray_address", "gpus_per_task",
@@ -107,6 +110,11 @@ class BuildConfig(SelectConfig, CaptionConfig, DepthConfig, OutputConfig, Images
     )
     limit: int | None = Field(None, ge=1, description="use only the first N photographs")
     dry_run: bool = Field(False, description="say what would be done and what it needs, then stop")
+
+    def least_texture(self, role: Role) -> float:
+        """The smallest texture that a patch of this role may have."""
+        far = FAR_TEXTURE[self.profile] if self.far_texture is None else self.far_texture
+        return max(self.min_texture, far) if role == "lr" else self.min_texture
 
     @property
     def depth_name(self) -> str:

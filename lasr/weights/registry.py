@@ -105,6 +105,13 @@ _TABLE = (
         "Formula of Zhu et al. 2015",
         "none needed",
     ),
+    Weights(
+        "scene-layout",
+        "depth",
+        "scene_layout",
+        "Formula: height and outlines",
+        "none needed",
+    ),
     _depth_anything(
         "Small",
         99,
@@ -224,7 +231,7 @@ TABLE: dict[str, Weights] = {weights.name: weights for weights in _TABLE}
 
 PROFILES: dict[Profile, dict[Kind, str]] = {
     "offline": {
-        "depth": "colour-attenuation",
+        "depth": "scene-layout",
         "clip": "tiny-clip",
         "vgg": "tiny-vgg",
         "sr": "tiny-rrdb",

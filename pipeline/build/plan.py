@@ -145,6 +145,7 @@ def prepare(config: BuildConfig) -> Prepared:
     parameters = config.model_dump(mode="json", exclude=_NOT_IN_METADATA) | {
         "depth": config.depth_name,
         "clip": config.clip_name,
+        "far_texture": config.least_texture("lr"),
         "dictionary": dictionary_sha256(words),
         "depth_model": depth.identity,
         "caption_model": clip.identity,

@@ -194,7 +194,7 @@ def _nothing_usable(catalogue: pa.Table, status: dict[str, int]) -> UserError:
     counts = ", ".join(f"{count} {name}" for name, count in status.items())
     return UserError(
         f"none of {len(catalogue)} photographs gave a patch ({counts}){common}",
-        "give other photographs, or lower --min-texture",
+        "give other photographs, or lower --min-texture and --far-texture",
     )
 
 

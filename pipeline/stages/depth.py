@@ -4,8 +4,8 @@ Estimators differ in sign. Each adapter converts its output to distance once: wi
 and HR patches would change places without any error.
 
 An estimator is one module of this package, named after its family in the registry of weights:
-`colour_attenuation`, `depth_anything`, `depthfm`. `Estimator` lists what such a module defines, and
-docs/extend.md adds one.
+`scene_layout`, `colour_attenuation`, `depth_anything`, `depthfm`. `Estimator` lists what such a
+module defines, and docs/extend.md adds one.
 """
 
 import importlib

@@ -32,7 +32,7 @@ def catalogue_row(photograph: Photograph, patches: Sequence[Patch]) -> Row:
         "width": width,
         "height": height,
         "status": "ok" if patches else "no_patches",
-        "error": None if patches else "no patch has enough texture (--min-texture)",
+        "error": None if patches else "no patch has enough texture (--min-texture, --far-texture)",
         **counts,
         "phash": perceptual_hash(photograph.pixels),
         "split": split_of(photograph.image_id),

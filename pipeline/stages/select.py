@@ -1,6 +1,6 @@
 """Which patches of a photograph are far (LR) and which near (HR): section 3.1 and table 3."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,8 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.manifest import PATCH_SIZE, Role
 
-VERSION = 3  # raise it when the same map and parameters select other patches than before
+# Raise it when the same map and parameters select other patches than before. 4: ties of the
+# strategy `depth` are drawn; the other strategies select what they selected in version 3.
+VERSION = 4
 BOX = 29  # side of the paper's all-ones kernel
+LEVELS = 65535  # scores are compared at the precision of cached maps (`depth.pack`)
+TRIES = 8  # draws from a plateau for each patch that is there already (`Candidates.top_k`)
 MIN_OVERLAP = 0.4  # of the LR patch's area, section 4.2
 
 Strategy = Literal["depth", "random", "overlap", "inclusion"]
@@ -33,7 +37,19 @@ class SelectConfig(BaseModel):
     min_texture: float = Field(
         0.0, ge=0, description="leave out patches with less texture: background filter (table 4)"
     )
-    seed: int = Field(0, ge=0, description="for the random strategies and DepthFM's noise")
+    far_texture: float | None = Field(
+        None,
+        ge=0,
+        description="leave out far patches (LR) with less texture, such as blank sky (default: the"
+        " profile's: 0.01 in offline, else 0)",
+    )
+    seed: int = Field(
+        0, ge=0, description="for equally far patches, the random strategies and DepthFM's noise"
+    )
+
+    def least_texture(self, role: Role) -> float:
+        """The smallest texture that a patch of this role may have."""
+        return max(self.min_texture, self.far_texture or 0.0) if role == "lr" else self.min_texture
 
     def separation(self, role: Role) -> int:
         """Smallest distance between two centres of one role, in pixels."""
@@ -43,15 +59,17 @@ class SelectConfig(BaseModel):
 
 def fingerprint_inputs(config: SelectConfig, maps: str) -> tuple[object, ...]:
     """What determines the patches of a photograph. maps: the fingerprint of the distance maps."""
+    far = config.least_texture("lr")
     return (
-        VERSION,
+        VERSION if config.strategy == "depth" else 3,
         maps,
         config.k,
         config.strategy,
         [config.separation("lr"), config.separation("hr")],
         config.min_texture,
-        config.seed if config.strategy != "depth" else None,  # `depth` draws nothing
+        config.seed,
         PATCH_SIZE,
+        *([far] if far > config.min_texture else []),  # parts from before this parameter stay valid
     )
 
 
@@ -76,7 +94,8 @@ def select(
     pixels: H x W x 3 uint8. distance: H x W float32 in 0..1 (0 near, 1 far), not yet filtered.
     The result depends on the photograph and the parameters alone, not on shard or worker.
     """
-    candidates = Candidates(box_mean(distance), texture_map(pixels), config.min_texture)
+    least: dict[Role, float] = {role: config.least_texture(role) for role in PATCH_SIZE}
+    candidates = Candidates(box_mean(distance), texture_map(pixels), least)
     rng = np.random.default_rng([config.seed, *bytes.fromhex(image_id)])
     return STRATEGIES[config.strategy](candidates, config, rng)
 
@@ -107,9 +126,12 @@ def texture_map(pixels: np.ndarray) -> np.ndarray:
 class Candidates:
     """All patches of one photograph, by top-left corner: texture, distance and what is allowed."""
 
-    def __init__(self, distance: np.ndarray, gradient: np.ndarray, min_texture: float):
-        """distance: from `box_mean`. gradient: from `texture_map`. Both H x W float32."""
-        self.distance, self.gradient, self.min_texture = distance, gradient, min_texture
+    def __init__(self, distance: np.ndarray, gradient: np.ndarray, least: Mapping[Role, float]):
+        """distance: from `box_mean`. gradient: from `texture_map`. Both H x W float32.
+
+        least: the smallest texture that is allowed.
+        """
+        self.distance, self.gradient, self.least = distance, gradient, least
         self._texture: dict[Role, np.ndarray] = {}
 
     def texture(self, role: Role) -> np.ndarray:
@@ -123,7 +145,7 @@ class Candidates:
 
     def allowed(self, role: Role) -> np.ndarray:
         """Whether the patch at each corner fits and has enough texture, bool."""
-        return self.texture(role) >= self.min_texture
+        return self.texture(role) >= self.least[role]
 
     def at_centres(self, role: Role) -> np.ndarray:
         """Distance at the centre of the patch at each corner."""
@@ -137,23 +159,38 @@ class Candidates:
         distance = float(self.at_centres(role)[y, x])
         return Patch(role, x, y, PATCH_SIZE[role], distance, rank, float(self.texture(role)[y, x]))
 
-    def top_k(self, role: Role, score: np.ndarray, k: int, separation: int) -> list[Patch]:
+    def top_k(
+        self, role: Role, score: np.ndarray, k: int, separation: int, rng: np.random.Generator
+    ) -> list[Patch]:
         """The k allowed patches with the highest score, greedily in rank order.
 
         score: by corner. Two centres are at least `separation` pixels apart in x or in y
         (Chebyshev distance, the natural one for squares). 0 gives the paper's literal top-k.
-        Among equals the first in reading order wins.
+
+        Scores that round to the same multiple of 1 / LEVELS are equal. Ties are the normal case:
+        Depth Anything V2 gives every sky exactly the distance 1. Among equals, each patch is the
+        best candidate of a few draws, the one farthest from the patches so far (Mitchell,
+        "Spectrally optimal sampling for distribution ray tracing", SIGGRAPH 1991), so that they
+        spread over a plateau of any shape.
         """
-        score = np.where(self.allowed(role), score, -np.inf)
+        score = score * np.float32(LEVELS)
+        np.rint(score, out=score)
+        score[~self.allowed(role)] = -np.inf
+        flat, width = score.reshape(-1), score.shape[1]
         reach = max(separation, 1) - 1
         patches: list[Patch] = []
-        while len(patches) < k:
-            y, x = np.unravel_index(int(score.argmax()), score.shape)
-            if score[y, x] == -np.inf:
-                break
-            patches.append(self.patch(role, int(x), int(y), len(patches)))
-            rows = slice(max(y - reach, 0), y + reach + 1)
-            score[rows, max(x - reach, 0) : x + reach + 1] = -np.inf
+        while len(patches) < k and (best := score.max()) > -np.inf:
+            ties = np.flatnonzero(flat == best)
+            while len(patches) < k and len(ties):
+                drawn = ties[rng.integers(len(ties), size=TRIES * len(patches) + 1)]
+                free = drawn[flat[drawn] == best]  # not too close to a patch of this plateau
+                if not len(free):
+                    ties = ties[flat[ties] == best]
+                    continue
+                y, x = divmod(_farthest(free, width, patches), width)
+                patches.append(self.patch(role, x, y, len(patches)))
+                rows = slice(max(y - reach, 0), y + reach + 1)
+                score[rows, max(x - reach, 0) : x + reach + 1] = -np.inf
         return patches
 
     def draw(self, role: Role, k: int, rng: np.random.Generator) -> list[Patch]:
@@ -183,6 +220,13 @@ class Candidates:
         return patches
 
 
+def _farthest(corners: np.ndarray, width: int, patches: Sequence[Patch]) -> int:
+    """The corner, flat in an array of that width, that is farthest from its nearest patch."""
+    x, y = corners % width, corners // width
+    gaps = [np.maximum(abs(x - patch.x), abs(y - patch.y)) for patch in patches]
+    return int(corners[np.min(gaps, axis=0).argmax() if gaps else 0])
+
+
 def _shared(start: int, size: int, corners: int) -> np.ndarray:
     """Pixels along one axis that the LR patch at each corner shares with [start, start + size)."""
     corner, lr = np.arange(corners), PATCH_SIZE["lr"]
@@ -193,9 +237,10 @@ def _shared(start: int, size: int, corners: int) -> np.ndarray:
 def _depth(candidates: Candidates, config: SelectConfig, rng: np.random.Generator) -> list[Patch]:
     """The farthest patches as LR, the nearest as HR."""
     far, near = candidates.at_centres("lr"), -candidates.at_centres("hr")
+    far_rng, near_rng = rng.spawn(2)  # so that one role's parameters do not move the other's
     return [
-        *candidates.top_k("lr", far, config.k, config.separation("lr")),
-        *candidates.top_k("hr", near, config.k, config.separation("hr")),
+        *candidates.top_k("lr", far, config.k, config.separation("lr"), far_rng),
+        *candidates.top_k("hr", near, config.k, config.separation("hr"), near_rng),
     ]
 
 

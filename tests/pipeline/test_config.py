@@ -20,9 +20,9 @@ HEAVY = {
 
 def test_flags_keep_their_order() -> None:
     names = (
-        "images out profile depth clip dictionary k min_separation strategy min_texture seed"
-        " shard_size workers cache max_pixels device precision runner ray_address gpus_per_task"
-        " verify keep_unreachable limit dry_run"
+        "images out profile depth clip dictionary k min_separation strategy min_texture"
+        " far_texture seed shard_size workers cache max_pixels device precision"
+        " runner ray_address gpus_per_task verify keep_unreachable limit dry_run"
     )
     assert list(BuildConfig.model_fields) == names.split()
 

@@ -1,7 +1,8 @@
 """What earlier versions wrote still opens, resumes and trains.
 
 `builds/0.1.0` is the work folder of a build of one made-up photograph by version 0.1.0 (commit
-cfdef31): `BuildConfig(images=["photos"], out="patches.parquet", profile="offline", k=1)`.
+cfdef31): `BuildConfig(images=["photos"], out="patches.parquet", profile="offline", k=1)`, whose
+estimator was `colour-attenuation`.
 """
 
 import hashlib
@@ -16,8 +17,9 @@ import pytest
 
 from lasr.errors import UserError
 from pipeline.config import BuildConfig
+from pipeline.stages import select
 from schemas.digest import check_parquet
-from schemas.manifest import METADATA_KEY, open_manifest
+from schemas.manifest import METADATA_KEY, PATCH_SIZE, open_manifest
 from tests.conftest import run_stages
 from trainer import checkpoint
 from trainer.config import TrainConfig
@@ -41,9 +43,34 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def config(out: str = "patches.parquet") -> BuildConfig:
-    return BuildConfig(images=["photos"], out=out, profile="offline", k=1)
+    return BuildConfig(
+        images=["photos"], out=out, profile="offline", k=1, depth="colour-attenuation",
+        far_texture=0,
+    )  # fmt: skip
 
 
+@pytest.fixture
+def same_selection(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Selection as if it had not changed since: only then can finished parts be used."""
+
+    def fingerprint_inputs(config: select.SelectConfig, maps: str) -> tuple[object, ...]:
+        separation = [config.separation("lr"), config.separation("hr")]
+        return 3, maps, config.k, "depth", separation, config.min_texture, None, PATCH_SIZE
+
+    monkeypatch.setattr(select, "fingerprint_inputs", fingerprint_inputs)
+
+
+def test_a_build_of_version_0_1_0_opens_and_the_next_one_selects_again(project: Path) -> None:
+    """Its strategy `depth` took the first of equally far patches; now the choice is random."""
+    before = pq.read_table(open_manifest("patches.parquet").files[0])
+    assert before.num_rows == 2
+    assert len(run_stages(config())) == 1
+    (part,) = open_manifest("patches.parquet").files
+    assert pq.read_table(part).num_rows == 2
+    assert run_stages(config()) == [] and open_manifest("patches.parquet").files == (part,)
+
+
+@pytest.mark.usefixtures("same_selection")
 def test_a_build_of_version_0_1_0_is_complete(project: Path) -> None:
     """Its part had no digest: it is checked and written again with one, its photograph not."""
     before = open_manifest("patches.parquet")
@@ -63,6 +90,7 @@ def test_a_build_of_version_0_1_0_is_complete(project: Path) -> None:
     assert run_stages(config()) == [] and open_manifest("patches.parquet").files == (part,)
 
 
+@pytest.mark.usefixtures("same_selection")
 @pytest.mark.parametrize("column", ["caption", "words", "image", "patch_id", "role"])
 def test_damage_in_a_part_of_version_0_1_0_is_noticed(
     project: Path, column: str, caplog: pytest.LogCaptureFixture
@@ -95,6 +123,7 @@ def test_the_same_photograph_gives_the_rows_of_version_0_1_0(project: Path) -> N
     assert before == after
 
 
+@pytest.mark.usefixtures("same_selection")
 def test_cached_features_of_version_0_1_0_are_used(project: Path) -> None:
     (project / "patches.work" / f"{PART}.images.parquet").unlink()
     features = next((project / "patches.work" / "kept").rglob("*.safetensors"))
@@ -103,6 +132,7 @@ def test_cached_features_of_version_0_1_0_are_used(project: Path) -> None:
     assert features.stat().st_mtime_ns == before.st_mtime_ns  # not computed, so not written
 
 
+@pytest.mark.usefixtures("same_selection")
 def test_a_run_resumes_whose_config_has_the_former_identity(project: Path) -> None:
     """Before its manifest was written again with digests, and after; another one is refused."""
     run = TrainConfig(manifest=Path("patches.parquet"), out=Path("run"), profile="offline")

@@ -20,11 +20,11 @@ WORDS, OWN_WORDS = "ab" * 32, "cd" * 32
 DIGESTS: dict[str, tuple[dict[str, Any], Located, Located, str, tuple[str, str, str, str]]] = {
     "defaults": (
         {}, DEPTH_ANYTHING, CLIP, WORDS,
-        ("911c5c116d8ede23", "e99d4592cacbfcf5", "2e895b606852e827", "6f255fe819a2faf8"),
+        ("911c5c116d8ede23", "be4ee3042d9e33ab", "2e895b606852e827", "c2486294a6033fa7"),
     ),
-    "the depth strategy draws nothing": (
+    "the depth strategy draws among equals": (
         {"seed": 7}, DEPTH_ANYTHING, CLIP, WORDS,
-        ("911c5c116d8ede23", "e99d4592cacbfcf5", "2e895b606852e827", "6f255fe819a2faf8"),
+        ("911c5c116d8ede23", "d5df9db205a169bf", "2e895b606852e827", "7f279e21026ffd40"),
     ),
     "random": (
         {"strategy": "random", "seed": 7, "k": 3}, FORMULA, TINY, WORDS,
@@ -36,17 +36,31 @@ DIGESTS: dict[str, tuple[dict[str, Any], Located, Located, str, tuple[str, str, 
     ),
     "DepthFM draws noise": (
         {"seed": 7}, DEPTHFM, CLIP, WORDS,
-        ("dc5f62f5991d84ee", "3aed4a12b9b76c4c", "2e895b606852e827", "a8c710bde50432e9"),
+        ("dc5f62f5991d84ee", "f18695a417d2d7f0", "2e895b606852e827", "12ca81ad0fb4d573"),
     ),
     "DepthFM with the default seed": (
         {}, DEPTHFM, CLIP, WORDS,
-        ("3aba84fe1cc797ed", "5cd78df499c21b73", "2e895b606852e827", "13168c2c88d5f58f"),
+        ("3aba84fe1cc797ed", "0c95ff16fedb8676", "2e895b606852e827", "157bb52837a73970"),
     ),
     "own words and separation": (
         {"min_separation": 0, "k": 64}, FORMULA, TINY, OWN_WORDS,
-        ("1ee2534d4c364b24", "ea37f3807160ac4d", "49cac0e833be78fc", "d95137b8e297e487"),
+        ("1ee2534d4c364b24", "ed51ee1406b73990", "49cac0e833be78fc", "4f31294941734ba5"),
     ),
 }  # fmt: skip
+
+
+def test_far_texture_counts_where_it_filters() -> None:
+    """So that builds without it, or with a stricter filter of both roles, keep their parts."""
+
+    def selection(**changes: Any) -> str:
+        config = BuildConfig(images=["photos"], precision="float32", **changes)
+        return identify(config, FORMULA, TINY, WORDS).selection
+
+    assert selection(far_texture=0.0) == selection()
+    assert selection(far_texture=0.01, min_texture=0.02) == selection(min_texture=0.02)
+    assert selection(far_texture=0.01) != selection()
+    assert selection(profile="offline") == selection(far_texture=0.01)
+    assert selection(profile="offline", far_texture=0) == selection()
 
 
 @pytest.mark.parametrize("case", DIGESTS)

@@ -65,7 +65,7 @@ def test_every_row_says_what_its_picture_is(manifest: Path, photographs: Path) -
         assert row["patch_id"] == patch_id(row["image_id"], row["role"], x, y, size)
         assert row["caption"] == ", ".join(row["words"]) and len(row["words"]) == 24
         assert row["word_scores"] == sorted(row["word_scores"], reverse=True)
-        assert row["depth_model"] == "colour-attenuation@built-in"
+        assert row["depth_model"] == "scene-layout@built-in"
 
 
 def test_rows_of_a_photograph_stand_together_lr_first(manifest: Path) -> None:
@@ -177,7 +177,9 @@ def test_rows_do_not_depend_on_how_the_work_is_cut(album: Path, tmp_path: Path) 
 def test_one_photograph_that_breaks_the_depth_network_is_alone_in_failing(
     album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = plan_build(prepare(config(album, tmp_path / "patches.parquet")))
+    # It hands photographs to `predict` as they are.
+    changes = {"depth": "colour-attenuation"}
+    build = plan_build(prepare(config(album, tmp_path / "patches.parquet", **changes)))
     models = load_models(build.job)
 
     def predict(prepared: Sequence[np.ndarray]) -> list[np.ndarray]:

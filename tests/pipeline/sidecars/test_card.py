@@ -47,7 +47,7 @@ def test_it_counts_what_is_there_and_names_models_with_licences(manifest: Path, 
     assert "| `hr` | 224x224 | 26 |" in section(text, "Contents")
     assert "| `ok` | 7 |" in section(text, "Photographs")
     assert "`tiny-clip@built-in` | none needed |" in section(text, "Models")
-    assert "`colour-attenuation@built-in` | none needed |" in section(text, "Models")
+    assert "`scene-layout@built-in` | none needed |" in section(text, "Models")
     assert "| `k` | `4` |" in section(text, "Parameters")
     assert all(f"`{name}`" in section(text, "Columns") for name in PATCHES.names)
     parameters = pq.read_schema(next(manifest.glob("*.parquet"))).metadata[b"la-sr"]
