@@ -61,7 +61,12 @@ class Command(Generic[Config]):
         )  # fmt: skip
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
-        argv = sys.argv[1:] if argv is None else argv
+        try:
+            return self._call(sys.argv[1:] if argv is None else argv)
+        except KeyboardInterrupt as error:  # while the flags are read, or the library for it
+            return stopped(error)
+
+    def _call(self, argv: Sequence[str]) -> int:
         self.line = f"{self.name} {shlex.join(argv)}"
         asked = [word for word in argv if word in (HELP, HELP_SHORT, HELP_ALL)]
         if asked:
@@ -129,7 +134,10 @@ class Group:
             fix = f"did you mean {nearest[0]}?" if nearest else f"see `{self.name} --help`"
             return refuse(UsageError(f"unknown {what} {first}", fix))
         command = self.commands[first]
-        return (command.load() if isinstance(command, Lazy) else command)(argv[1:])
+        try:
+            return (command.load() if isinstance(command, Lazy) else command)(argv[1:])
+        except KeyboardInterrupt as error:  # while the command's module is imported
+            return stopped(error)
 
     def _page(self) -> str:
         lines = [f"Usage: {self.name} COMMAND [options]", "", (self.about or "").strip(), ""]
@@ -183,15 +191,21 @@ def _run(command: Callable[[], object], debug: bool, less: Sequence[str]) -> int
         with until_pipe_closes():
             command()
     except KeyboardInterrupt as error:
-        # What runs at exit may take seconds: another Ctrl-C then ends the process without a word.
-        atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        so_far = f"stopped ({error});" if error.args else "stopped;"
-        print(STOPPED.replace("stopped;", so_far), file=sys.stderr)
-        return 130
+        return stopped(error)
     except Exception as error:
         print_error(error, less=less)
         return 1
     return 0
+
+
+def stopped(error: KeyboardInterrupt) -> int:
+    """Print that the command was stopped, and how far it came; returns the exit status."""
+    # What runs at exit may take seconds: another Ctrl-C then ends the process without a word.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    so_far = f"stopped ({error});" if error.args else "stopped;"
+    with safe_streams():
+        print(STOPPED.replace("stopped;", so_far), file=sys.stderr)
+    return 130
 
 
 def print_error(error: BaseException, rank: str = "", less: Sequence[str] = ()) -> None:

@@ -22,7 +22,7 @@ from lasr.terminal.output import say
 from pipeline.query.limits import limit, out_of_memory, watched
 from pipeline.query.sandbox import confine, read_only, readable_files, refusal
 from pipeline.query.save import save
-from pipeline.query.views import with_views
+from pipeline.query.views import interruptible, with_views
 from schemas.manifest import Manifest
 
 Form = Literal["table", "csv", "json", "parquet"]
@@ -46,7 +46,7 @@ def ask(
     in the answer instead. allow_files: run any statement and open any file. overwrite: `out` may
     replace what is not ours. timeout: seconds. memory_limit: see pipeline.query.limits.
     """
-    with ExitStack() as stack:
+    with interruptible(), ExitStack() as stack:
         connection = with_views(manifest)
         stack.callback(_close, connection)
         limit(connection, memory_limit, Path(stack.enter_context(TemporaryDirectory())))

@@ -20,6 +20,18 @@ _NUMBERS = {
 _PHOTOGRAPH = ("image_id", "image_path", "image_width", "image_height", "split")
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt for a Ctrl-C within a query, of which DuckDB makes its own errors."""
+    try:
+        yield
+    except (RuntimeError, duckdb.InterruptException) as error:
+        if "interrupted" in str(error).lower():
+            raise KeyboardInterrupt from None
+        raise
+
+
+@interruptible()
 def connect(manifest: Path, memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
     """Open a manifest and return a new in-memory database with its views. Raises ManifestError.
 
@@ -84,14 +96,3 @@ def _pairs(columns: list[str]) -> str:
         f"SELECT {', '.join(shared + both)} FROM patches AS lr JOIN patches AS hr"
         " ON lr.image_id = hr.image_id AND lr.role = 'lr' AND hr.role = 'hr'"
     )
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt for a Ctrl-C within a query, of which DuckDB makes its own errors."""
-    try:
-        yield
-    except (RuntimeError, duckdb.InterruptException) as error:
-        if "interrupted" in str(error).lower():
-            raise KeyboardInterrupt from None
-        raise

@@ -15,21 +15,29 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.chaos.episodes import Report, Violation, episode, prepare
+from tests.chaos.episodes import episode, prepare
 from tests.chaos.programs import adopt_orphans
+from tests.chaos.report import Report, Violation
 from tests.chaos.world import World, unmount
 
 
 def torment(
-    folder: Path, seed: int, minutes: float, episodes: int, first: int = 1, flow_every: int = 8
+    folder: Path,
+    seed: int,
+    minutes: float,
+    episodes: int,
+    first: int = 1,
+    flow_every: int = 8,
+    report: Report | None = None,
 ) -> Report:
     """Run episodes until the time is over; raises Violation.
 
-    flow_every: of so many episodes, one builds through Prefect; 0 = none.
+    flow_every: of so many episodes, one builds through Prefect; 0 = none. report: where to count.
     """
+    report = report or Report()
     adopt_orphans(True)
     try:
-        end, report = time.monotonic() + 60 * minutes, Report()
+        end = time.monotonic() + 60 * minutes
         world = World.create(folder, random.Random(seed))
         report.seconds = prepare(world)
         for number in range(first, first + episodes):
@@ -40,8 +48,8 @@ def torment(
             try:
                 said = episode(world, rng, report, flow)
             except Violation as error:
+                report.violations += 1
                 raise Violation(f"seed {seed}, episode {number}: {error}") from error
-            report.episodes += 1
             print(f"{number:4} {time.monotonic() - begun:5.1f} s  {said}", flush=True)
         return report
     finally:
@@ -63,9 +71,10 @@ def main() -> int:
     given = parser.parse_args()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="lasr-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
+    report, begun = Report(), time.monotonic()
     try:
-        report = torment(
-            folder, given.seed, given.minutes, given.episodes, given.first, given.flow_every
+        torment(
+            folder, given.seed, given.minutes, given.episodes, given.first, given.flow_every, report
         )
     except Violation as error:
         print(f"VIOLATION: {error}\nlook at {folder}: data/, photos/, runs/, logs/", flush=True)
@@ -73,10 +82,10 @@ def main() -> int:
     except BaseException:
         print(f"the folder is kept: {folder}", file=sys.stderr)
         raise
+    finally:
+        minutes = (time.monotonic() - begun) / 60
+        print(f"\nseed {given.seed}, {minutes:.0f} minutes\n\n{report.table()}", flush=True)
     shutil.rmtree(folder)
-    print(f"{report.episodes} episodes, seed {given.seed}, no violation")
-    for title, counts in (("disturbances", report.disturbances), ("outcomes", report.outcomes)):
-        print(f"{title}: " + ", ".join(f"{name} {n}" for name, n in sorted(counts.items())))
     return 0
 
 

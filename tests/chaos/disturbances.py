@@ -171,9 +171,31 @@ def damage_run(world: World, rng: random.Random) -> str:
     return f"{kind} {path.name}"
 
 
+def damage_training(world: World, rng: random.Random) -> str:
+    """Damage a part of the manifest that the run trains on, before it begins or half-way."""
+    files = sorted(world.training.glob("*.parquet"))
+    if not files:
+        return "the training manifest is gone already"
+    path, kind = rng.choice(files), rng.choice(KINDS)
+    damage(path, kind, rng)
+    world.note_damage()
+    return f"{kind} {path.relative_to(world.folder)}"
+
+
+def damage_prefect(world: World, rng: random.Random) -> str:
+    """Damage Prefect's database, which the next build through Prefect meets."""
+    if not world.prefect.exists():
+        return "no database of Prefect yet"
+    kind = rng.choice(KINDS)
+    damage(world.prefect, kind, rng)
+    return f"{kind} {world.prefect.name}"
+
+
 DAMAGES: dict[str, Callable[[World, random.Random], str]] = {
     "damage-build": damage_build,
+    "damage-prefect": damage_prefect,
     "damage-run": damage_run,
+    "damage-training": damage_training,
 }
 
 # --- Obstacles: what a command must refuse or get along with, until the user removes it -----------

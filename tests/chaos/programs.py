@@ -164,6 +164,12 @@ def descendants(pid: int) -> Iterator[int]:
         waiting += found
 
 
+def prefect_servers(program: Program) -> list[int]:
+    """Process ids of the embedded server of a build through Prefect, if it runs by now."""
+    below = descendants(program.process.pid or os.getpid())
+    return [pid for pid in below if "pipeline/flows/embedded.py" in _command_line(pid)]
+
+
 def left_behind(before: set[int], seconds: float = 30) -> list[str]:
     """Command lines of processes below this one that were not there `before` and do not end."""
     end = time.monotonic() + seconds

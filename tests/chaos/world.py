@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.demo import copy_photographs
-from schemas.manifest import open_manifest
+from schemas.manifest import ManifestError, open_manifest
 from tests.chaos.programs import Program, start
 from tests.support.upstream import save_clip
+from trainer.data.reader import Reader
 from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network
 
@@ -63,8 +64,13 @@ class World:
     references: dict[str, "Reference"] = field(default_factory=dict)
     losses: Rows = field(default_factory=list)  # of a run that was left alone
     weights: str = ""  # digest of its network
-    stats_damaged: bool = False  # the statistics of the run that is under way
     damaged: list[Path] = field(default_factory=list)  # files of builds, in this episode
+    training_state: "Snapshot" = field(default_factory=dict)  # as the last disturbance left it
+    # Of the run that is under way: whether its statistics were damaged, whether the manifest
+    # changed since it began, and whether in a way that changes the order of the rows.
+    stats_damaged: bool = False
+    manifest_changed: bool = False
+    order_changed: bool = False
 
     @classmethod
     def create(cls, folder: Path, rng: random.Random) -> "World":
@@ -112,6 +118,34 @@ class World:
         """The manifest that the run trains on; no build changes it."""
         return self.folder / "training.parquet"
 
+    @property
+    def untouched(self) -> Path:
+        """A copy of it that nothing damages."""
+        return self.folder / "training.untouched"
+
+    @property
+    def prefect(self) -> Path:
+        """Prefect's database."""
+        return self.folder / "prefect" / "prefect.db"
+
+    @property
+    def training_is_damaged(self) -> bool:
+        return contents(self.training) != contents(self.untouched)
+
+    def note_damage(self) -> None:
+        """Remember what a damaged manifest, before or after a change of it, means for the run."""
+        self.manifest_changed |= self.run.exists()
+        with contextlib.suppress(ManifestError):
+            self.order_changed |= len(Reader(open_manifest(self.training), 1).index.faulty) > 0
+        self.training_state = snapshot(self.training.rglob("*"))
+
+    def mend_training(self) -> None:
+        """Put the manifest of the run back as it was, as repeating its build would."""
+        self.note_damage()
+        shutil.rmtree(self.training, ignore_errors=True)
+        shutil.copytree(self.untouched, self.training)
+        self.training_state = snapshot(self.training.rglob("*"))
+
     # --- Photographs ------------------------------------------------------------------------------
 
     def add(self, rng: random.Random, name: str) -> Path:
@@ -158,7 +192,7 @@ class World:
         text = (
             f"--manifest {manifest} --out {run} --profile offline --clip models/clip --lr 1e-3"
             f" --sr-init models/sr.safetensors --batch-size 2 --steps {STEPS} --log-every 1"
-            " --checkpoint-every 2 --sample-every 100 --workers 2"
+            " --checkpoint-every 2 --sample-every 100 --workers 2 --max-skipped 0.4"
         )
         return self.start("train", *text.split())
 
@@ -246,6 +280,11 @@ def statistics(run: Path) -> tuple[Rows, int]:
         except (ValueError, AttributeError):
             damaged += 1
     return found, damaged
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def digest(content: bytes) -> str:

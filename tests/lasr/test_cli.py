@@ -14,9 +14,9 @@ from pydantic import BaseModel, Field, model_validator
 import lasr
 from lasr import cli, errors
 from lasr.__main__ import main as program
-from lasr.cli import Command, Group
+from lasr.cli import STOPPED, Command, Group, Lazy
 from lasr.errors import UserError, note_traceback, one_line, printable
-from lasr.flags import NoFlags, Sections
+from lasr.flags import Flags, NoFlags, Sections
 
 ROOT = Path(__file__).parents[2]
 
@@ -227,6 +227,21 @@ def test_an_error_is_one_line(
     error: BaseException, status: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fails(error)([]) == status and capsys.readouterr() == ("", message)
+
+
+def test_ctrl_c_before_the_command_begins_is_one_line_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the flags are read, and while the module of a command is imported."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    line = f"{STOPPED}\n"
+    monkeypatch.setattr(Flags, "parse", interrupted)
+    assert fails(KeyError("x"))([]) == 130 and capsys.readouterr() == ("", line)
+    monkeypatch.setattr(Lazy, "load", interrupted)
+    assert program(["build"]) == 130 and capsys.readouterr() == ("", line)
 
 
 @pytest.mark.parametrize("by_flag", [True, False])

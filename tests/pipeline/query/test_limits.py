@@ -14,7 +14,7 @@ import duckdb
 import pytest
 
 from lasr.device import machine_memory
-from pipeline.query import answer
+from pipeline.query import answer, views
 from pipeline.query.__main__ import main
 from pipeline.query.limits import limit
 from pipeline.query.views import connect
@@ -131,6 +131,22 @@ def test_ctrl_c_ends_a_question(
         patch.setattr(answer, "read_only", read_only)
         status, out, error = ask(manifest, capfd, ENDLESS, "--format", form)
     assert (status, out) == (130, "") and error.startswith("stopped; ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["query", "report"])
+def test_ctrl_c_while_the_manifest_is_opened(
+    command: str, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """DuckDB's client meets it there, in the main thread, and raises an error of its own."""
+
+    def pressed(*_: object) -> None:
+        raise RuntimeError("Query interrupted")
+
+    monkeypatch.setattr(views, "readable_files", pressed)
+    argv = ["SELECT 1"] if command == "query" else ["--out", str(tmp_path / "x.html")]
+    assert (main if command == "query" else report)([*argv, "--manifest", str(manifest)]) == 130
+    assert capfd.readouterr().err.startswith("stopped; ")
 
 
 LONG = "SELECT repeat('x', 1000) AS x FROM range(600000)"
