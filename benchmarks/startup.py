@@ -29,6 +29,7 @@ MISSING = {
     "upscale": "nowhere --weights nowhere --out out",
     "export": "--weights nowhere --out out.pth",
     "evaluate": "--images nowhere --weights bicubic",
+    "compare": "--manifest nowhere --weights bicubic",
     "sidebyside": "nowhere",
     "curve": "nowhere",
     "weights": "verify nowhere",

@@ -23,6 +23,7 @@ SECTIONS = {
         Lazy("upscale", "trainer.upscale.__main__", "Enlarge pictures with a trained network"),
         Lazy("export", "trainer.export", "Write a trained network as ONNX, NCNN or .pth"),
         Lazy("evaluate", "trainer.evaluate.__main__", "Score networks and other methods"),
+        Lazy("compare", "trainer.evaluate.compare", "Draw far patches, enlarged by networks"),
         Lazy("sidebyside", "trainer.evaluate.sidebyside", "Draw crops of methods side by side"),
         Lazy("curve", "trainer.evaluate.curve", "Draw scores against training steps"),
     ],

@@ -22,7 +22,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
 
@@ -45,7 +44,7 @@ from trainer.optimizer import (
     backward_in_parts,
     rate_factor,
 )
-from trainer.sheets import colour_shift
+from trainer.sheets import bicubic, colour_shift
 
 Region = Callable[[str], AbstractContextManager[object]]
 
@@ -279,7 +278,7 @@ class TrainStep:
         """LR pictures as the encoders see them while they learn, see `--encoder-view`."""
         if self.config.encoder_view == "paper":
             return lr
-        return F.interpolate(lr, scale_factor=SCALE, mode="bicubic").clamp(0, 1)
+        return bicubic(lr, SCALE)
 
     def quality_texts(self, texts: Tensor) -> tuple[Tensor, Tensor]:
         """The features of the words Q- and Q+, the last rows of all texts' features."""

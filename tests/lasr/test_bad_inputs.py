@@ -148,6 +148,8 @@ INPUTS = {
     "upscale PHOTO --weights X --out out": set(),
     "upscale X --weights bicubic --out out": set(),
     "export --weights X --out out.pth": set(),
+    "compare --weights bicubic --manifest X": set(),
+    "compare --weights X --manifest MANIFEST": set(),
     "sidebyside X": set(),
     "curve X": set(),
     "weights verify X": set(),

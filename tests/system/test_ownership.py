@@ -110,6 +110,10 @@ WRITERS = {
         "features --weights in/run --manifest in/m.parquet --out OUT",
         "folder", "", ("features.png", "coordinates.parquet", "scores.json"), "in/m.parquet",
     ),
+    "compare": Writer(
+        "compare --weights bicubic --manifest in/m.parquet --out OUT",
+        "file", ".png", (), "in/m.parquet",
+    ),
     "sidebyside": Writer("sidebyside in/scores --out OUT", "folder", "", ("a.png",), "in/scores"),
     "sidebyside FILE": Writer("sidebyside in/scores --out OUT", "file", ".png", (), "in/scores"),
     "curve": Writer("curve in/scores --out OUT", "file", ".png", ("../o.csv",), "in/scores"),

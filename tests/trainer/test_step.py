@@ -117,7 +117,7 @@ def test_encoders_that_see_one_size_and_sr_pictures_as_low_quality(
     _, terms, _ = gradients_of(step, batch)
     encoders = load_encoders(str(models / "clip"), CPU)
     sr_network = load_rrdb(models / "sr.safetensors")
-    enlarged = F.interpolate(batch.lr, (224, 224), mode="bicubic").clamp(0, 1)
+    enlarged = F.interpolate(batch.lr, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
     with torch.no_grad():
         made = sr_network(batch.lr)[:2]
     minus, plus = encoders.texts(["bad"]), encoders.texts(["good"])
