@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field
 
@@ -141,12 +142,11 @@ def show_list() -> None:
             if weights.kind == kind:
                 size = "" if weights.built_in else f"{weights.megabytes:,} MB"
                 terms = weights.licence if weights.commercial else f"{weights.licence} *"
-                print(
-                    f"  {weights.name:24}{_state(weights):10}{size:>8}  {terms:22}{weights.about}"
-                )
+                about = weights.about if weights.verified else f"{weights.about} ?"
+                print(f"  {weights.name:24}{_state(weights):10}{size:>8}  {terms:22}{about}")
     for profile, names in PROFILES.items():
         print(f"profile {profile + ':':9}{', '.join(names.values())}")
-    print("* not for commercial use")
+    print("* not for commercial use    ? unverified: the table has no digest of it")
     say(f"folder: {weights_folder()} (--weights-dir or LASR_WEIGHTS choose another)")
 
 
@@ -162,7 +162,7 @@ def _state(weights: Weights) -> str:
 def markdown() -> str:
     """The table of models and the table of profiles, as docs/weights.md contains them."""
     models = [
-        (f"`{w.name}`", _about(w), _size(w), _licence(w), _source(w), _digest(w))
+        (f"`{w.name}`", _about(w), _size(w), _licence(w), _source(w), _digest(w), w.read_in)
         for w in TABLE.values()
     ]
     profiles = [
@@ -171,7 +171,7 @@ def markdown() -> str:
     ]
     return "\n\n".join(
         [
-            _rows(("name", "what it is", "size", "licence", "source", "sha256"), models),
+            _rows(("name", "what it is", "size", "licence", "source", "sha256", "read in"), models),
             _rows(("profile", "depth", "CLIP", "VGG", "SR network"), profiles),
         ]
     )
@@ -200,8 +200,11 @@ def _licence(weights: Weights) -> str:
 def _source(weights: Weights) -> str:
     if weights.repository:
         commit = weights.revision if weights.revision == "main" else weights.revision[:7]
-        return f"hub: {weights.repository} @ {commit}"
-    return weights.url or "built in"
+        source = f"hub: {weights.repository} @ {commit}"
+    else:
+        source = weights.url or "built in"
+    copies = dict.fromkeys(urlsplit(c.url).netloc for f in weights.files for c in f.copies)
+    return f"{source}; then {', '.join(copies)}" if copies else source
 
 
 def _digest(weights: Weights) -> str:
@@ -209,7 +212,7 @@ def _digest(weights: Weights) -> str:
         return ""
     digest = weights.files[-1].sha256
     if not digest:
-        return "reported by the hub" if weights.repository else "none is published"
+        return "**unverified**" + (", reported by the hub" if weights.repository else "")
     return f"`{digest[:8]}…`" if len(digest) == 64 else f"`{digest}` (all that is published)"
 
 

@@ -49,11 +49,12 @@ def read_timeout() -> float:
         ) from None
 
 
-def download(url: str, target: Path, expected: str, headers: dict[str, str]) -> str:
+def download(url: str, target: Path, expected: str, headers: dict[str, str], size: int = 0) -> str:
     """Download `url` to `partial_path(target)` and verify it; returns its sha256.
 
     The partial file survives a lost connection or a killed process, and the next call requests only
-    the rest. expected: the sha256, its first digits, or "".
+    the rest. expected: the sha256, its first digits, or "". size: in bytes, 0 if unknown; a file
+    that is announced with another one is refused before it is transferred.
 
     Raises:
         UserError: not found, not allowed, no success after ATTEMPTS, or another file than expected.
@@ -65,11 +66,13 @@ def download(url: str, target: Path, expected: str, headers: dict[str, str]) -> 
     # Proxies come from the environment. On a redirect to another host httpx drops the token.
     with httpx.Client(timeout=read_timeout(), follow_redirects=True, headers=headers) as client:
         try:
-            with_retries(url, lambda: _resume(client, url, target), lambda: _size(partial))
+            with_retries(url, lambda: _resume(client, url, target, size), lambda: _size(partial))
         except (httpx.InvalidURL, httpx.RequestError) as error:
             raise UserError(f"{url}: {error}", "check the address") from error
     digest = sha256(partial)
     problem = format_problem(partial, target.suffix)
+    if size and _size(partial) != size:
+        problem = _wrong_size(_size(partial), size)
     if not digest.startswith(expected):
         problem = f"its sha256 begins {digest[:12]}, the published one {expected[:12]}"
     if problem:
@@ -106,7 +109,7 @@ def with_retries(
         time.sleep(FIRST_PAUSE * 2 ** (failed - 1))
 
 
-def _resume(client: httpx.Client, url: str, target: Path) -> None:
+def _resume(client: httpx.Client, url: str, target: Path, size: int) -> None:
     """Request the missing bytes and append them. Raises UserError, or an error of httpx."""
     partial = partial_path(target)
     start, version = _size(partial), _version_path(partial)
@@ -127,10 +130,18 @@ def _resume(client: httpx.Client, url: str, target: Path) -> None:
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             partial.unlink()
             raise TransientError("the server sent another range than requested")
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        if size and total not in (None, size):
+            discard(target)
+            raise UserError(
+                f"{url}: not the right file: {_wrong_size(total or 0, size)}",
+                "it was not downloaded; check the address or mirror",
+            )
         version.unlink(missing_ok=True)
         if validator := _strong_validator(response.headers):
             write_bytes(version, validator.encode())
-        _append(response, partial, start, target.name)
+        _append(response, partial, start, total, target.name)
 
 
 def _check_status(url: str, response: httpx.Response) -> None:
@@ -141,10 +152,14 @@ def _check_status(url: str, response: httpx.Response) -> None:
         raise UserError(f"{url}: {status}", "check the address or mirror")
 
 
-def _append(response: httpx.Response, partial: Path, start: int, name: str) -> None:
+def _wrong_size(found: int, size: int) -> str:
+    return f"it has {found:,} bytes, the published one {size:,}"
+
+
+def _append(
+    response: httpx.Response, partial: Path, start: int, total: int | None, name: str
+) -> None:
     """Write the response's body to `partial` from byte `start` on, with a progress bar."""
-    length = response.headers.get("Content-Length")
-    total = start + int(length) if length else None
     quiet = (total or LARGE) < LARGE
     with (
         partial.open("ab" if start else "wb") as file,

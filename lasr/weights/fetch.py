@@ -6,6 +6,7 @@ process was killed, and renames a file before its digest could be compared with 
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import sys
@@ -23,6 +24,7 @@ from lasr.terminal.output import say
 from lasr.weights.digests import SUMS, add_sums, read_sums
 from lasr.weights.download import (
     TransientError,
+    discard,
     download,
     finish,
     partial_path,
@@ -32,15 +34,18 @@ from lasr.weights.download import (
 from lasr.weights.locate import WeightsError, weights_folder
 from lasr.weights.registry import METRICS, TABLE, File, Weights
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Source:
-    """Where one file comes from, and its digest."""
+    """Where one file comes from, its digest and its size."""
 
     url: str
     expected: str  # sha256 or its first digits; "" if none is published
     headers: dict[str, str]
     commit: str = ""  # of the hub repository
+    size: int = 0  # bytes; 0 if unknown
 
 
 def fetch(entries: list[Weights]) -> None:
@@ -120,21 +125,43 @@ def _fetch(folder: Path, weights: Weights) -> None:
         target = folder / weights.name / file.name
         if target.is_file():
             continue
-        source = _source(weights, file, commit)
-        commit = source.commit or commit  # all files of one commit, although a branch may move
-        digest = download(source.url, target, source.expected, source.headers)
+        try:
+            source = _source(weights, file, commit)
+            commit = source.commit or commit  # all files of one commit, although a branch may move
+            digest = download(source.url, target, source.expected, source.headers, source.size)
+        except UserError as error:
+            digest = _download_copy(file, target, error)
         # Recorded before it is renamed, so that a kill leaves no file without a record.
         add_sums(folder, {f"{weights.name}/{file.name}": digest})
         finish(target)
+
+
+def _download_copy(file: File, target: Path, failure: UserError) -> str:
+    """Download the first copy of a file that is the right one, after `failure`; returns its sha256.
+
+    A user's own mirror has the last word: then there are no copies. Raises the last failure.
+    """
+    chosen = "LASR_MIRROR" in os.environ or "HF_ENDPOINT" in os.environ
+    for copy in () if chosen else file.copies:
+        logger.warning("%s; trying %s", failure.problem, copy.url)
+        discard(target)  # what came from the other address
+        try:
+            return download(copy.url, target, copy.sha256, {}, copy.size)
+        except UserError as error:
+            failure = error
+    raise failure
 
 
 def _source(weights: Weights, file: File, commit: str) -> Source:
     """LASR_MIRROR serves all files, unless HF_ENDPOINT is set too and serves the hub's."""
     mirror, endpoint = os.environ.get("LASR_MIRROR"), os.environ.get("HF_ENDPOINT")
     if mirror and not (weights.repository and endpoint):
-        return Source(f"{mirror.rstrip('/')}/{weights.name}/{file.name}", file.sha256, {})
+        url = f"{mirror.rstrip('/')}/{weights.name}/{file.name}"
+        # An exported folder may have a copy, of another digest and size.
+        alike = len(set(file.digests)) == 1
+        return Source(url, file.sha256, {}, size=file.size if alike else 0)
     if weights.url:
-        return Source(weights.url, file.sha256, {})
+        return Source(weights.url, file.sha256, {}, size=file.size)
     return _hub_source(weights, file, commit, endpoint)
 
 
@@ -159,7 +186,8 @@ def _hub_source(weights: Weights, file: File, commit: str, endpoint: str | None)
         # The ETag of a large file is its sha256; that of a small one is git's own digest.
         reported = answer.etag if answer.etag and len(answer.etag) == 64 else ""
         headers = {"Authorization": f"Bearer {token}"} if (token := get_token()) else {}
-        return Source(url, file.sha256 or reported, headers, answer.commit_hash or "")
+        expected = file.sha256 or reported
+        return Source(url, expected, headers, answer.commit_hash or "", file.size)
 
     return with_retries(url, ask)
 

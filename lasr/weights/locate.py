@@ -143,8 +143,9 @@ def differs(file: File, path: Path) -> str:
     Raises UserError: SHA256SUMS cannot be read.
     """
     digest = sha256(path)
-    if not digest.startswith(file.sha256):
-        return f"is not the published file (sha256 {digest[:12]}…, published {file.sha256[:12]}…)"
+    if not digest.startswith(file.digests):
+        published = " or ".join(f"{each[:12]}…" for each in dict.fromkeys(file.digests))
+        return f"is not the published file (sha256 {digest[:12]}…, published {published})"
     folder = weights_folder()
     if not path.is_relative_to(folder):
         return ""

@@ -3,9 +3,10 @@
     lasr metrics list
     lasr metrics fetch [NAME...]
 
-Most metrics come from pyiqa (the extra `evaluate`). An evaluation never downloads; `fetch` does. It
-writes to the folder `metrics` in the weights folder (data/weights, or LASR_WEIGHTS), in the layout
-of ~/.cache/torch/hub. The folder can be copied to another machine.
+Most metrics come from pyiqa (the extra `evaluate`). PSNR, SSIM, NIQE, BRISQUE and PIQE need no
+weights beside it. An evaluation never downloads; `fetch` does. It writes to the folder `metrics` in
+the weights folder (data/weights, or LASR_WEIGHTS), in the layout of ~/.cache/torch/hub. The folder
+can be copied to another machine.
 """
 
 import math
@@ -39,6 +40,7 @@ class PyiqaMetric:
     title: str  # in tables
     needs_reference: bool
     options: Mapping[str, Any] = field(default_factory=dict)
+    least: int = 1  # smallest side of a picture, pixels
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,9 @@ METRICS: dict[str, PyiqaMetric | FunctionMetric] = {
     "topiq": PyiqaMetric("topiq_nr", "TOPIQ (NR)", needs_reference=False, options=_TOPIQ),
     "musiq": PyiqaMetric("musiq", "MUSIQ", needs_reference=False),
     "liqe": PyiqaMetric("liqe", "LIQE", needs_reference=False),
+    # Not in the paper. They and BRISQUE need no download.
+    "niqe": PyiqaMetric("niqe", "NIQE", needs_reference=False, least=96),
+    "piqe": PyiqaMetric("piqe", "PIQE", needs_reference=False),
 }
 
 
@@ -152,6 +157,13 @@ def _load_pyiqa(
         convention = f"{channel}, border {border}"
     model, files = pyiqa_backend.load(entry.pyiqa, name, device, options)
 
+    def compute(*pictures: "Tensor") -> "Tensor":
+        height, width = pictures[0].shape[-2:]
+        if min(height, width) < entry.least:
+            raise ValueError(f"{width}x{height} pixels, at least {entry.least}x{entry.least}")
+        score: Tensor = model(*(each[None] for each in pictures))
+        return score
+
     return Metric(
         name,
         entry.title,
@@ -161,7 +173,7 @@ def _load_pyiqa(
         weights=", ".join(f"{file.name}@{sha256(file)[:12]}" for file in files),
         convention=convention,
         device=device_name(device),
-        compute=lambda *pictures: model(*(each[None] for each in pictures)),
+        compute=compute,
     )
 
 
@@ -215,8 +227,8 @@ def _fetch(config: FetchConfig) -> None:
     failed = []
     for name in config.names or METRICS:
         entry = _entry(name)
-        if isinstance(entry, FunctionMetric):
-            print(f"{name}: needs no weights")
+        if isinstance(entry, FunctionMetric) or entry.pyiqa in pyiqa_backend.INCLUDED:
+            print(f"{name}: needs no download")
             continue
         print(f"{name}: to {pyiqa_backend.use_folder()}", flush=True)
         try:

@@ -4,11 +4,12 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import io
+import lzma
 import os
 import sys
 import types
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,44 @@ def use_folder() -> Path:
     return folder
 
 
+def _niqe(path: Path) -> io.BytesIO:
+    """NIQE's pristine model as the MATLAB file that pyiqa reads."""
+    import numpy as np
+    from scipy.io import savemat
+
+    content = io.BytesIO()
+    with np.load(path, allow_pickle=False) as model:
+        names = {"mu_prisparam": "mu_pris_param", "cov_prisparam": "cov_pris_param"}
+        savemat(content, {theirs: model[ours] for theirs, ours in names.items()})
+    content.seek(0)
+    return content
+
+
+def _brisque(path: Path) -> io.BytesIO:
+    """BRISQUE's regression, in libsvm's text format, as the pair of tensors that pyiqa reads."""
+    import torch
+
+    _, _, lines = lzma.decompress(path.read_bytes()).decode("ascii").partition("\nSV\n")
+    rows = [line.split() for line in lines.splitlines()]
+    coefficients = torch.tensor([float(row[0]) for row in rows], dtype=torch.float64)
+    vectors = torch.zeros(len(rows), 36, dtype=torch.float64)  # features that are 0 are left out
+    for vector, row in zip(vectors, rows, strict=True):
+        for number, value in (entry.split(":") for entry in row[1:]):
+            vector[int(number) - 1] = float(value)
+    content = io.BytesIO()
+    torch.save((coefficients, vectors), content)
+    content.seek(0)
+    return content
+
+
+_PARAMETERS = Path(__file__).with_name("parameters")  # its README names sources and licences
+# Metrics by pyiqa's name whose parameters are part of this package.
+INCLUDED: dict[str, tuple[Path, Callable[[Path], io.BytesIO]]] = {
+    "niqe": (_PARAMETERS / "niqe_pris_params.npz", _niqe),
+    "brisque": (_PARAMETERS / "brisque_allmodel.xz", _brisque),
+}
+
+
 def load(
     name: str, label: str, device: "torch.device", options: Mapping[str, Any]
 ) -> tuple[Any, list[Path]]:
@@ -93,6 +132,7 @@ def load(
     Raises MetricWeightsMissing: it tried to download. Raises MetricUnavailable: any other failure.
     """
     folder = use_folder()
+    included = [INCLUDED[name][0]] if name in INCLUDED else []
     fetch = f"`lasr metrics fetch {label}`"
     with offline(folder) as watch:
         try:
@@ -106,7 +146,7 @@ def load(
                 f"{label}: cannot be loaded ({type(error).__name__}: {one_line(error)})",
                 f"run {fetch} again, or upgrade pyiqa",
             ) from error
-    return metric, sorted(file for file in watch.files if file.is_file())
+    return metric, sorted([*included, *(file for file in watch.files if file.is_file())])
 
 
 def create(name: str, device: "torch.device", options: Mapping[str, Any]) -> Any:
@@ -115,6 +155,9 @@ def create(name: str, device: "torch.device", options: Mapping[str, Any]) -> Any
     Raises whatever pyiqa and the libraries below it raise.
     """
     pyiqa = import_pyiqa()
+    if name in INCLUDED:
+        path, read = INCLUDED[name]
+        options = {"pretrained_model_path": read(path), **options}
     # pyiqa prints what it loads and warns of deprecated code.
     with _tensors_only(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

