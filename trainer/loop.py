@@ -155,7 +155,7 @@ def enough_memory(
             raise
         memory = "the GPU" if device.type == "cuda" else "this machine"
         lower = []
-        if config.batch_size > config.accumulate:
+        if isinstance(config, TrainConfig) and config.batch_size > config.accumulate:
             lower.append(f"pass --accumulate {2 * config.accumulate}")
         if config.batch_size > max(2, world.size):
             lower.append(f"lower --batch-size ({config.batch_size} now)")

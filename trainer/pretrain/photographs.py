@@ -5,9 +5,9 @@ from the whole of it as benchmarks make theirs: MATLAB's antialiased bicubic, ro
 Both stay in memory as bytes, 17/16 of 3 bytes a pixel, within --memory-mb. So a crop costs a copy,
 and no step waits for a decoder.
 
-Randomness. Which photographs are held out, and what of a large one is kept, is a function of the
-seed and their content. The crop and the symmetry of the i-th patch of a run are functions of the
-seed and i. A checkpoint needs no state of the data.
+Randomness. Which photographs are held out depends on their content alone, and what of a large one
+is kept on its content and the seed. The crop and the symmetry of the i-th patch of a run are
+functions of the seed and i. A checkpoint needs no state of the data.
 """
 
 import hashlib
@@ -79,9 +79,9 @@ class Photographs:
         self.config, self.patch, self.seed = config, config.patch, config.seed
         found = find_pictures(config.images, config.folder)
         digests = self._unique(found)
-        order = sorted(digests)  # by content: paths may differ on a resumed run
-        rng = np.random.default_rng([self.seed, 2])
-        order = [order[i] for i in rng.permutation(len(order))]
+        # By content alone: a run that starts from another one's weights, with another seed and
+        # from other folders, holds out the same photographs.
+        order = sorted(digests)
         held = max(1, round(config.held_out * len(order))) if config.held_out else 0
         if len(order) <= held:
             raise UserError(

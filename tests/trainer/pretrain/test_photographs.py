@@ -83,16 +83,14 @@ def test_of_several_places_the_one_with_most_texture_is_taken(settings: Settings
     assert texture(np.stack([ramp] * 3, axis=2)) == 10
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_held_out_photographs_are_never_trained_on(
-    seed: int, settings: Settings, pictures: Path, tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+    settings: Settings, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / "several"
     shutil.copytree(pictures, folder)
     for path in sorted(pictures.iterdir()):  # each is there twice
         shutil.copy(path, folder / f"copy-of-{path.name}")
-    photographs = Photographs(settings(images=[folder], held_out=0.4, seed=seed))
+    photographs = Photographs(settings(images=[folder], held_out=0.4))
     held = {photograph.digest for photograph in photographs.held_out}
     assert len(held) == 2 and len(photographs.training) == 4
     assert not held & {photograph.digest for photograph in photographs.training}
@@ -109,8 +107,10 @@ def test_held_out_photographs_are_never_trained_on(
     renamed.mkdir()
     for number, path in enumerate(sorted(pictures.iterdir(), reverse=True)):
         shutil.copy(path, renamed / f"{number}.png")
-    again = Photographs(settings(images=[renamed], held_out=0.4, seed=seed))
+    again = Photographs(settings(images=[renamed], held_out=0.4))
     assert {photograph.digest for photograph in again.held_out} == held
+    other_seed = Photographs(settings(images=[renamed], held_out=0.4, seed=1))
+    assert {photograph.digest for photograph in other_seed.held_out} == held
     assert again.identity == photographs.identity
 
 
