@@ -22,15 +22,15 @@ from trainer.pretrain.config import PretrainConfig
 def run(config: PretrainConfig) -> None:
     """Train, and print a summary."""
     check_folder(config.folder, config.inputs)
-    find_pictures(config.images, config.folder)
+    found = find_pictures(config.images, config.folder)
     from trainer.pretrain import loop  # loads PyTorch, after the paths are checked
 
     loop.refuse_several_processes(os.environ.get("WORLD_SIZE", ""))
     if config.dry_run:
-        print(loop.describe(config))
+        print(loop.describe(config, found))
         return
     started = time.monotonic()
-    result = loop.pretrain(config, main.line)
+    result = loop.pretrain(config, main.line, found)
     say(f"weights: {', '.join(map(str, result.weights))} (.pth: Real-ESRGAN's layout)")
     for name, value in result.psnr.items():
         bicubic = result.bicubic[name.removeprefix("psnr_y_")]

@@ -22,10 +22,12 @@ from trainer.plan import BEING_TRAINED, check_compiler, check_steps
 from trainer.pretrain.config import PretrainConfig
 from trainer.pretrain.photographs import Photographs
 from trainer.pretrain.step import PretrainStep
-from trainer.pretrain.validation import Validation
+from trainer.pretrain.validation import Validation, read_pairs
 from trainer.run_log import RunLog
 
 log = logging.getLogger(__name__)
+
+Found = dict[Path, Path]  # of `find_pictures`
 
 README = """\
 # {name}: a run of LA-SR's pretraining
@@ -56,18 +58,21 @@ class Result:
     bicubic: dict[str, float]
 
 
-def pretrain(config: PretrainConfig, command: str = "the same command") -> Result:
+def pretrain(
+    config: PretrainConfig, command: str = "the same command", found: Found | None = None
+) -> Result:
     """Train a network on photographs as `config` says, or resume the run in its folder.
 
-    command: what the run's README says resumes it. Raises UserError for what the user can fix, and
-    KeyboardInterrupt when the run was asked to stop.
+    command: what the run's README says resumes it. found: the photographs' files. Raises UserError
+    for what the user can fix, and KeyboardInterrupt when the run was asked to stop.
     """
     world = World()
     # --- Check: whatever is wrong is reported before a network is loaded --------------------------
     config, device, start = prepare(config)
     with ExitStack() as stack:
-        photographs = Photographs(config)
-        validation = Validation(config, photographs)
+        given = read_pairs(config)
+        photographs = Photographs(config, found)
+        validation = Validation(photographs.held_out, given)
         stack.enter_context(sole_run(config.folder))
 
         # --- Load the network, then its state after the last checkpoint, if there is one ----------
@@ -108,6 +113,7 @@ def prepare(config: PretrainConfig) -> tuple[PretrainConfig, torch.device, Locat
     Raises UserError for what can be told before a photograph is read.
     """
     checkpoint.check_folder(config.folder, config.inputs)
+    check_free(config.folder, BEING_TRAINED)
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device, old_gpu="float32")
     config = config.model_copy(update={"precision": precision})
@@ -127,12 +133,12 @@ def start_identity(config: PretrainConfig, start: Located | None) -> str:
     return start.identity if start else f"interpolating-rrdb-{sizes}@built-in"
 
 
-def describe(config: PretrainConfig) -> str:
+def describe(config: PretrainConfig, found: Found | None = None) -> str:
     """What a run would do and what it needs, for --dry-run: the same checks."""
     config, device, start = prepare(config)
-    photographs = Photographs(config)
-    validation = Validation(config, photographs)
-    check_free(config.folder, BEING_TRAINED)
+    given = read_pairs(config)
+    photographs = Photographs(config, found)
+    validation = Validation(photographs.held_out, given)
     identity = start_identity(config, start)
     checkpoint.check_settings(config, photographs.identity, {"sr_init": identity})
     state = checkpoint.load(config.folder)

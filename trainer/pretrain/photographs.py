@@ -70,15 +70,14 @@ class Crops:
 class Photographs:
     """The photographs of a run: those it trains on, and those held out. Thread-safe.
 
-    Raises UserError at once: nothing to train on, inputs that do not exist, a picture of
-    --validate-on among the photographs. Files that cannot be used are named in a warning and left
-    out; so are files with the same bytes as another.
+    found: the files, as `find_pictures` returns them; None: find them. Raises UserError at once:
+    nothing to train on, inputs that do not exist. Files that cannot be used are named in a warning
+    and left out; so are files with the same bytes as another.
     """
 
-    def __init__(self, config: PretrainConfig):
+    def __init__(self, config: PretrainConfig, found: dict[Path, Path] | None = None):
         self.config, self.patch, self.seed = config, config.patch, config.seed
-        found = find_pictures(config.images, config.folder)
-        digests = self._unique(found)
+        digests = self._unique(found or find_pictures(config.images, config.folder))
         # By content alone: a run that starts from another one's weights, with another seed and
         # from other folders, holds out the same photographs.
         order = sorted(digests)

@@ -18,7 +18,7 @@ from schemas.manifest import SCALE
 from trainer.evaluate import testset
 from trainer.evaluate.resize import cut_to_multiple, enlarge, luma, reduce
 from trainer.pretrain.config import PretrainConfig
-from trainer.pretrain.photographs import Photograph, Photographs, to_tensor
+from trainer.pretrain.photographs import Photograph, to_tensor
 from trainer.sheets import to_uint8
 
 MOST, SIDE = 32, 128  # held-out photographs that are measured, and LR pixels of each side
@@ -54,12 +54,10 @@ def psnr_y(sr: Tensor, hr: Tensor, border: int = SCALE) -> float:
 class Validation:
     """The pictures that a run is validated on, by set: `held_out`, and `given` by --validate-on."""
 
-    def __init__(self, config: PretrainConfig, photographs: Photographs):
-        self.sets: dict[str, list[Pair]] = {}
-        if photographs.held_out:
-            self.sets["held_out"] = [_centre(p) for p in photographs.held_out[:MOST]]
-        if config.validate_on:
-            self.sets["given"] = read_pairs(config)
+    def __init__(self, held_out: list[Photograph], given: list[Pair]):
+        centres = [_centre(photograph) for photograph in held_out[:MOST]]
+        every = {"held_out": centres, "given": given}
+        self.sets = {name: pairs for name, pairs in every.items() if pairs}
         self.bicubic = {name: self._mean(name, _bicubic) for name in self.sets}
 
     @torch.no_grad()
@@ -85,9 +83,11 @@ class Validation:
 def read_pairs(config: PretrainConfig) -> list[Pair]:
     """The pictures of --validate-on with the LR pictures of --validate-lr, or reduced ones.
 
-    Raises UserError: no picture, one without an LR picture, or one of another size.
+    None without --validate-on. Raises UserError: no picture, one without an LR picture, or one of
+    another size.
     """
-    assert config.validate_on is not None
+    if config.validate_on is None:
+        return []
     files = testset.find([config.validate_on])
     lr_files = {}
     if config.validate_lr:

@@ -165,7 +165,7 @@ def test_psnr_on_y_is_that_of_scikit_image() -> None:
 
 def test_bicubic_of_the_validation_is_matlabs(settings: Settings, pictures: Path) -> None:
     config = settings(validate_on=pictures)
-    validation = Validation(config, Photographs(config))
+    validation = Validation(Photographs(config).held_out, read_pairs(config))
     scores = []
     for path in pictures.iterdir():
         hr = np.asarray(Image.open(path)).astype(np.float64)
