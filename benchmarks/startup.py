@@ -24,6 +24,7 @@ MISSING = {
     "finetune-set": "--lr-images nowhere --profile offline",
     "serve": "",  # it has no input
     "train": "--manifest nowhere --profile offline",
+    "pretrain": "--images nowhere --out out",
     "degradations": "--manifest nowhere",
     "features": "--weights nowhere --manifest nowhere",
     "upscale": "nowhere --weights nowhere --out out",

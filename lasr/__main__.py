@@ -16,6 +16,7 @@ SECTIONS = {
     ],
     "Train": [
         Lazy("train", "trainer.run", "Train a x4 network on a manifest"),
+        Lazy("pretrain", "trainer.pretrain.__main__", "Train a start for it on any photographs"),
         Lazy("degradations", "trainer.data.degradation", "Draw degraded patches, to look at them"),
         Lazy("features", "trainer.features.__main__", "Draw how the encoders see patches"),
     ],

@@ -36,7 +36,7 @@ COMMON = {  # flags that are no fields: metavar and description
     HELP_ALL: ("", "show all options"),
 }
 # What a run's config.json records beside its options.
-RECORDED = {"weights", "manifest_identity"}
+RECORDED = {"weights", "manifest_identity", "images_identity"}
 
 
 class UsageError(UserError):

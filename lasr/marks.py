@@ -41,6 +41,7 @@ _OLD_TEXTS = (  # of version 0.1.0
 )
 _JSON_KEYS = (
     {"manifest_identity", "weights"},  # config.json of a run
+    {"images_identity", "weights"},  # that of pretraining
     {"step", "numbers", "patches"},  # nonfinite.json
     {"host", "pid", "since"},  # a lock's holder
     {"view", "stage", "agreement", "chance", "silhouette", "sentence"},  # scores.json of features

@@ -20,9 +20,12 @@ from lasr.files import IsOurs, atomic_path, read_text, write_bytes
 from lasr.marks import KEY
 from lasr.weights.tensors import add_digest, check_digest, check_sizes
 from schemas.digest import Damaged
-from trainer.config import MAY_CHANGE, TrainConfig
+from trainer.config import TrainConfig
+from trainer.pretrain.config import PretrainConfig
 
 log = logging.getLogger(__name__)
+
+RunConfig = TrainConfig | PretrainConfig
 
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 # What others may have put into a run's folder, and a run would replace.
@@ -128,7 +131,8 @@ def check_folder(folder: Path, inputs: Iterable[object]) -> dict[str, Any]:
                 f"{path}: cannot be read ({one_line(error)})", "choose another --out"
             ) from error
         if not isinstance(config, dict) or not (
-            "manifest_identity" in config and isinstance(config.get("weights"), dict)
+            {"manifest_identity", "images_identity"} & config.keys()
+            and isinstance(config.get("weights"), dict)
         ):
             raise UserError(
                 f"{path}: is not the config.json of a run; nothing was changed",
@@ -166,37 +170,35 @@ def may_replace(folder: Path) -> IsOurs | None:
     return ownership.is_ours if KEY in settings["weights"] else None
 
 
-def inputs_of(config: TrainConfig) -> list[object]:
-    """What a run reads. Names of weights in the table are no paths, and do no harm here."""
-    return [config.manifest, config.encoders, config.sr_init, config.clip, config.vgg]
-
-
 def check_settings(
-    config: TrainConfig, manifest: str, weights: dict[str, str], former: str = ""
+    config: RunConfig, data: str, weights: dict[str, str], former: str = ""
 ) -> dict[str, Any]:
     """The config.json that a run's folder should have.
 
-    manifest, weights: identities, so that config.json is enough to repeat the run. former: the
-    manifest's identity in earlier versions, by which their runs resume. Writes nothing.
+    data, weights: identities, so that config.json is enough to repeat the run; data: of the
+    manifest or the photographs. former: the manifest's identity in earlier versions, by which
+    their runs resume. Writes nothing.
     Raises UserError: the folder holds a run with other settings; it names the first that differs.
     """
-    before = check_folder(config.folder, inputs_of(config))
+    before = check_folder(config.folder, config.inputs)
+    identity = f"{config.DATA}_identity"
+    if before and identity not in before:
+        other = "lasr pretrain" if config.DATA == "manifest" else "lasr train"
+        raise UserError(f"{config.folder}: holds a run of `{other}`", "choose another --out")
     # Weights that this version writes bear a mark, those of version 0.1.0 did not.
     marked = {KEY: "marked"} if not before or KEY in before["weights"] else {}
     settings: dict[str, Any] = json.loads(config.model_dump_json()) | {
-        "manifest_identity": manifest,
+        identity: data,
         "weights": weights | marked,
     }
     if before:
         # A run of an older version did what is the default of a setting it did not have.
-        defaults = {name: field.default for name, field in TrainConfig.model_fields.items()}
-        # A cosine that ends elsewhere has other rates from the start.
-        may_change = MAY_CHANGE - ({"steps"} if config.schedule == "cosine" else set())
+        defaults = {name: field.default for name, field in type(config).model_fields.items()}
         for name, value in settings.items():
             was = before.get(name, defaults.get(name))
-            if name == "manifest_identity" and was == former:
+            if name == identity and was == former:
                 continue
-            if name not in may_change and was != value:
+            if name not in config.may_change and was != value:
                 raise UserError(
                     f"{config.folder}: holds a run with {name} = {was}, now it is {value}",
                     "choose another --out",
@@ -204,14 +206,12 @@ def check_settings(
     return settings
 
 
-def claim_folder(
-    config: TrainConfig, manifest: str, weights: dict[str, str], former: str = ""
-) -> None:
+def claim_folder(config: RunConfig, data: str, weights: dict[str, str], former: str = "") -> None:
     """Create the run's folder and its config.json, or write it again with what may change.
 
-    manifest, weights, former: as in `check_settings`, which raises UserError first.
+    data, weights, former: as in `check_settings`, which raises UserError first.
     """
-    settings = check_settings(config, manifest, weights, former)
+    settings = check_settings(config, data, weights, former)
     content = json.dumps(settings, indent=2) + "\n"
     path = config.folder / "config.json"
     with writing(path, "free some disk space and run the same command", len(content)):
@@ -219,18 +219,43 @@ def claim_folder(
 
 
 def read_config(folder: Path) -> tuple[TrainConfig, dict[str, str]]:
-    """The settings of a run, and the identities of the weights it started from (claim_folder).
+    """The settings of a run of `lasr train`, and the identities of the weights it started from.
 
     Raises UserError: no run in the folder, or one of an incompatible version.
     """
-    path = folder / "config.json"
+    settings = _read_settings(folder)
     try:
-        settings = json.loads(read_text(path))
         weights = {name: str(settings["weights"][name]) for name in ("sr_init", "clip", "vgg")}
         known = {k: v for k, v in settings.items() if k in TrainConfig.model_fields}
         return TrainConfig(**known), weights
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{folder}: no readable config.json of a run ({type(error).__name__})",
-            "pass the folder that `lasr train` wrote, such as data/runs/NAME",
-        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _no_run(folder, error) from error
+
+
+def read_start(folder: Path) -> str:
+    """The identity of the weights that the SR network of a run, of either kind, started from.
+
+    Raises UserError: no run in the folder.
+    """
+    settings = _read_settings(folder)
+    try:
+        return str(settings["weights"]["sr_init"])
+    except (KeyError, TypeError) as error:
+        raise _no_run(folder, error) from error
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(read_text(folder / "config.json"))
+        if not isinstance(settings, dict):
+            raise TypeError
+        return settings
+    except (OSError, ValueError, TypeError) as error:
+        raise _no_run(folder, error) from error
+
+
+def _no_run(folder: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{folder}: no readable config.json of a run ({type(error).__name__})",
+        "pass the folder that `lasr train` wrote, such as data/runs/NAME",
+    )

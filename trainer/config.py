@@ -32,6 +32,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    DATA: ClassVar[str] = "manifest"  # what config.json records the identity of
     # What `--help-all` shows; `--help` shows the other fields.
     SECTIONS: ClassVar[Sections] = {
         "Models": ("sr_init", "clip", "vgg", "encoders", "freeze_encoders"),
@@ -192,3 +193,14 @@ class TrainConfig(BaseModel):
     def vgg_name(self) -> str:
         """Name or path of the VGG19."""
         return self.vgg or PROFILES[self.profile]["vgg"]
+
+    @property
+    def inputs(self) -> list[object]:
+        """What a run reads. Names of weights in the table are no paths, and do no harm here."""
+        return [self.manifest, self.encoders, self.sr_init, self.clip, self.vgg]
+
+    @property
+    def may_change(self) -> set[str]:
+        """The settings that a resumed run may have other values of."""
+        # A cosine that ends elsewhere has other rates from the start.
+        return MAY_CHANGE - ({"steps"} if self.schedule == "cosine" else set())

@@ -37,7 +37,7 @@ class ExportConfig(BaseModel):
     out: Path = Field(description=f"the file to write; its suffix is one of {', '.join(FORMATS)}")
     half: bool = Field(
         False,
-        description="weights in float16, half the size; pictures stay float32 (.onnx, .param)",
+        description="weights in float16, half the size; pictures stay float32 (not for .pth)",
     )
     opset: int = Field(18, ge=18, description="ONNX opset")
     licence: str | None = Field(
@@ -64,8 +64,8 @@ def check_out(out: Path, half: bool) -> None:
     """Raise UserError if no file with this name and precision can be written."""
     if out.suffix not in FORMATS:
         raise UserError(f"--out {out}: unknown format", f"end it in one of {', '.join(FORMATS)}")
-    if half and out.suffix in (".pth", ".safetensors"):
-        raise UserError(f"--half: {out.suffix} files keep float32", "use it for .onnx and .param")
+    if half and out.suffix == ".pth":
+        raise UserError("--half: .pth files keep float32", "use it for the other formats")
     # Upscayl takes the scale from x2, 3x, … anywhere in a model's name.
     if out.suffix == ".param" and (odd := re.search(r"[123]x|x[123]", out.stem.lower())):
         raise UserError(
@@ -83,7 +83,7 @@ def describe(weights: str, licence: str | None) -> tuple[Located, dict[str, str]
     if Path(weights).is_dir():
         from trainer import checkpoint  # loads PyTorch
 
-        start = checkpoint.read_config(Path(weights))[1]["sr_init"]
+        start = checkpoint.read_start(Path(weights))
         name = str(Path(weights) / "model.safetensors")
         if not Path(name).is_file():
             raise UserError(f"{name}: not written yet", "wait until the run ends")

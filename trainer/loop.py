@@ -1,5 +1,7 @@
 """The training loop, to be read from top to bottom. One step of it is in trainer/step.py.
 
+Pretraining (trainer/pretrain/loop.py) runs the same `train_steps` with another step.
+
 The host launches a step and, while the device computes it, reads the numbers of the step before:
 are they finite, was the run asked to stop, are they due to be logged. Before anything is written
 that a later step builds on, it reads all of them.
@@ -9,27 +11,28 @@ import logging
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from lasr.cli import progress
 from lasr.device import pick_precision
 from lasr.errors import UserError, is_out_of_memory, one_line, writing
 from lasr.lock import sole_writer
 from trainer import checkpoint
+from trainer.checkpoint import RunConfig
 from trainer.config import TrainConfig
 from trainer.data.dataset import Patches
-from trainer.data.prefetch import AsyncNumbers, prefetch
+from trainer.data.prefetch import AsyncNumbers, Source, prefetch
 from trainer.data.skipped import NAME, SkippedRows, read_skipped, trim_lines
 from trainer.distributed import World, process_group
-from trainer.models.encoders import load_encoders
 from trainer.models.load import load_sr
 from trainer.models.save import save_network, write_tensors
-from trainer.models.vgg import load_vgg
 from trainer.plan import (
     BEING_TRAINED,
     RunWeights,
@@ -38,12 +41,16 @@ from trainer.plan import (
     find_weights,
     open_patches,
 )
-from trainer.run_log import RESUME, Monitor, PendingStep, RunLog
-from trainer.step import TrainStep
+from trainer.run_log import RESUME, Monitor, PendingStep, RunLog, Step
+
+if TYPE_CHECKING:
+    from trainer.step import TrainStep
 
 log = logging.getLogger(__name__)
 
 SAMPLES = 4  # patches on a sample sheet
+
+Validate = Callable[[], dict[str, float]]
 
 
 def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
@@ -83,7 +90,9 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
         run_log = RunLog(config.folder, done, command) if world.is_main else None
         try:
             with enough_memory(config, device, world, "training"):
-                train_steps(config, train_step, patches, world, run_log, skipped, done)
+                first = world.on_all_ranks(lambda: patches.batch(0, max(SAMPLES, 2)))
+                samples = first.lr[:SAMPLES].to(device)  # the same on every sheet
+                train_steps(config, train_step, patches, samples, world, run_log, skipped, done)
         finally:
             if run_log:
                 run_log.close()
@@ -103,7 +112,7 @@ def sole_run(folder: Path) -> Iterator[None]:
         yield
 
 
-def save_weights(folder: Path, train_step: TrainStep) -> list[Path]:
+def save_weights(folder: Path, train_step: Step) -> list[Path]:
     """Write the trained network, and its moving average if there is one. Raises UserError."""
     networks = {"model": train_step.sr_network, "model_ema": train_step.average}
     is_ours = checkpoint.may_replace(folder)
@@ -136,7 +145,7 @@ def open_skipped(config: TrainConfig, patches: Patches, world: World, done: int)
 
 @contextmanager
 def enough_memory(
-    config: TrainConfig, device: torch.device, world: World, doing: str
+    config: RunConfig, device: torch.device, world: World, doing: str
 ) -> Iterator[None]:
     """Turn an error of memory into a UserError that says what to lower."""
     try:
@@ -146,7 +155,7 @@ def enough_memory(
             raise
         memory = "the GPU" if device.type == "cuda" else "this machine"
         lower = []
-        if config.batch_size > config.accumulate:
+        if isinstance(config, TrainConfig) and config.batch_size > config.accumulate:
             lower.append(f"pass --accumulate {2 * config.accumulate}")
         if config.batch_size > max(2, world.size):
             lower.append(f"lower --batch-size ({config.batch_size} now)")
@@ -170,8 +179,13 @@ def claim(config: TrainConfig, patches: Patches, weights: RunWeights) -> None:
 
 def load_step(
     config: TrainConfig, weights: RunWeights, device: torch.device, world: World
-) -> TrainStep:
+) -> "TrainStep":
     """The training step with the run's initial weights, on `device`. Raises UserError."""
+    # Here, because open_clip takes seconds to import, and pretraining needs none of them.
+    from trainer.models.encoders import load_encoders
+    from trainer.models.vgg import load_vgg
+    from trainer.step import TrainStep
+
     sr_network = load_sr(weights.sr).to(device)
     encoders = load_encoders(weights.clip, device)
     if config.encoders is not None:
@@ -180,7 +194,7 @@ def load_step(
     return TrainStep(config, sr_network, encoders, vgg, world)
 
 
-def resume(config: TrainConfig, train_step: TrainStep, world: World) -> int:
+def resume(config: RunConfig, train_step: Step, world: World) -> int:
     """Load the run's checkpoint, if there is one; the number of finished steps.
 
     Raises UserError: the checkpoint is not of this run, or is beyond `--steps`.
@@ -215,25 +229,32 @@ def resume(config: TrainConfig, train_step: TrainStep, world: World) -> int:
 
 
 def train_steps(
-    config: TrainConfig,
-    train_step: TrainStep,
-    patches: Patches,
+    config: RunConfig,
+    train_step: Step,
+    source: Source,
+    samples: Tensor,
     world: World,
     run_log: RunLog | None,
-    skipped: SkippedRows,
+    skipped: SkippedRows | None,
     done: int,
+    validate: Validate | None = None,
+    validate_every: int = 1,
 ) -> None:
     """Run the steps after `done`.
+
+    samples: LR pictures on the device, for the sample sheets. skipped: None if the source has no
+    bad rows. validate: measures the network at step 0 and every `validate_every` steps; its
+    numbers are logged.
 
     Raises UserError (a number is not finite, too many patches are unreadable, memory or the disk is
     full) or KeyboardInterrupt.
     """
-    first_batch = world.on_all_ranks(lambda: patches.batch(0, max(SAMPLES, 2)))
-    samples = first_batch.lr[:SAMPLES].to(train_step.device)  # the same on every sheet
     if run_log and done == 0:
         run_log.samples(0, train_step.sr_network, samples)
+        if validate:
+            run_log.scalars(0, validate())
     batches = prefetch(
-        patches.batches(
+        source.batches(
             done, config.steps, config.batch_size, config.workers, world.rank, world.size
         ),
         train_step.texts_of,
@@ -244,7 +265,7 @@ def train_steps(
         progress(config.steps, "steps", "step", done, not world.is_main) as bar,
         graceful_shutdown() as shutdown,
     ):
-        monitor = Monitor(config, train_step, patches, world, run_log, skipped, bar, done)
+        monitor = Monitor(config, train_step, source, world, run_log, skipped, bar, done)
         for step in range(done + 1, config.steps + 1):
             # --- Launch this step; the host does not wait for the device --------------------------
             with enough_memory(config, train_step.device, world, f"step {step}"):
@@ -264,8 +285,10 @@ def train_steps(
             sample = last or step % config.sample_every == 0
             save = last or step % config.checkpoint_every == 0
             snapshot = config.weights_every > 0 and step % config.weights_every == 0
+            measure = last or step % validate_every == 0
             stop = False
-            while len(pending) > 1 or (pending and (sample or save or snapshot or stop)):
+            write = sample or save or snapshot or (validate and measure)
+            while len(pending) > 1 or (pending and (write or stop)):
                 stop |= monitor.read(pending.popleft())
 
             # --- Write, on rank 0 -----------------------------------------------------------------
@@ -273,16 +296,18 @@ def train_steps(
                 run_log.samples(step, train_step.sr_network, samples)
             if run_log and snapshot:
                 save_snapshot(train_step, config.folder / "weights" / f"step{step:07}.safetensors")
+            if run_log and validate and measure:
+                run_log.scalars(step, validate())
             if run_log and (save or stop):
                 run_log.flush()
                 checkpoint.save(config.folder, step, **train_step.state())
-            if skipped.too_many and not last:
+            if skipped and skipped.too_many and not last:
                 world.on_all_ranks(skipped.refuse)
             if stop and not last:
                 raise KeyboardInterrupt
 
 
-def save_snapshot(train_step: TrainStep, path: Path) -> None:
+def save_snapshot(train_step: Step, path: Path) -> None:
     """Write the weights of the SR network now, or their moving average if there is one.
 
     path: in the run's subfolder `weights`.

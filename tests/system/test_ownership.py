@@ -68,6 +68,7 @@ WRITERS = {
     "build --dry-run": Writer(f"{BUILD} --dry-run", "whole", taken=BUILT),
     "train": Writer(TRAIN, "whole", taken=RUN, reads="in/m.parquet"),
     "train --dry-run": Writer(f"{TRAIN} --dry-run", "whole", taken=RUN, reads="in/m.parquet"),
+    "pretrain": Writer("pretrain --images in/photos --out OUT", "whole", taken=RUN),
     "finetune-set": Writer(
         "finetune-set --lr-images in/photos --profile offline --out OUT",
         "file", ".parquet", MANIFEST,

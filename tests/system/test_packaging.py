@@ -20,6 +20,7 @@ from tests.support.servers import BIN
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("lasr", "schemas", "pipeline", "trainer")
 DATA = {
+    *(f"lasr/weights/small/rrdb-small.{kind}" for kind in ("json", "safetensors")),
     *(f"{package}/py.typed" for package in PACKAGES),
     "pipeline/query/questions.sql",
     "pipeline/report/templates/charts.html",

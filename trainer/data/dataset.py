@@ -17,19 +17,20 @@ The replacement depends on the manifest alone, so that threads, processes and re
 """
 
 import itertools
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from schemas.manifest import PATCH_SIZE, Manifest, ManifestError, Role
 from trainer.config import Augmentation, Degradation, Pairing
 from trainer.data.index import ROLES
+from trainer.data.prefetch import ahead
 from trainer.data.reader import COLUMNS, LARGE_ROW_GROUP, BadRow, Reader, decode
 from trainer.data.realesrgan import degrade
 
@@ -196,23 +197,25 @@ class Patches:
     def batches(
         self, start: int, stop: int, size: int, workers: int, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
-        """`batch` for the steps start to stop - 1, in order, prepared ahead by threads.
+        """`batch` for the steps start to stop - 1, in order, prepared ahead by threads."""
+        most = max(workers, AHEAD * world // size)
+        yield from ahead(
+            lambda step: self.batch(step, size, rank, world), start, stop, workers, most
+        )
 
-        Threads and not processes, because reading and PNG decoding release the GIL, the window is
-        shared, and a kill leaves no process behind.
-        """
-        with ThreadPoolExecutor(workers, thread_name_prefix="patches") as executor:
-            ahead: deque[Future[Batch]] = deque()
-            try:
-                for step in range(start, stop):
-                    ahead.append(executor.submit(self.batch, step, size, rank, world))
-                    if len(ahead) > max(workers, AHEAD * world // size):
-                        yield ahead.popleft().result()
-                while ahead:
-                    yield ahead.popleft().result()
-            finally:
-                for future in ahead:
-                    future.cancel()
+    def named(self, batch: Batch) -> str:
+        """The rows of a batch, for an error."""
+        return f"manifest rows lr {batch.lr_rows}, hr {batch.hr_rows}"
+
+    def described(self, batch: Batch) -> dict[str, list[dict[str, Any]]]:
+        """By role, the rows of a batch with their ids."""
+        parts = self.manifest.files
+        columns = [c for c in ("patch_id", "image_path") if c in pq.read_schema(parts[0]).names]
+        table = pq.read_table(list(parts), columns=columns, partitioning=None)
+        return {
+            role: [{"row": row, **table.slice(row, 1).to_pylist()[0]} for row in rows]
+            for role, rows in (("lr", batch.lr_rows), ("hr", batch.hr_rows))
+        }
 
 
 def _count_equal(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -112,11 +112,12 @@ def export_network(
     """Write `out` atomically in the format of its suffix; returns the paths of the files.
 
     `.onnx` and `.param` (NCNN, with `.bin` beside it) are run and compared with PyTorch before they
-    get their names. `.pth` and `.safetensors` hold the tensors as they are.
+    get their names; so are weights that are rounded to float16. Otherwise `.pth` and `.safetensors`
+    hold the tensors as they are.
 
     Args:
         network: x4, on the CPU, in eval mode.
-        half: weights in float16 (`.onnx`, `.param`).
+        half: weights in float16 (all but `.pth`).
         opset: of ONNX.
         metadata: goes into `.onnx` and `.safetensors`; the other formats have no field for it.
 
@@ -144,6 +145,10 @@ def export_network(
             binary_path.unlink(missing_ok=True)
         return [out, binary_path]
     else:
+        if half:
+            rounded = copy.deepcopy(network).half()
+            compare(network, copy.deepcopy(rounded).float(), bound)
+            network = rounded
         write_tensors(out, network.state_dict(), dict(metadata))
     return [out]
 

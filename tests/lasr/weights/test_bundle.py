@@ -114,10 +114,11 @@ def test_an_exported_folder_holds_all_and_checks_itself(
     (folder / "metrics" / "hub" / "niqe.mat").write_bytes(b"a metric's")
     stick = tmp_path / "stick"
     status, out, _ = run(capsys, "export", str(stick))
-    assert status == 0 and f"5 files in {stick}, 5 of them copied now: use the folder" in out
+    assert status == 0 and f"6 files in {stick}, 6 of them copied now: use the folder" in out
     wheel = "realesrgan-x4plus/realesrgan-x4plus.bin"
     assert read_sums(stick).keys() == {
-        VGG, CLIP, "clip-vit-b-16/open_clip_config.json", wheel, "metrics/hub/niqe.mat"
+        VGG, CLIP, "clip-vit-b-16/open_clip_config.json", wheel, "metrics/hub/niqe.mat",
+        "rrdb-small/rrdb-small.safetensors",
     }  # fmt: skip
     check = subprocess.run(["sha256sum", "--check", SUMS], cwd=stick, capture_output=True)
     assert check.returncode == 0

@@ -31,13 +31,15 @@ def test_every_profile_names_weights_of_the_right_kind() -> None:
     for profile in PROFILES.values():
         for kind, name in profile.items():
             assert TABLE[name].kind == kind and TABLE[name].commercial
-    assert all(TABLE[name].built_in for name in PROFILES["offline"].values())
+    offline = [TABLE[name] for name in PROFILES["offline"].values()]
+    assert all(entry.built_in or entry.packaged for entry in offline)
 
 
 def test_every_entry_is_complete() -> None:
     for name, entry in TABLE.items():
         assert name == entry.name and entry.licence and entry.about
-        assert entry.built_in != (entry.megabytes > 0 and bool(entry.repository) != bool(entry.url))
+        sources = [bool(entry.repository), bool(entry.url), entry.packaged and bool(entry.wheel)]
+        assert entry.built_in != (entry.megabytes > 0 and sum(sources) == 1)
         assert entry.commercial == ("NC" not in entry.licence)
         assert re.fullmatch("main|[0-9a-f]{40}", entry.revision)
         assert all(re.fullmatch("[0-9a-f]{0,8}|[0-9a-f]{64}", f.sha256) for f in entry.files)
@@ -92,7 +94,7 @@ def test_no_other_file_names_a_source() -> None:
     for package in ("lasr", "schemas", "pipeline", "trainer", "benchmarks", "docker"):
         for file in (ROOT / package).rglob("*"):
             if (
-                file.suffix in (".pyc", ".txt", ".npz", ".xz")
+                file.suffix in (".pyc", ".txt", ".npz", ".xz", ".safetensors")
                 or file.is_dir()
                 or file.name == "registry.py"
             ):
