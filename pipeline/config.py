@@ -40,7 +40,8 @@ class OutputConfig(BaseModel):
         "data/patches.parquet", description="the manifest to write: a path, or s3://bucket/name"
     )
     profile: Profile = Field(
-        "default", description="a named set of models; offline needs no downloads and is untrained"
+        "default",
+        description="a named set of models; offline: small ones out of packages, for a first look",
     )
 
 

@@ -31,7 +31,7 @@ def test_every_profile_names_weights_of_the_right_kind() -> None:
     for profile in PROFILES.values():
         for kind, name in profile.items():
             assert TABLE[name].kind == kind and TABLE[name].commercial
-    assert all(TABLE[name].built_in for name in PROFILES["offline"].values())
+    assert all(TABLE[name].built_in for name in PROFILES["test"].values())
 
 
 def test_every_entry_is_complete() -> None:
@@ -92,7 +92,7 @@ def test_all_that_is_missing_is_named_together(folder: Path) -> None:
         "'depthfm-v1' (3464 MB, licence MIT), 'clip-vit-l-14' (1711 MB, licence MIT),"
         " 'sd15-vae' (335 MB, licence CreativeML OpenRAIL-M); run",
         f"`{command} {folder}`",
-        "--profile offline",
+        "--profile test",
     ):
         assert part in line
     assert "tiny-vgg" not in line and "\n" not in line
