@@ -3,7 +3,7 @@
     python -m benchmarks.perceptual --photographs FOLDER
     python -m benchmarks.perceptual --photographs FOLDER --weights vgg19
 
-40 crops of photographs out of packages (lasr/weights/small/photographs.txt) are shrunk to a quarter.
+40 crops of photographs out of packages (lasr/weights/small/photographs.txt) are shrunk to 1/4.
 Counted is in how many of them the VGG loss is lower for the crop itself than for the same crop
 mirrored, tinted, blurred or shifted. FOLDER: with the files of Debian packages that are not
 installed.

@@ -211,12 +211,10 @@ def _state(weights: Weights) -> str:
 def markdown() -> str:
     """The table of models and the table of profiles, as docs/weights.md contains them."""
     models = [
-        (f"`{w.name}`", _about(w), _size(w), _licence(w), _source(w), _digest(w))
-        for w in listed()
+        (f"`{w.name}`", _about(w), _size(w), _licence(w), _source(w), _digest(w)) for w in listed()
     ]
     rows = [
-        (f"`{profile}`", *(f"`{names[kind]}`" for kind in TITLES))
-        for profile, names in profiles()
+        (f"`{profile}`", *(f"`{names[kind]}`" for kind in TITLES)) for profile, names in profiles()
     ]
     return "\n\n".join(
         [
@@ -262,7 +260,11 @@ def _digest(weights: Weights) -> str:
         return ""
     digest = weights.files[-1].sha256
     if weights.parts:
-        return ", ".join(f"`{part.sha256[:8]}…`" for part in weights.parts if len(part.sha256) and part.file.endswith(("pth", "safetensors")))
+        return ", ".join(
+            f"`{part.sha256[:8]}…`"
+            for part in weights.parts
+            if len(part.sha256) and part.file.endswith(("pth", "safetensors"))
+        )
     if not digest:
         return "reported by the hub" if weights.repository else "none is published"
     return f"`{digest[:8]}…`" if len(digest) == 64 else f"`{digest}` (all that is published)"

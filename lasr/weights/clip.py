@@ -87,7 +87,9 @@ def _tiny() -> _Loaded:
     return model, _preprocess(model, {}), _openai_tokenizer(Path(), model)
 
 
-def _preprocess(model: open_clip.CLIP | open_clip.CustomTextCLIP, settings: dict[str, Any]) -> Preprocess:
+def _preprocess(
+    model: open_clip.CLIP | open_clip.CustomTextCLIP, settings: dict[str, Any]
+) -> Preprocess:
     """The config's settings over OpenAI's, as in open_clip's factory."""
     merged = merge_preprocess_dict(PreprocessCfg(), settings) | {"size": model.visual.image_size}
     model.visual.image_mean, model.visual.image_std = merged["mean"], merged["std"]

@@ -129,9 +129,7 @@ def _from_table(weights: Weights) -> Located:
         return Located(weights.name, None, identity, weights.family, parts)
     identity = f"{weights.name}@{combined(sorted(path for _, path in files))}"
     path = files[0][1] if len(weights.files) == 1 and not weights.repository else None
-    return Located(
-        weights.name, path or weights_folder() / weights.name, identity, weights.family
-    )
+    return Located(weights.name, path or weights_folder() / weights.name, identity, weights.family)
 
 
 @functools.cache  # once per process

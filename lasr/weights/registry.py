@@ -126,13 +126,14 @@ _MINILM = tuple(
     for name, digest in (
         ("config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
         ("tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
-        ("tokenizer_config.json", "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
+        ("tokenizer_config.json", "acb92769e8195aabd29b7b2137a9e6d6"),
         ("model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
     )
 )  # fmt: skip
 _CLIP_SMALL = tuple(
-    Part("la-sr", f"lasr/weights/small/{name}") for name in ("open_clip_config.json", "head.safetensors")
-)  # fmt: skip
+    Part("la-sr", f"lasr/weights/small/{name}")
+    for name in ("open_clip_config.json", "head.safetensors")
+)
 
 
 _RRDB = {"features": 64, "blocks": 23, "growth": 32}
@@ -206,7 +207,9 @@ _TABLE = (
             map(
                 File,
                 (
-                    "open_clip_config.json", "tokenizer.json", "tokenizer_config.json",
+                    "open_clip_config.json",
+                    "tokenizer.json",
+                    "tokenizer_config.json",
                     "sentence-transformers/all-MiniLM-L6-v2/config.json",
                     "open_clip_model.safetensors",
                 ),
@@ -254,9 +257,7 @@ _TABLE = (
         (File("vgg19-dcbb9e9d.pth", "dcbb9e9d"),),
         url="https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
     ),
-    Weights(
-        "tiny-rrdb", "sr", "rrdb", "Random RRDB, for tests", "none needed", trained=False
-    ),
+    Weights("tiny-rrdb", "sr", "rrdb", "Random RRDB, for tests", "none needed", trained=False),
     Weights(
         "rrdb-psnr-x4",
         "sr",

@@ -89,7 +89,9 @@ class VGG(nn.Module):
         return found
 
 
-def vgg_term(vgg: nn.Module, sr: Tensor, lr: Tensor, distance: Literal["l1", "l2"] = "l1") -> Tensor:
+def vgg_term(
+    vgg: nn.Module, sr: Tensor, lr: Tensor, distance: Literal["l1", "l2"] = "l1"
+) -> Tensor:
     """The VGG loss between I_SR and I_LR, a scalar: the mean over `vgg`'s layers (section 3.5).
 
     The features of I_SR are average-pooled by the scale, which gives the size of I_LR's for any h:

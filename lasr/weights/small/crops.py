@@ -1,4 +1,4 @@
-"""Photographs out of packages, random crops of them, and what can be computed of a crop's pixels."""
+"""Photographs out of packages, random crops of them, and what the pixels of a crop tell."""
 
 import importlib.metadata
 from collections.abc import Iterable, Iterator, Sequence
@@ -124,7 +124,10 @@ class Crop:
 def random_crops(
     picture: np.ndarray, number: int, count: int, rng: np.random.Generator
 ) -> Iterator[Crop]:
-    """Random squares of a photograph, half of them altered. number: the photograph's index."""
+    """Random squares of a photograph: in turn as they are, altered, and in another colour.
+
+    number: the photograph's index.
+    """
     least = min(picture.shape[:2])
     for index in range(count):
         side = int(np.exp(rng.uniform(np.log(min(SMALLEST, least)), np.log(least))))
@@ -132,7 +135,11 @@ def random_crops(
         pixels = crop_at(picture, x, y, side)
         if rng.random() < 0.5:
             pixels = pixels[:, ::-1]
-        pixels, known = altered(pixels, rng) if index % 2 else (pixels, set())
+        known = set[str]()
+        if index % 3 == 1:
+            pixels, known = altered(pixels, rng)
+        elif index % 3 == 2:
+            pixels = coloured(pixels, rng)
         yield Crop(pixels, number, x, y, side, frozenset(known | measured(pixels)))
 
 
@@ -163,6 +170,17 @@ def altered(pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, s
         x = cv2.imdecode(coded, cv2.IMREAD_COLOR).astype(np.float32)
         known.add("compressed")
     return x.clip(0, 255).round().astype(np.uint8), known
+
+
+def coloured(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The crop in one hue: photographs show few red, pink and purple surfaces."""
+    luma = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32) / 255
+    luma = luma ** np.float32(np.exp(rng.uniform(-1.5, 1)))
+    hsv = np.array([[[rng.uniform(0, 360), rng.uniform(0, 1), 1]]], np.float32)
+    colour = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    x = luma * colour if rng.random() < 0.5 else 1 - (1 - luma) * (1 - colour)
+    share = np.float32(rng.uniform(0.6, 1))
+    return (share * 255 * x + (1 - share) * pixels).clip(0, 255).round().astype(np.uint8)
 
 
 def measured(pixels: np.ndarray) -> set[str]:

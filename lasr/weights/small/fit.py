@@ -34,7 +34,7 @@ from lasr.weights.small import crops
 from lasr.weights.small.towers import lite0
 
 SEED = 0
-CROPS = 64  # of each photograph
+CROPS = 96  # of each photograph
 STEPS, BATCH, MADE = 1200, 192, 64  # MADE: features of classes that no photograph shows
 HEAD = Path(__file__).with_name("head.safetensors")
 RECORD = HEAD.with_suffix(".json")
@@ -88,9 +88,7 @@ def group_labels(samples: Sequence[crops.Crop], group: str) -> Tensor:
     return torch.tensor(labels)
 
 
-def extract(
-    clip: Clip, found: dict[crops.Photograph, Path], count: int, seed: int
-) -> Samples:
+def extract(clip: Clip, found: dict[crops.Photograph, Path], count: int, seed: int) -> Samples:
     """Features of `count` random crops of each photograph."""
     rng, features, every, sizes = np.random.default_rng(seed), [], [], []
     trunk = clip.model.visual.trunk.to(memory_format=torch.channels_last)
@@ -228,8 +226,13 @@ class Heads(nn.Module):
         return {name: tensor.half().contiguous() for name, tensor in tensors.items()}
 
 
-def fit(clip: Clip, classifier: nn.Linear, samples: Samples, photographs: Sequence[crops.Photograph],
-        words: Sequence[str]) -> Heads:  # fmt: skip
+def fit(
+    clip: Clip,
+    classifier: nn.Linear,
+    samples: Samples,
+    photographs: Sequence[crops.Photograph],
+    words: Sequence[str],
+) -> Heads:
     """The heads learned from samples of these photographs. words: the dictionary's."""
     torch.manual_seed(SEED)
     draw = torch.Generator().manual_seed(SEED)
@@ -246,6 +249,7 @@ def fit(clip: Clip, classifier: nn.Linear, samples: Samples, photographs: Sequen
             text_features(clip, [text for some in lists.values() for text in some]),
             [len(some) for some in lists.values()],
             group_labels(samples.crops, group),
+            0.5 if group == "colour" else 0.15,
         )
         for group, lists in GROUPS.items()
     ]
@@ -268,11 +272,11 @@ def fit(clip: Clip, classifier: nn.Linear, samples: Samples, photographs: Sequen
             wanted = torch.cat([y, conse(made)])
             logits = heads.scale.exp() * every_image @ heads.texts(texts).T
             loss = -(wanted * logits.log_softmax(dim=1)).sum(dim=1).mean()
-            for features, sizes, labels in groups:
+            for features, sizes, labels, weight in groups:
                 scores = group_scores(heads, every_image[:BATCH], features, sizes)
                 known = labels[rows]
                 if (known >= 0).any():
-                    loss = loss + 0.15 * F.cross_entropy(
+                    loss = loss + weight * F.cross_entropy(
                         heads.scale.exp() * scores, known, ignore_index=-1
                     )
             optimizer.zero_grad()
@@ -294,6 +298,8 @@ def make(parts: dict[str, Path], folders: Sequence[Path], dictionary: Path) -> d
 
     parts: the files of the towers by name. folders: of unpacked Debian packages. Raises UserError.
     """
+    torch.set_num_threads(1)  # sums in one order: the same numbers on every machine of one kind
+    torch.manual_seed(SEED)
     clip = load_towers(parts)
     network = lite0(parts["efficientnet-lite0-57934424.pth"])
     photographs = crops.photographs(judge=False)
