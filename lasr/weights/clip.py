@@ -37,8 +37,9 @@ _TINY: dict[str, Any] = {
 }
 
 
+_LONG = 1024  # tokens, more than any caption has
 Preprocess = Callable[[Any], torch.Tensor]  # PIL image -> 3 x S x S, resized and normalised
-Tokenize = Callable[[list[str]], torch.Tensor]  # texts -> n x length int64, padded or cut
+Tokenize = Callable[..., torch.Tensor]  # texts -> n x length int64, padded or cut
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,17 @@ class Clip:
     preprocess: Preprocess
     tokenize: Tokenize
     identity: str
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        """The tokens of each text, with those of start and end, before it is cut."""
+        tokens = self.tokenize(texts, context_length=_LONG)
+        used = (tokens != tokens[:, -1:]).cumsum(dim=1)  # the last token is padding
+        return (used.argmax(dim=1) + 1).tolist()
+
+    @property
+    def length(self) -> int:
+        """The tokens that it reads of a text."""
+        return self.tokenize([""]).shape[1]
 
 
 def load_clip(located: Located, device: torch.device) -> Clip:

@@ -34,7 +34,7 @@ from lasr.weights.small import crops
 from lasr.weights.small.towers import lite0
 
 SEED = 0
-CROPS = 96  # of each photograph
+CROPS = 72  # of each photograph
 STEPS, BATCH, MADE = 1200, 192, 64  # MADE: features of classes that no photograph shows
 HEAD = Path(__file__).with_name("head.safetensors")
 RECORD = HEAD.with_suffix(".json")
@@ -90,12 +90,13 @@ def group_labels(samples: Sequence[crops.Crop], group: str) -> Tensor:
 
 def extract(clip: Clip, found: dict[crops.Photograph, Path], count: int, seed: int) -> Samples:
     """Features of `count` random crops of each photograph."""
-    rng, features, every, sizes = np.random.default_rng(seed), [], [], []
+    features, every, sizes = [], [], []
     trunk = clip.model.visual.trunk.to(memory_format=torch.channels_last)
     with progress(len(found), "photographs", "photographs") as bar:
         for number, path in enumerate(found.values()):
             picture = crops.read(path)
             sizes.append(picture.shape[1::-1])
+            rng = np.random.default_rng([seed, number])
             some = list(crops.random_crops(picture, number, count, rng))
             for start in range(0, count, 32):
                 pixels = np.stack([crop.pixels for crop in some[start : start + 32]])

