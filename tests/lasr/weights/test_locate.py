@@ -32,12 +32,18 @@ def test_every_profile_names_weights_of_the_right_kind() -> None:
         for kind, name in profile.items():
             assert TABLE[name].kind == kind and TABLE[name].commercial
     assert all(TABLE[name].built_in for name in PROFILES["test"].values())
+    offline = [TABLE[name] for name in PROFILES["offline"].values()]
+    assert all(entry.built_in or entry.packaged for entry in offline)
 
 
 def test_every_entry_is_complete() -> None:
     for name, entry in TABLE.items():
         assert name == entry.name and entry.licence and entry.about
-        assert entry.built_in != (entry.megabytes > 0 and bool(entry.repository) != bool(entry.url))
+        sources = entry.repository, entry.url, entry.packaged
+        assert entry.built_in != (entry.megabytes > 0 and list(map(bool, sources)).count(True) == 1)
+        assert entry.packaged == bool(
+            not (entry.repository or entry.url) and (entry.wheel or entry.parts)
+        )
         assert entry.commercial == ("NC" not in entry.licence)
         assert re.fullmatch("main|[0-9a-f]{40}", entry.revision)
         assert all(re.fullmatch("[0-9a-f]{0,8}|[0-9a-f]{64}", f.sha256) for f in entry.files)
