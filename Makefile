@@ -32,7 +32,7 @@ demo: .venv/demo
 	$(BIN)/lasr query "SELECT word, count(*) AS patches FROM words GROUP BY word ORDER BY 2 DESC, 1 LIMIT 5"
 	$(BIN)/lasr query "SELECT path, width, height, status, n_lr, n_hr FROM images ORDER BY path"
 	$(BIN)/lasr train --manifest data/patches.parquet --profile offline --out $(RUN) \
-		--steps 40 --batch-size 4 --lr 1e-5 --vgg-layers conv1_2 conv2_2 conv3_4 conv5_4 \
+		--steps 40 --batch-size 4 --lr 1e-5 \
 		--log-every 5 --sample-every 20 --checkpoint-every 20
 	$(BIN)/lasr upscale --weights $(RUN)/model.safetensors $(PHOTOGRAPHS)/chelsea.png --out $(DEMO)/upscaled
 	$(BIN)/lasr picture --images $(PHOTOGRAPHS) --photograph china.jpg --out $(DEMO)/overview.png
@@ -43,7 +43,7 @@ demo: .venv/demo
 	@echo "  $(DEMO)/overview.png             a photograph, its distance map, its patches and captions"
 	@echo "  $(RUN)/samples/step0000040.png   LR | bicubic | SR"
 	@echo "  $(DEMO)/upscaled/chelsea.png     a photograph, upscaled x4"
-	@echo "The models of the profile 'offline' are untrained: this shows the steps, not the quality."
+	@echo "The models of the profile 'offline' are small: this shows the steps, not the quality."
 
 test: lint
 	$(BIN)/python -m pytest -n 2

@@ -197,7 +197,7 @@ def child(options: BuildBenchmark) -> None:
         out=out,
         depth=options.depth,
         clip=options.clip,
-        profile="offline",
+        profile="test",
         k=options.k,
         shard_size=options.shard_size,
         device=options.device,

@@ -221,7 +221,7 @@ def make_manifest(folder: Path, count: int) -> Path:
     config = BuildConfig(
         images=[str(folder / "photographs")],
         out=folder / "patches.parquet",
-        profile="offline",
+        profile="test",
         shard_size=max(count // 4, 1),
     )
     build = plan_build(prepare(config))

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from lasr.flags import COMMON, HELP, HELP_ALL, Flags, without_none
+from lasr.weights.registry import UNLISTED
 
 WIDTH = 100  # columns
 COLUMN = 26  # where descriptions begin
@@ -73,7 +74,8 @@ def _description(field: FieldInfo) -> str:
     parts = [field.description or ""]
     kind = without_none(field.annotation)
     if get_origin(kind) is Literal:
-        parts.append(f"[{' | '.join(map(str, get_args(kind)))}]")
+        choices = [str(choice) for choice in get_args(kind) if choice not in UNLISTED]
+        parts.append(f"[{' | '.join(choices)}]")
     default = field.default
     if field.is_required():
         parts.append("(required)")

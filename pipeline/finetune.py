@@ -24,7 +24,7 @@ from lasr.ownership import check_file, own_path
 from lasr.pictures.samples import LARGEST
 from lasr.pictures.search import expand_lists
 from lasr.terminal.output import say
-from lasr.weights.locate import PROFILES, Profile, locate, untrained
+from lasr.weights.locate import PROFILES, Profile, locate, notes, untrained
 from pipeline.build.workers import cut_out
 from pipeline.inputs.photographs import Found, find
 from pipeline.outputs import check_beside
@@ -183,8 +183,8 @@ def random_patches(photograph: Photograph, role: Role, k: int, seed: int) -> lis
 def run(config: FinetuneConfig) -> None:
     """Write the manifest and print a summary."""
     check_output(config)
-    if untrained(config.clip_name):
-        print("UNTRAINED: tiny-clip; captions are noise, they show the path only", file=sys.stderr)
+    for note in notes(config.clip_name):
+        print(note, file=sys.stderr)
     counts = write_manifest(config)
     print(f"patches:   {counts['lr']} lr, {counts['hr']} hr")
     say(f"manifest:  {config.out}")

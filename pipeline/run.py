@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lasr.cli import Command
 from lasr.errors import UserError
-from lasr.weights.locate import untrained
+from lasr.weights.locate import notes
 from pipeline.config import BuildConfig
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def run(config: BuildConfig) -> None:
     started = time.monotonic()
     prepared = prepare(config)
     check_free(config.work)
-    if untrained(config.clip_name):
-        print("UNTRAINED: tiny-clip; captions are noise, they show the path only", file=sys.stderr)
+    for note in notes(config.depth_name, config.clip_name):
+        print(note, file=sys.stderr)
     if config.dry_run:
         print(plan_build(prepared).summary())
         return

@@ -68,10 +68,10 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def manifest(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A manifest of all seven in two parts, profile offline, k = 4."""
+    """A manifest of all seven in two parts, profile test, k = 4."""
     out = tmp_path_factory.mktemp("data") / "patches.parquet"
     config = BuildConfig(
-        images=[str(photographs)], out=out, profile="offline", k=4, shard_size=4, device="cpu"
+        images=[str(photographs)], out=out, profile="test", k=4, shard_size=4, device="cpu"
     )
     run_stages(config)
     return out

@@ -53,7 +53,8 @@ class TrainConfig(BaseModel):
         None, description="folder of the run (default: data/runs/ and the manifest's name)"
     )
     profile: Profile = Field(
-        "default", description="a named set of models; offline needs no downloads and is untrained"
+        "default",
+        description="a named set of models; offline: small ones out of packages, for a first look",
     )
     sr_init: str | None = Field(
         None,
@@ -63,7 +64,7 @@ class TrainConfig(BaseModel):
         None, description="CLIP whose encoders are trained: name or folder (default: the profile's)"
     )
     vgg: str | None = Field(
-        None, description="VGG19 weights: a name or a file (default: the profile's)"
+        None, description="weights of the VGG loss: a name or a file (default: the profile's)"
     )
     steps: int = Field(300_000, ge=1, description="training steps")
     batch_size: int = Field(
@@ -94,7 +95,7 @@ class TrainConfig(BaseModel):
         None,
         min_length=1,
         description="VGG19 layers to compare, before (conv…) or after ReLU (default: conv5_4 as in"
-        " SRGAN and ESRGAN; conv1_2 for tiny-vgg, whose deep layers are untrained noise)",
+        " SRGAN and ESRGAN); stem and expansion of lite0-features (default: both)",
     )
     vgg_distance: VGGDistance = Field("l1", description="distance between VGG features")
     encoder_view: EncoderView = Field(

@@ -22,7 +22,7 @@ from lasr.cli import Command
 from lasr.errors import UserError, one_line
 from lasr.ownership import check_folder
 from lasr.terminal.output import say
-from lasr.weights.locate import untrained
+from lasr.weights.locate import notes
 from schemas.manifest import open_manifest
 from trainer.config import TrainConfig
 
@@ -44,11 +44,8 @@ def run(config: TrainConfig) -> None:
     started = time.monotonic()
     if "RANK" not in os.environ:
         checkpoint.check_folder(config.folder, config.inputs)
-    if names := untrained(config.sr_name, config.clip_name, config.vgg_name):
-        print(
-            f"UNTRAINED: {', '.join(names)}; this shows that it runs, not what it can do",
-            file=sys.stderr,
-        )
+    for note in notes(config.sr_name, config.clip_name, config.vgg_name):
+        print(note, file=sys.stderr)
     if config.dry_run:
         print(plan.describe(config, world_from_environment().size))
         return

@@ -33,7 +33,7 @@ from trainer.data.dataset import Batch
 from trainer.distributed import World
 from trainer.models.compiled import Captured, compile_blocks
 from trainer.models.encoders import Encoders
-from trainer.models.vgg import VGG, vgg_term
+from trainer.models.vgg import vgg_term
 from trainer.optimizer import (
     Encode,
     Loss,
@@ -61,7 +61,7 @@ class TrainStep:
         config: TrainConfig,
         sr_network: nn.Module,
         encoders: Encoders,
-        vgg: VGG,
+        vgg: nn.Module,
         world: World | None = None,
         region: Region = record_function,
     ):

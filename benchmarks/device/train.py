@@ -23,7 +23,7 @@ def measure(part: Part) -> None:
         BuildConfig(
             images=[str(folder / "photographs")],
             out=str(manifest),
-            profile="offline",
+            profile="test",
             device="cpu",
             k=2 if part.small else 8,
         )

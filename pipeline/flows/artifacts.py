@@ -61,5 +61,5 @@ def show_overview(manifest: Path) -> None:
         )
         about = "the most frequent words of each role"
         if shown.untrained:
-            about = f"UNTRAINED CLIP, the words are noise: {about}"
+            about = f"random CLIP, the words are noise: {about}"
         ui.create_table_artifact(shown.words, f"{PREFIX}-words", about)

@@ -130,6 +130,7 @@ def _models(rows: list[Row]) -> list[Row]:
                     # A user's own weights may have the name of a built-in model.
                     "untrained": version == "built-in" and bool(untrained(name)),
                     "formula": version == "built-in" and not untrained(name),
+                    "note": known.note if known else "",
                     "patches": 0,
                 },
             )

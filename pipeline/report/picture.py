@@ -103,7 +103,7 @@ def _draw(
         axes.set_axis_off()
         for row in rows:
             _outline(axes, row)
-    note = " (UNTRAINED CLIP: words are noise)" if untrained else ""
+    note = " (random CLIP: words are noise)" if untrained else ""
     bottom.suptitle(f"best patches and the first words of their captions{note}")
     halves: Any = bottom.subfigures(1, 2)
     for part, role in zip(halves, ("lr", "hr"), strict=True):

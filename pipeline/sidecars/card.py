@@ -20,8 +20,11 @@ _MODELS = {"depth": "distance", "clip": "captions"}  # parameter: what the model
 _HIDDEN = {"images", "lr_images", "hr_images", "depth_model", "caption_model", "out", "device"}
 
 _UNTRAINED = """
-> **Captions are noise.** They come from the profile `offline`, whose CLIP is a small network with
-> random weights. This set shows what a manifest looks like; its captions carry no information.
+> **Captions are noise.** They come from a small CLIP with random weights, which is for tests: they
+> carry no information.
+"""
+_SMALL = """
+> Captions come from {note}. For results build with another CLIP.
 """
 _LIMITS = f"""
 - Distance is estimated from a single photograph and relative to it: 0.9 in one photograph and 0.9
@@ -73,7 +76,7 @@ def data_card(
     if query := metadata.get("query"):
         sections = {"Selected by": f"```sql\n{query}\n```"} | sections
     text = "".join(f"\n## {title}\n\n{body}\n" for title, body in sections.items())
-    banner = _UNTRAINED if parameters.get("untrained") else ""
+    banner = _banner(parameters)
     about = (
         "Far (`lr`, 56x56) and near (`hr`, 224x224) patches of photographs, with captions, to train"
         " super-resolution of real pictures without pairs (LA-SR)."
@@ -81,6 +84,14 @@ def data_card(
     return (
         f"{_front_matter(manifest, len(patches))}\n# {_title(manifest)}\n\n{about}\n{banner}{text}"
     )
+
+
+def _banner(parameters: dict[str, Any]) -> str:
+    """What to know before the captions are used."""
+    if parameters.get("untrained"):
+        return _UNTRAINED
+    known = TABLE.get(str(parameters.get("clip")))
+    return _SMALL.format(note=known.note) if known and known.note else ""
 
 
 def _title(manifest: StoragePath) -> str:

@@ -119,6 +119,7 @@ class Captioner:
 
         self.clip = load_clip(clip, device)
         self.words = list(words)
+        _check_length(self.clip, self.words)
         self.device = device
         self.batch = BATCH[device.type]
         self._embeddings = _embed(self.clip, self.words, device)
@@ -191,6 +192,19 @@ class Captioner:
         prepared = [self.prepare(patch) for patch in patches]
         starts = range(0, len(prepared), self.batch)
         return [c for i in starts for c in self.rank(self.features(prepared[i : i + self.batch]))]
+
+
+def _check_length(clip: "Clip", words: list[str]) -> None:
+    """Raise UserError if a caption of the longest words would be cut."""
+    counts = dict(zip(words, clip.count_tokens(words), strict=True))
+    longest = sorted(words, key=lambda word: counts[word], reverse=True)[:WORDS_PER_PATCH]
+    (count,) = clip.count_tokens([", ".join(longest)])
+    if count > clip.length:
+        raise UserError(
+            f"the dictionary: its {WORDS_PER_PATCH} longest words make a caption of {count} tokens,"
+            f" and {clip.identity} reads {clip.length}",
+            f"shorten the longest ones, such as '{longest[0]}'",
+        )
 
 
 def _embed(clip: "Clip", words: list[str], device: "torch.device") -> "torch.Tensor":

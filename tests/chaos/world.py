@@ -183,14 +183,14 @@ class World:
         return self.start("flow" if flow else "build", *self.build_flags(variant), *more)
 
     def build_flags(self, variant: str) -> list[str]:
-        flags = ["--images", "photos", "--out", "data/patches.parquet", "--profile", "offline"]
+        flags = ["--images", "photos", "--out", "data/patches.parquet", "--profile", "test"]
         flags += ["--dictionary", "words.txt", "--shard-size", "3", "--workers", "2"]
         return flags + VARIANTS[variant]
 
     def train(self, run: str = "runs/run", manifest: str = "training.parquet") -> Program:
         """Start or resume a training run."""
         text = (
-            f"--manifest {manifest} --out {run} --profile offline --clip models/clip --lr 1e-3"
+            f"--manifest {manifest} --out {run} --profile test --clip models/clip --lr 1e-3"
             f" --sr-init models/sr.safetensors --batch-size 2 --steps {STEPS} --log-every 1"
             " --checkpoint-every 2 --sample-every 100 --workers 2 --max-skipped 0.4"
         )

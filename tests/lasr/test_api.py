@@ -30,7 +30,7 @@ def test_the_examples_of_the_page_run_one_after_the_other(
     assert found["summary"].status == {"ok": 7} and found["summary"].patches["lr"] == 28
     assert [path.name for path in found["weights"]] == ["model.safetensors", "model.pth"]
     assert found["large"].size == (320, 240) and found["pixels"].dtype == np.uint8
-    again = lasr.build_patches(["photos"], "patches.parquet", profile="offline", k=4)
+    again = lasr.build_patches(["photos"], "patches.parquet", profile="test", k=4)
     assert again == found["summary"]
 
 
@@ -52,7 +52,7 @@ def test_a_build_with_prefects_parameters_is_refused(photographs: Path, tmp_path
         with pytest.raises(UserError, match="use `lasr build`"):
             lasr.build_patches([photographs], tmp_path / "patches.parquet", **parameters)
     with pytest.raises(UserError, match="nowhere: no such folder"):
-        lasr.build_patches(["nowhere"], tmp_path / "patches.parquet", profile="offline")
+        lasr.build_patches(["nowhere"], tmp_path / "patches.parquet", profile="test")
     assert not list(tmp_path.iterdir())
 
 

@@ -206,7 +206,7 @@ def test_missing_weights_are_named_with_the_command_that_fetches_them(
 def test_mistakes_of_the_pipeline(
     empty: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    offline = ["--profile", "offline"]
+    offline = ["--profile", "test"]
     for argv, message in [
         (["--images", "nowhere"], "nowhere: no such folder"),
         (["--images", str(photographs), "--dictionary", "no.txt"], "no.txt: the dictionary"),
@@ -223,7 +223,7 @@ def test_mistakes_of_the_pipeline(
 def test_a_gpu_asked_for_in_vain(
     empty: Path, photographs: Path, manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cuda = ["--profile", "offline", "--device", "cuda"]
+    cuda = ["--profile", "test", "--device", "cuda"]
     status = pipeline.run.main(["--images", str(photographs), *cuda])
     assert "--device cuda: PyTorch sees no GPU here" in one_line(capsys, status)
     status = trainer.run.main(["--manifest", str(manifest), *cuda])
@@ -241,18 +241,18 @@ def test_mistakes_of_the_trainer(
         (["--manifest", str(manifest), "--vgg", str(broken)], "broken.pth: cannot be read"),
         (["--manifest", str(manifest), "--vgg-layers", "conv9_9"], "no layer conv9_9"),
     ]:
-        status = trainer.run.main([*argv, "--profile", "offline", "--batch-size", "2"])
+        status = trainer.run.main([*argv, "--profile", "test", "--batch-size", "2"])
         assert message in one_line(capsys, status)
 
 
 def test_dry_runs_say_what_would_be_done_and_do_nothing(
     empty: Path, photographs: Path, manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["--images", str(photographs), "--profile", "offline", "--dry-run"]
+    argv = ["--images", str(photographs), "--profile", "test", "--dry-run"]
     assert pipeline.run.main(argv) == 0
     text = capsys.readouterr().out
     assert "7 photographs, 0 finished, 7 to do in 1 parts" in text and "1000 words" in text
-    assert trainer.run.main(["--manifest", str(manifest), "--profile", "offline", "--dry-run"]) == 0
+    assert trainer.run.main(["--manifest", str(manifest), "--profile", "test", "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "28 lr and" in text and "tiny-clip@built-in" in text
     assert list(empty.iterdir()) == []

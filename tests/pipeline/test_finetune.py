@@ -122,7 +122,7 @@ def test_fine_tuning_moves_the_sr_network_alone(
     start, _ = save_network(untrained_rrdb(8, 1, 8), tmp_path, "start")
     argv = [
         "--manifest", str(out), "--sr-init", str(start), "--freeze-encoders", "--lr", "1e-7",
-        "--profile", "offline", "--clip", str(clip), "--steps", "3", "--batch-size", "4",
+        "--profile", "test", "--clip", str(clip), "--steps", "3", "--batch-size", "4",
         "--log-every", "1", "--out", str(run),
     ]  # fmt: skip
     assert trainer.run.main(argv) == 0

@@ -79,7 +79,7 @@ def test_depthfm_is_the_cpus(tmp_path: Path) -> None:
 
 def build(album: Path, out: Path, **changes: Any) -> BuildConfig:
     plain: dict[str, Any] = {
-        "images": [str(album)], "out": str(out), "profile": "offline", "k": 2, "device": "cuda",
+        "images": [str(album)], "out": str(out), "profile": "test", "k": 2, "device": "cuda",
     }  # fmt: skip
     return BuildConfig(**(plain | changes))
 

@@ -161,7 +161,7 @@ def torture(folder: Path, kills: int, seed: int) -> Counter[str]:
     rng = random.Random(seed)
     album, context = small_album(folder / "album", 3), processes.context()
     out = folder / "patches.parquet"
-    plain: dict[str, Any] = {"images": [str(album)], "profile": "offline", "shard_size": 2}
+    plain: dict[str, Any] = {"images": [str(album)], "profile": "test", "shard_size": 2}
     plain["dictionary"] = words(album)
     variants = [
         BuildConfig(**plain, out=out, k=2),

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 def config(manifest: Path, models: Path, out: Path, **changes: Any) -> TrainConfig:
     plain: dict[str, Any] = {
-        "manifest": manifest, "out": out, "profile": "offline", "clip": str(models / "clip"),
+        "manifest": manifest, "out": out, "profile": "test", "clip": str(models / "clip"),
         "sr_init": str(models / "sr.safetensors"), "batch_size": 2, "log_every": 1, "steps": 4,
         "sample_every": 2, "checkpoint_every": 2, "workers": 2,
     }  # fmt: skip

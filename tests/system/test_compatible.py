@@ -82,7 +82,7 @@ def test_a_subset_written_by_each_trains(
     assert sorted(names) == sorted(name for name, row in rows.items() if row["texture"] > LEAST)
     assert stored(mine) == {name: rows[name] for name in names}
     argv = [
-        "--manifest", str(mine), "--profile", "offline", "--out", str(run), "--steps", "2",
+        "--manifest", str(mine), "--profile", "test", "--out", str(run), "--steps", "2",
         "--batch-size", "2", "--log-every", "1", "--workers", "1",
     ]  # fmt: skip
     assert trainer.run.main(argv) == 0

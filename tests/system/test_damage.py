@@ -60,7 +60,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(folder: Path, **changes: Any) -> BuildConfig:
     plain: dict[str, Any] = {
         "images": [str(folder / "photos")], "out": folder / "patches.parquet", "shard_size": 1,
-        "profile": "offline", "k": 1, "dictionary": folder / "words.txt", "workers": 1,
+        "profile": "test", "k": 1, "dictionary": folder / "words.txt", "workers": 1,
     }  # fmt: skip
     return BuildConfig(**(plain | changes))
 

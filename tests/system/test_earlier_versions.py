@@ -44,7 +44,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def config(out: str = "patches.parquet") -> BuildConfig:
     return BuildConfig(
-        images=["photos"], out=out, profile="offline", k=1, depth="colour-attenuation",
+        images=["photos"], out=out, profile="test", k=1, depth="colour-attenuation",
         far_texture=0,
     )  # fmt: skip
 
@@ -135,7 +135,7 @@ def test_cached_features_of_version_0_1_0_are_used(project: Path) -> None:
 @pytest.mark.usefixtures("same_selection")
 def test_a_run_resumes_whose_config_has_the_former_identity(project: Path) -> None:
     """Before its manifest was written again with digests, and after; another one is refused."""
-    run = TrainConfig(manifest=Path("patches.parquet"), out=Path("run"), profile="offline")
+    run = TrainConfig(manifest=Path("patches.parquet"), out=Path("run"), profile="test")
     weights = {"sr_init": "a@1", "clip": "b@1", "vgg": "c@1"}
     former = open_manifest("patches.parquet").former_identity
     checkpoint.claim_folder(run, former, weights)

@@ -101,7 +101,7 @@ def rows(out: Path) -> list[dict[str, object]]:
 
 def test_a_build_uses_the_new_estimator_strategy_and_column(extended: Copy, album: Path) -> None:
     extended.run(
-        "pipeline.run", "--images", "photographs", "--profile", "offline", "--k", "3",
+        "pipeline.run", "--images", "photographs", "--profile", "test", "--k", "3",
         "--depth", "row-position", "--strategy", "texture", "--out", "new.parquet",
     )  # fmt: skip
     found = rows(extended.folder / "new.parquet")
@@ -138,7 +138,7 @@ finish(build, [build_shard(build.job, shard) for shard in build.plan.to_do])
 def test_a_new_column_is_filled_in_where_a_manifest_lacks_it(extended: Copy, album: Path) -> None:
     """The raised VERSION: without it, the next build would keep the finished parts as they are."""
     out = extended.folder / "old.parquet"
-    config = BuildConfig(images=[str(album)], out=str(out), profile="offline", k=2)
+    config = BuildConfig(images=[str(album)], out=str(out), profile="test", k=2)
     assert run_stages(config)
     before = rows(out)
     (extended.folder / "build.py").write_text(BUILD)

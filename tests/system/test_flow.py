@@ -62,7 +62,7 @@ class Project:
         )
 
     def pipeline_run(self, *flags: str) -> subprocess.CompletedProcess[str]:
-        return self.run(sys.executable, "-m", "pipeline.run", "--profile", "offline", *flags)
+        return self.run(sys.executable, "-m", "pipeline.run", "--profile", "test", *flags)
 
     def ask(self, what: str, **question: Any) -> Any:
         """The server's REST API: all `what` (deployments, flow_runs, …) that match."""
@@ -138,7 +138,7 @@ def last_run(server: Project) -> dict[str, Any]:
 
 
 def test_the_doctor_finds_the_server_well(server: Project) -> None:
-    done = server.run(sys.executable, "-m", "lasr.doctor", "--profile", "offline")
+    done = server.run(sys.executable, "-m", "lasr.doctor", "--profile", "test")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"at {server.environment['PREFECT_API_URL']}, healthy" in done.stdout
 
@@ -157,7 +157,7 @@ def test_pipeline_run_builds_through_the_flow(photographs: Path, project: Projec
     done = project.pipeline_run(*flags)
     assert done.returncode == 0, done.stderr
     assert "photographs: 3: 3 ok" in done.stdout and "6 lr, 6 hr" in done.stdout
-    assert "UNTRAINED" in done.stderr and "build-patches" in done.stderr
+    assert "random weights" in done.stderr and "build-patches" in done.stderr
     assert counts(project.folder / "data/patches.parquet") == {"lr": 6, "hr": 6}
     assert "Traceback" not in done.stderr and "not shown" not in done.stderr
     assert done.stderr.count("recorded in a temporary database only") == 1
@@ -179,7 +179,7 @@ def embedded_servers(project: Project) -> list[psutil.Process]:
 
 def test_the_server_ends_with_a_build_that_is_killed(photographs: Path, project: Project) -> None:
     """tests/pipeline/flows/test_server.py tries all signals; here the server is the real one."""
-    argv = [sys.executable, "-m", "pipeline.run", "--profile", "offline", "--images"]
+    argv = [sys.executable, "-m", "pipeline.run", "--profile", "test", "--images"]
     with project.background(*argv, str(photographs)) as log:
         wait_for("the flow", lambda: "Beginning flow run" in log.read_text(), log)
         (server,) = embedded_servers(project)
@@ -216,7 +216,7 @@ def test_the_served_deployment(photographs: Path, server: Project) -> None:
         check_form(deployment)
 
         out = server.folder / "served.parquet"
-        parameters = {"images": [str(photographs)], "profile": "offline", "k": 2, "limit": 3}
+        parameters = {"images": [str(photographs)], "profile": "test", "k": 2, "limit": 3}
         parameters |= {"shard_size": 2, "out": str(out)}
         pairs = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in parameters.items()]
         flags = [flag for pair in pairs for flag in ("-p", pair)]
@@ -303,7 +303,7 @@ def check_artifacts(server: Project, run: str) -> None:
     assert table == [{"status": "ok", "photographs": 3, "lr": 6, "hr": 6}]
     words = json.loads(by_key["words"]["data"])
     assert len(words) == 10 and 1 <= words[0]["lr patches"] <= 6
-    assert by_key["words"]["description"].startswith("UNTRAINED")
+    assert by_key["words"]["description"].startswith("random CLIP")
     assert "](data:image/jpeg;base64," in by_key["picture"]["data"]
 
 
@@ -318,7 +318,7 @@ def test_a_work_pool(photographs: Path, server: Project) -> None:
     check_form(deployment)
     server.environment["LASR_ROOTS"] = f"{photographs}:{server.folder}"  # of the worker
     with server.background(PREFECT, "worker", "start", "--pool", "la-sr") as log:
-        flags = ["-p", f'images=["{photographs}"]', "-p", "profile=offline", "-p", "limit=2"]
+        flags = ["-p", f'images=["{photographs}"]', "-p", "profile=test", "-p", "limit=2"]
         command = [PREFECT, "deployment", "run", "build-patches", *flags, "--watch"]
         done = server.run(*command, "-p", "k=2", "-p", "out=pool/patches.parquet")
         assert done.returncode == 0, done.stdout + done.stderr + log.read_text()
@@ -340,7 +340,7 @@ def test_postgresql_holds_the_runs(here: Project, photographs: Path) -> None:
     if here.database is None:
         pytest.skip("no PostgreSQL here: apt-get install postgresql")
     config = BuildConfig(
-        images=[str(photographs)], out=here.folder / "pg.parquet", profile="offline", limit=1
+        images=[str(photographs)], out=here.folder / "pg.parquet", profile="test", limit=1
     )
     flows.build(config)
     sql = "SELECT state_type, parameters->>'out' FROM flow_run ORDER BY created DESC LIMIT 1"
@@ -370,7 +370,7 @@ def fault(monkeypatch: pytest.MonkeyPatch, error: Exception, times: int) -> list
 def config(photographs: Path, tmp_path: Path) -> BuildConfig:
     """Seven photographs, a part each."""
     return BuildConfig(
-        images=[str(photographs)], out=tmp_path / "patches.parquet", profile="offline",
+        images=[str(photographs)], out=tmp_path / "patches.parquet", profile="test",
         k=1, shard_size=1,
     )  # fmt: skip
 
@@ -495,7 +495,7 @@ def test_errors_inside_the_flow_are_one_line(
 ) -> None:
     (folder := tmp_path / "photos").mkdir()
     Image.new("RGB", (100, 80)).save(folder / "sm\x1b[2Jall.png")
-    config = BuildConfig(images=[str(folder)], out=tmp_path / "o.parquet", profile="offline")
+    config = BuildConfig(images=[str(folder)], out=tmp_path / "o.parquet", profile="test")
     with pytest.raises(UserError, match=r"none of 1 photographs gave a patch \(1 too_small\)"):
         flows.build(config)
     assert "Traceback" not in caplog.text and "\x1b[2J" not in caplog.text

@@ -132,7 +132,7 @@ def test_hundreds_of_hostile_files(photographs: Path, open_folder: Path) -> None
     out.parent.chmod(0o777)
 
     config = BuildConfig(
-        images=[str(folder)], out=out, profile="offline", k=1, dictionary=words, shard_size=64
+        images=[str(folder)], out=out, profile="test", k=1, dictionary=words, shard_size=64
     )
     process = processes.context().Process(target=build_in_a_box, args=(config, peak))
     process.start()

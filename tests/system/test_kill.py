@@ -27,7 +27,7 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(album: Path, out: Path, **changes: Any) -> BuildConfig:
-    plain: dict[str, Any] = {"images": [str(album)], "profile": "offline", "k": 2, "shard_size": 4}
+    plain: dict[str, Any] = {"images": [str(album)], "profile": "test", "k": 2, "shard_size": 4}
     plain |= {"dictionary": killed.words(album), "out": out}
     return BuildConfig(**(plain | changes))
 

@@ -102,7 +102,7 @@ def upload(folder: Path, target: str) -> None:
 
 
 def build(images: object, out: object, **changes: Any) -> list[str]:
-    plain: dict[str, Any] = {"images": [str(images)], "out": str(out), "profile": "offline", "k": 2}
+    plain: dict[str, Any] = {"images": [str(images)], "out": str(out), "profile": "test", "k": 2}
     return run_stages(BuildConfig(**(plain | {"shard_size": 2, "workers": 2} | changes)))
 
 
@@ -221,7 +221,7 @@ sys.path[:0] = {[str(ROOT), str(ROOT / "tests")]!r}
 from tests.conftest import BuildConfig, run_stages
 from pipeline.build.lock import sole_build
 config = BuildConfig(
-    images=["{bucket}/photos"], out="{out}", profile="offline", k=2, shard_size=1, workers=1
+    images=["{bucket}/photos"], out="{out}", profile="test", k=2, shard_size=1, workers=1
 )
 with sole_build(config.work):
     run_stages(config)
@@ -271,7 +271,7 @@ def test_one_build_at_a_time(bucket: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def error_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    assert pipeline.run.main([*argv, "--profile", "offline"]) == 1
+    assert pipeline.run.main([*argv, "--profile", "test"]) == 1
     error = capsys.readouterr().err.splitlines()
     assert error[-1].startswith("error: ")
     return error[-1]
@@ -407,7 +407,7 @@ def test_what_came_during_a_build_stays(
     late = [StoragePath(f"{bucket}/data/{name}") for name in
             ("patches.parquet/notes.txt", "patches.work/notes.txt", "patches.work/kept/notes.txt",
              "patches.work/kept/features/notes.txt")]  # fmt: skip
-    config = BuildConfig(images=[f"{bucket}/photos"], out=out, profile="offline", k=1, shard_size=2)
+    config = BuildConfig(images=[f"{bucket}/photos"], out=out, profile="test", k=1, shard_size=2)
     planned = plan_build(prepare(config))
     made = [build_shard(planned.job, shard) for shard in planned.plan.to_do]
     for place in late:

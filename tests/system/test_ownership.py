@@ -55,8 +55,8 @@ class Writer:
         return main(argv)
 
 
-BUILD = "build --images in/photos --profile offline --k 1 --out OUT"
-TRAIN = "train --manifest in/m.parquet --profile offline --batch-size 2 --out OUT"
+BUILD = "build --images in/photos --profile test --k 1 --out OUT"
+TRAIN = "train --manifest in/m.parquet --profile test --batch-size 2 --out OUT"
 BUILT = (LIKE_OURS, "part-0.parquet", "../o.images.parquet", "../o.duplicates.parquet",
          "../o.card.md", "../o.work/notes.txt", "../o.work/lock", "../o.work/lock.json",
          f"../o.work/{LIKE_OURS}", "../o.work/publishing/notes.txt")  # fmt: skip
@@ -70,7 +70,7 @@ WRITERS = {
     "train --dry-run": Writer(f"{TRAIN} --dry-run", "whole", taken=RUN, reads="in/m.parquet"),
     "pretrain": Writer("pretrain --images in/photos --out OUT", "whole", taken=RUN),
     "finetune-set": Writer(
-        "finetune-set --lr-images in/photos --profile offline --out OUT",
+        "finetune-set --lr-images in/photos --profile test --out OUT",
         "file", ".parquet", MANIFEST,
     ),
     "report": Writer(
@@ -312,7 +312,7 @@ def test_globs_and_lists_are_inputs(
     out: str, images: str, world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("list.txt").write_text("in/photos\n")
-    build = f"build --profile offline --k 1 --images {images} --out OUT"
+    build = f"build --profile test --k 1 --images {images} --out OUT"
     refuses(Writer(build, "whole"), out, capsys)
     if out == "in/photos":
         refuses(Writer(f"upscale --weights tiny-rrdb {images} --out OUT", "whole"), out, capsys)
@@ -336,7 +336,7 @@ def test_a_folder_of_this_machine_is_given_as_a_path(
 def test_an_output_that_a_glob_would_find_is_refused(
     world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = "build --profile offline --k 1 --images in/* --out OUT"
+    command = "build --profile test --k 1 --images in/* --out OUT"
     refuses(Writer(command, "whole"), "in/new", capsys, "would be one of the inputs")
 
 
@@ -357,7 +357,7 @@ def test_a_folder_that_cannot_be_written(
 
 def test_an_input_linked_into_the_output(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`photos/link` leads to the folder in which the build writes."""
-    build = Writer("build --images in/photos --profile offline --k 1 --out OUT", "whole")
+    build = Writer("build --images in/photos --profile test --k 1 --out OUT", "whole")
     kept = Path("data/o.work/kept/distance/0123456789abcdef/ab")
     kept.mkdir(parents=True)
     Image.new("L", (9, 9)).save(kept / f"{'ab' * 32}.png")
@@ -367,7 +367,7 @@ def test_an_input_linked_into_the_output(world: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("cache", ["notes", "data/o/cache", "in/photos/cache", "in/photos", ""])
 def test_caches_are_outputs(cache: str, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["build", "--images", "in/photos", "--profile", "offline", "--out", "data/o"]
+    argv = ["build", "--images", "in/photos", "--profile", "test", "--out", "data/o"]
     before = tree(world)
     assert main([*argv, "--cache", cache]) == 1
     error = capsys.readouterr().err
@@ -386,7 +386,7 @@ def test_what_comes_while_a_build_runs_stays(photographs: Path, tmp_path: Path) 
     out, work = tmp_path / "o.parquet", tmp_path / "o.work"
 
     def config(k: int) -> BuildConfig:
-        return BuildConfig(images=[f"{photographs}/coffee.png"], out=out, profile="offline", k=k)
+        return BuildConfig(images=[f"{photographs}/coffee.png"], out=out, profile="test", k=k)
 
     run_stages(config(2))
     planned = plan_build(prepare(config(1)))
@@ -415,7 +415,7 @@ def test_what_comes_while_a_build_runs_stays(photographs: Path, tmp_path: Path) 
 
 def test_a_damaged_part_of_ours_is_replaced(photographs: Path, tmp_path: Path) -> None:
     config = BuildConfig(
-        images=[f"{photographs}/coffee.png"], out=tmp_path / "o.parquet", profile="offline", k=1
+        images=[f"{photographs}/coffee.png"], out=tmp_path / "o.parquet", profile="test", k=1
     )
     run_stages(config)
     (part,) = (tmp_path / "o.parquet").iterdir()

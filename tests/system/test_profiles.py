@@ -103,6 +103,6 @@ def build_train_and_enlarge(
         "1",
     ]
     assert trainer.run.main([*train, "--batch-size", "2"]) == 0
-    assert "UNTRAINED" not in capsys.readouterr().err
+    assert "random weights" not in capsys.readouterr().err
     upscale = ["photographs/coffee.png", "--weights", "data/runs/patches/model.safetensors"]
     assert trainer.upscale.__main__.main([*upscale, "--out", "enlarged"]) == 0

@@ -96,7 +96,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def config(images: Path, out: Path, **changes: Any) -> BuildConfig:
-    plain: dict[str, Any] = {"profile": "offline", "k": 2, "shard_size": 1, "workers": 1}
+    plain: dict[str, Any] = {"profile": "test", "k": 2, "shard_size": 1, "workers": 1}
     plain |= {"dictionary": images.parent / "words.txt"}
     return BuildConfig(images=[str(images)], out=str(out), **(plain | changes))
 
@@ -248,7 +248,7 @@ def test_ctrl_c_ends_the_cluster_and_the_same_command_carries_on(
 ) -> None:
     """As typed: a cluster of its own, Prefect's embedded server, Ctrl-C between two parts."""
     command = [sys.executable, "-m", "pipeline.run", "--images", str(album), "--k", "2"]
-    command += ["--profile", "offline", "--dictionary", str(album.parent / "words.txt")]
+    command += ["--profile", "test", "--dictionary", str(album.parent / "words.txt")]
     command += ["--shard-size", "1", "--workers", "1", "--runner", "ray"]
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(HOLD)

@@ -17,8 +17,8 @@ from lasr.__main__ import main
 ROOT = Path(__file__).parents[2]
 # What the test adds to a command: no weights can be fetched here, and two steps are enough.
 ADDED = {
-    "build": ["--profile", "offline", "--k", "4"],
-    "train": ["--profile", "offline", "--steps", "2", "--batch-size", "2"],
+    "build": ["--profile", "test", "--k", "4"],
+    "train": ["--profile", "test", "--steps", "2", "--batch-size", "2"],
 }
 ELSEWHERE = {  # lines that another test runs
     "lasr weights fetch default": "test_fetch.py, from a hub on this machine",

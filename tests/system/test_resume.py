@@ -33,7 +33,7 @@ def arguments(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     save_clip(folder / "clip")
     save_network(untrained_rrdb(8, 1, 8), folder, "sr")
     text = (
-        f"--manifest {manifest} --profile offline --clip {folder}/clip --batch-size 2"
+        f"--manifest {manifest} --profile test --clip {folder}/clip --batch-size 2"
         f" --sr-init {folder}/sr.safetensors --steps {STEPS} --log-every 1 --checkpoint-every 3"
         f" --sample-every 100 --workers 2 --ema 0.9 --lr 1e-3"
     )

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 def config(manifest: Path, models: Path, out: Path, **changes: Any) -> TrainConfig:
     plain: dict[str, Any] = {
-        "manifest": manifest, "out": out, "profile": "offline", "clip": str(models / "clip"),
+        "manifest": manifest, "out": out, "profile": "test", "clip": str(models / "clip"),
         "sr_init": str(models / "sr.safetensors"), "batch_size": 4, "log_every": 1, "steps": 6,
         "sample_every": 100, "checkpoint_every": 3, "workers": 1,
     }  # fmt: skip

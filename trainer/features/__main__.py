@@ -103,7 +103,7 @@ def run(config: FeaturesConfig) -> None:
         ) from error
     after = encode(encoders, table, device, "features after training")
     stages[f"after {state['step']} steps"] = after
-    note = "UNTRAINED weights: no result of the method" if untrained(trained.clip_name) else ""
+    note = "random weights: no result of the method" if untrained(trained.clip_name) else ""
     _write(config, _views(table, words, stages), note)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import open_clip
 import torch
+from open_clip import CustomTextCLIP
+from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
 from lasr.weights.clip import Clip, load_clip
@@ -43,6 +45,10 @@ class Tokens:
             return torch.cat([tokens[: length - 1], end])
         return torch.nn.functional.pad(tokens, (0, length - len(tokens)))
 
+    def each(self, texts: list[str]) -> Tensor:
+        """The tokens of texts, (n, 77) int64 on the CPU."""
+        return torch.stack([self.of(text) for text in texts])
+
     def _inner(self, word: str) -> Tensor:
         """The tokens of a word without those of start and end, which are the largest two."""
         tokens = self._cached(word)
@@ -63,9 +69,13 @@ def _is_plain(word: str) -> bool:
 class Encoders(nn.Module):
     """E_I and E_T: pictures and texts to features in one space.
 
-    Without position embedding E_I accepts both 56x56 and 224x224. It also ignores positions: a
-    picture whose 14x14 tiles are shuffled has the same feature, so that only the VGG term
-    (section 3.5) preserves the layout.
+    Without position embedding E_I accepts both 56x56 and 224x224. A ViT then also ignores
+    positions: a picture whose 14x14 tiles are shuffled has the same feature, so that only the VGG
+    term (section 3.5) preserves the layout.
+
+    The encoders stay in evaluation mode while they are trained: no dropout, and batch norm keeps
+    the statistics of its million pictures, of which a batch of 8 patches gives a poor estimate, and
+    LR and HR batches would be normalised apart.
     """
 
     mean: Tensor
@@ -74,7 +84,8 @@ class Encoders(nn.Module):
     def __init__(self, clip: Clip):
         super().__init__()
         self.model = clip.model
-        self._tokens = Tokens(clip.tokenize)
+        is_openai = isinstance(clip.tokenize, open_clip.tokenizer.SimpleTokenizer)
+        self._tokenize = Tokens(clip.tokenize).each if is_openai else clip.tokenize
         remove_positions(self.model.visual)
         self.make_trainable()
         for name in ("mean", "std"):
@@ -89,15 +100,15 @@ class Encoders(nn.Module):
         return features
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Features C or Q (n, c) of texts, truncated at CLIP's 77 tokens."""
+        """Features C or Q (n, c) of texts, truncated at CLIP's length (77 tokens of OpenAI's)."""
         return self.encode(self.tokens(texts).to(self.mean.device))
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
-        """The tokens of texts, (n, 77) int64 on the CPU."""
-        return torch.stack([self._tokens.of(text) for text in texts])
+        """The tokens of texts, (n, length) int64 on the CPU."""
+        return self._tokenize(list(texts))
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Features C or Q (n, c) of `tokens` (n, 77)."""
+        """Features C or Q (n, c) of `tokens` (n, length)."""
         features: Tensor = self.model.encode_text(tokens)
         return features
 
@@ -108,7 +119,8 @@ class Encoders(nn.Module):
 
     def towers(self) -> tuple[nn.Module, nn.Module]:
         """The modules of the image and the text encoder that do nearly all of the arithmetic."""
-        return self.model.visual, self.model.transformer
+        text = self.model.text if isinstance(self.model, CustomTextCLIP) else self.model.transformer
+        return self.model.visual, text
 
     def frozen_images(self) -> "FrozenImages":
         """A second view of E_I for the SR terms, see `FrozenImages`."""
@@ -126,6 +138,7 @@ class FrozenImages(nn.Module):
         super().__init__()
         visual = encoders.model.visual
         shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in visual.parameters()}
+        shared |= {id(b): b for b in visual.buffers()}  # statistics of batch norm, constant too
         self.visual = copy.deepcopy(visual, shared)
         self.mean, self.std = encoders.mean, encoders.std
 
@@ -146,6 +159,13 @@ def remove_positions(visual: nn.Module) -> None:
     A zero that broadcasts replaces the parameter, because open_clip adds it unconditionally; it is
     neither trained nor saved. Raises WeightsError: an unknown kind of encoder.
     """
+    if isinstance(visual, TimmModel):
+        if any("pos_embed" in name for name, _ in visual.named_parameters()):
+            raise WeightsError(
+                "this image encoder of timm has a position embedding, which is not removed",
+                "use a CLIP with open_clip's own ViT, or with a convolutional encoder",
+            )
+        return  # convolutions have none
     holder = (
         visual if hasattr(visual, "positional_embedding") else getattr(visual, "attnpool", None)
     )

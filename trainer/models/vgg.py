@@ -16,6 +16,7 @@ from lasr.errors import UserError
 from lasr.weights.locate import Located, WeightsError
 from lasr.weights.tensors import read_tensors
 from trainer.losses import full_precision
+from trainer.models.lite0 import load_lite0
 
 BLOCKS = (2, 2, 4, 4, 4)  # convolutions of VGG19 between its max poolings
 WIDTHS = tuple(w for w, n in zip((64, 128, 256, 512, 512), BLOCKS, strict=True) for _ in range(n))
@@ -88,7 +89,9 @@ class VGG(nn.Module):
         return found
 
 
-def vgg_term(vgg: VGG, sr: Tensor, lr: Tensor, distance: Literal["l1", "l2"] = "l1") -> Tensor:
+def vgg_term(
+    vgg: nn.Module, sr: Tensor, lr: Tensor, distance: Literal["l1", "l2"] = "l1"
+) -> Tensor:
     """The VGG loss between I_SR and I_LR, a scalar: the mean over `vgg`'s layers (section 3.5).
 
     The features of I_SR are average-pooled by the scale, which gives the size of I_LR's for any h:
@@ -96,6 +99,7 @@ def vgg_term(vgg: VGG, sr: Tensor, lr: Tensor, distance: Literal["l1", "l2"] = "
     Distances are computed in float32 under any autocast.
 
     Args:
+        vgg: a `VGG`, or another frozen network that gives features by layer (`Lite0`).
         sr: super-resolved pictures (n, 3, s·h, s·w), s an integer.
         lr: their inputs (n, 3, h, w) in [0, 1].
         distance: mean absolute (`l1`) or mean squared (`l2`) difference.
@@ -124,11 +128,14 @@ def vgg_term(vgg: VGG, sr: Tensor, lr: Tensor, distance: Literal["l1", "l2"] = "
     return torch.stack(terms).mean()
 
 
-def load_vgg(located: Located, layers: Sequence[str] | None = None) -> VGG:
-    """VGG19 with these weights, on the CPU. layers: None for the ones that suit the weights.
+def load_vgg(located: Located, layers: Sequence[str] | None = None) -> nn.Module:
+    """The network of the VGG loss with these weights, on the CPU: VGG19, or one in its role.
 
-    Raises WeightsError as `vgg_from`, or UserError: a layer that VGG19 does not have.
+    layers: None for the ones that suit the weights. Raises WeightsError as `vgg_from`, or
+    UserError: a layer that the network does not have.
     """
+    if located.family == "lite0":
+        return load_lite0(located, layers)
     unknown = [layer for layer in layers or () if layer not in TAPS]
     if unknown:
         raise UserError(

@@ -47,7 +47,7 @@ def faults(results: list[Result]) -> dict[str, Result]:
 def test_a_machine_where_the_offline_profile_runs_is_well(
     empty: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert doctor.main(["--profile", "offline"]) == 0
+    assert doctor.main(["--profile", "test"]) == 0
     text = capsys.readouterr().out
     for about in ("Python", "packages", "PyTorch", "OpenCV", "DuckDB", "Prefect"):
         assert f"✓ {about}: " in text, text
@@ -79,17 +79,17 @@ def test_missing_weights_are_named_with_their_command(
 def test_damaged_weights(
     empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(PROFILES["offline"], "vgg", "vgg19")
+    monkeypatch.setitem(PROFILES["test"], "vgg", "vgg19")
     (file := empty / "data/weights/vgg19/vgg19-dcbb9e9d.pth").parent.mkdir(parents=True)
     file.write_bytes(b"not the published file")
-    status, results = examine(capsys, "--profile", "offline")
+    status, results = examine(capsys, "--profile", "test")
     fault = faults(results)["weights"]
     assert status == 1 and f"{file.relative_to(empty)}: is not the published file" in fault.found
     assert fault.fix == "remove it and run `lasr weights fetch vgg19`"
 
 
 def test_a_full_disk_says_what_would_be_written(capsys: pytest.CaptureFixture[str]) -> None:
-    status, results = examine(capsys, "--profile", "offline", "--photographs", "10000000000")
+    status, results = examine(capsys, "--profile", "test", "--photographs", "10000000000")
     fault = faults(results)["disk"]
     assert status == 1 and "15000000.1 GB needed" in fault.found and "free some" in fault.fix
 
@@ -110,7 +110,7 @@ def test_what_training_and_fetching_write_counts(
 
 def test_a_folder_that_cannot_be_written(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Even root cannot write below /proc."""
-    status, results = examine(capsys, "--profile", "offline", "--data", "/proc/data")
+    status, results = examine(capsys, "--profile", "test", "--data", "/proc/data")
     fault = faults(results)["data folder"]
     assert status == 1 and "/proc/data cannot be written" in fault.found and fault.fix
 
@@ -152,7 +152,7 @@ def test_prefects_server(
 ) -> None:  # fmt: skip
     with prefect(**answer) as address:  # type: ignore[arg-type]
         monkeypatch.setenv("PREFECT_API_URL", address)
-        status, results = examine(capsys, "--profile", "offline")
+        status, results = examine(capsys, "--profile", "test")
         (result,) = (r for r in results if r.about == "Prefect")
         assert (result.level, status) == (level, int(level == "wrong"))
         assert found in result.found and address in result.found
@@ -160,7 +160,7 @@ def test_prefects_server(
         if "auth" in answer:
             assert "PREFECT_API_AUTH_STRING" in result.fix
             monkeypatch.setenv("PREFECT_API_AUTH_STRING", str(answer["auth"]))
-            assert examine(capsys, "--profile", "offline")[0] == 0
+            assert examine(capsys, "--profile", "test")[0] == 0
 
 
 @pytest.mark.parametrize("where", ["environment", "profile", "no URL"])
@@ -174,11 +174,11 @@ def test_a_server_that_is_not_there(
         (empty / "prefect").mkdir()
         profiles = f'active = "mine"\n[profiles.mine]\nPREFECT_API_URL = "{address}"\n'
         (empty / "prefect" / "profiles.toml").write_text(profiles)
-    status, results = examine(capsys, "--profile", "offline")
+    status, results = examine(capsys, "--profile", "test")
     fault = faults(results)["Prefect"]
     assert status == 1 and address in fault.found and "does not answer" in fault.found
     assert "prefect server start" in fault.fix and "`PREFECT_API_URL= lasr build" in fault.fix
-    assert examine(capsys, "--profile", "offline", "--program", "trainer")[0] == 0
+    assert examine(capsys, "--profile", "test", "--program", "trainer")[0] == 0
 
 
 @pytest.mark.parametrize("broken", [("torchvision", "cv2", "duckdb"), ("torch", "pyarrow")])
@@ -190,7 +190,7 @@ def test_libraries_that_do_not_load_are_a_line_each_and_stop_nothing_else(
     for library in broken:
         (tmp_path / "first" / f"{library}.py").write_text(f"raise RuntimeError({message!r})\n")
     variables = {**os.environ, "PYTHONPATH": f"{tmp_path / 'first'}:{ROOT}"}
-    command = [sys.executable, "-m", "lasr.doctor", "--profile", "offline"]
+    command = [sys.executable, "-m", "lasr.doctor", "--profile", "test"]
     done = subprocess.run(command, env=variables, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     for library in broken:
@@ -224,8 +224,8 @@ def version(name):
 importlib.metadata.version = version
 sys.path.insert(0, {str(ROOT)!r})
 from lasr.doctor import __main__ as doctor
-assert doctor.main(["--profile", "offline", "--program", "trainer"]) == 0
-assert doctor.main(["--profile", "offline"]) == 1
+assert doctor.main(["--profile", "test", "--program", "trainer"]) == 0
+assert doctor.main(["--profile", "test"]) == 1
 """
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -289,6 +289,6 @@ def test_a_check_that_breaks_stops_no_other(
         raise KeyError("a bug")
 
     monkeypatch.setattr(doctor, "disk", broken)
-    status, results = examine(capsys, "--profile", "offline")
+    status, results = examine(capsys, "--profile", "test")
     assert status == 1 and faults(results)["disk"].found == "KeyError: 'a bug'"
     assert "bug" in faults(results)["disk"].fix and results[-1].about != "disk"

@@ -31,6 +31,7 @@ def test_every_profile_names_weights_of_the_right_kind() -> None:
     for profile in PROFILES.values():
         for kind, name in profile.items():
             assert TABLE[name].kind == kind and TABLE[name].commercial
+    assert all(TABLE[name].built_in for name in PROFILES["test"].values())
     offline = [TABLE[name] for name in PROFILES["offline"].values()]
     assert all(entry.built_in or entry.packaged for entry in offline)
 
@@ -38,8 +39,11 @@ def test_every_profile_names_weights_of_the_right_kind() -> None:
 def test_every_entry_is_complete() -> None:
     for name, entry in TABLE.items():
         assert name == entry.name and entry.licence and entry.about
-        sources = [bool(entry.repository), bool(entry.url), entry.packaged and bool(entry.wheel)]
-        assert entry.built_in != (entry.megabytes > 0 and sum(sources) == 1)
+        sources = entry.repository, entry.url, entry.packaged
+        assert entry.built_in != (entry.megabytes > 0 and list(map(bool, sources)).count(True) == 1)
+        assert entry.packaged == bool(
+            not (entry.repository or entry.url) and (entry.wheel or entry.parts)
+        )
         assert entry.commercial == ("NC" not in entry.licence)
         assert re.fullmatch("main|[0-9a-f]{40}", entry.revision)
         assert all(re.fullmatch("[0-9a-f]{0,8}|[0-9a-f]{64}", f.sha256) for f in entry.files)
@@ -115,7 +119,7 @@ def test_all_that_is_missing_is_named_together(folder: Path) -> None:
         "'depthfm-v1' (3464 MB, licence MIT), 'clip-vit-l-14' (1711 MB, licence MIT),"
         " 'sd15-vae' (335 MB, licence CreativeML OpenRAIL-M); run",
         f"`{command} {folder}`",
-        "--profile offline",
+        "--profile test",
     ):
         assert part in line
     assert "tiny-vgg" not in line and "\n" not in line

@@ -26,7 +26,7 @@ from tests.support.upstream import save_clip
 
 
 def config(images: Path, out: Path, **changes: Any) -> BuildConfig:
-    plain: dict[str, Any] = {"images": [str(images)], "out": out, "profile": "offline", "k": 2}
+    plain: dict[str, Any] = {"images": [str(images)], "out": out, "profile": "test", "k": 2}
     return BuildConfig(**(plain | changes))
 
 

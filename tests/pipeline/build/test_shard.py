@@ -67,7 +67,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 @pytest.fixture
 def build(album: Path, tmp_path: Path, networks: dict[str, str]) -> Any:
     def build(out: str = "patches.parquet", **changes: Any) -> list[dict[str, Any]]:
-        plain: dict[str, Any] = {"images": [str(album)], "k": 2, "profile": "offline"} | networks
+        plain: dict[str, Any] = {"images": [str(album)], "k": 2, "profile": "test"} | networks
         config = BuildConfig(**(plain | {"out": tmp_path / out} | changes))
         run_stages(config)
         table = ds.dataset([str(f) for f in open_manifest(tmp_path / out).files]).to_table()
@@ -230,8 +230,6 @@ def test_the_work_folder_holds_nothing_stale(build: Any, tmp_path: Path) -> None
 
 def test_dry_run_says_what_is_finished(build: Any, album: Path, tmp_path: Path) -> None:
     build()
-    config = BuildConfig(
-        images=[str(album)], k=2, profile="offline", out=tmp_path / "patches.parquet"
-    )
+    config = BuildConfig(images=[str(album)], k=2, profile="test", out=tmp_path / "patches.parquet")
     text = plan_build(prepare(config)).summary()
     assert "4 photographs, 0 finished, 4 to do in 1 parts\n" in text

@@ -68,7 +68,7 @@ class Built:
         self.out = out
 
     def __call__(self, *folders: Path, **changes: Any) -> Summary:
-        parameters = {"k": 1, "profile": "offline", "shard_size": 2} | changes
+        parameters = {"k": 1, "profile": "test", "shard_size": 2} | changes
         config = BuildConfig(images=[str(f) for f in folders], out=self.out, **parameters)
         build = plan_build(prepare(config))
         self.plan: Plan = build.plan

@@ -120,7 +120,7 @@ def test_builds_in_one_go_and_in_steps_agree(photographs: Path, tmp_path: Path) 
 
     def build(out: str) -> pa.Table:
         config = BuildConfig(
-            images=[str(album)], out=tmp_path / out / "patches.parquet", profile="offline", k=2,
+            images=[str(album)], out=tmp_path / out / "patches.parquet", profile="test", k=2,
             shard_size=2,
         )  # fmt: skip
         run_stages(config)

@@ -1,0 +1,88 @@
+"""Whether a perceptual term prefers the true enlargement of a picture to spoiled ones.
+
+    python -m benchmarks.perceptual --photographs FOLDER
+    python -m benchmarks.perceptual --photographs FOLDER --weights vgg19
+
+40 crops of photographs out of packages (lasr/weights/small/photographs.txt) are shrunk to 1/4.
+Counted is in how many of them the VGG loss is lower for the crop itself than for the same crop
+mirrored, tinted, blurred or shifted. FOLDER: with the files of Debian packages that are not
+installed.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, Field
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+
+from lasr.cli import Command
+from lasr.weights.locate import locate
+from lasr.weights.small import crops
+from trainer.models.vgg import load_vgg, vgg_term
+
+SCALE = 4
+
+
+class PerceptualConfig(BaseModel):
+    """What this benchmark takes."""
+
+    photographs: list[Path] = Field([], description="folders of unpacked Debian packages")
+    weights: str = Field("lite0-features", description="weights of the VGG loss")
+    layers: list[str] | None = Field(None, description="layers to compare")
+    pictures: int = Field(40, ge=1, description="crops of photographs")
+    side: int = Field(160, ge=64, description="pixels of a crop, a multiple of 4")
+
+
+def tinted(x: Tensor) -> Tensor:
+    """A tenth more red and less blue."""
+    return (x * torch.tensor([1.1, 1.0, 0.9]).view(1, 3, 1, 1)).clamp(0, 1)
+
+
+SPOILED: dict[str, Callable[[Tensor], Tensor]] = {
+    "mirrored": lambda x: x.flip(3),
+    "tinted by 10 %": tinted,
+    "blurred, sigma 2": lambda x: gaussian_blur(x, [13, 13], [2.0, 2.0]),
+    "blurred, sigma 4": lambda x: gaussian_blur(x, [25, 25], [4.0, 4.0]),
+    "shifted right by 4": lambda x: x.roll(4, 3),
+    "shifted left by 4": lambda x: x.roll(-4, 3),
+    "shifted down by 4": lambda x: x.roll(4, 2),
+    "shifted up by 4": lambda x: x.roll(-4, 2),
+}
+
+
+def pictures(config: PerceptualConfig) -> list[Tensor]:
+    """Crops (1, 3, side, side) in [0, 1], one of each photograph in turn."""
+    found = list(crops.find(crops.photographs(judge=False), config.photographs).values())
+    rng, some = np.random.default_rng(0), []
+    for path in found[: config.pictures]:
+        photograph = crops.read(path)
+        y, x = (int(rng.integers(n - config.side + 1)) for n in photograph.shape[:2])
+        crop = photograph[y : y + config.side, x : x + config.side]
+        some.append(torch.from_numpy(crop.copy()).permute(2, 0, 1)[None] / 255)
+    return some
+
+
+@torch.no_grad()
+def run(config: PerceptualConfig) -> None:
+    """Print a line for each way to spoil a picture."""
+    torch.set_num_threads(1)
+    network = load_vgg(locate(config.weights, "vgg"), config.layers)
+    right = dict.fromkeys(SPOILED, 0)
+    for true in (some := pictures(config)):
+        lr = F.interpolate(true, scale_factor=1 / SCALE, mode="bicubic", antialias=True).clamp(0, 1)
+        least = vgg_term(network, true, lr)
+        for name, spoil in SPOILED.items():
+            right[name] += int(vgg_term(network, spoil(true), lr) > least)
+    for name, count in right.items():
+        print(f"{name:20} {count} of {len(some)}")
+
+
+main = Command(PerceptualConfig, run, name="python -m benchmarks.perceptual", about=__doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())
