@@ -79,16 +79,10 @@ class Project:
             yield log
 
 
-def new_project(folder: Path) -> Project:
+def new_project(folder: Path, database: Path | None = None) -> Project:
     for name in ("prefect.toml", "prefect.yaml", "automations.yaml"):
         shutil.copy(ROOT / name, folder)
-    return Project(folder, environment(folder))
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
-    """Without a server: Prefect starts its embedded one."""
-    return new_project(tmp_path)
+    return Project(folder, environment(folder, database))
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +137,9 @@ def test_the_doctor_finds_the_server_well(server: Project) -> None:
     assert f"at {server.environment['PREFECT_API_URL']}, healthy" in done.stdout
 
 
-def test_pipeline_run_builds_through_the_flow(photographs: Path, project: Project) -> None:
+def test_pipeline_run_builds_through_the_flow(photographs: Path, tmp_path: Path) -> None:
     """With a profile that names no server and a database that only a newer Prefect could open."""
+    project = new_project(tmp_path)
     home = Path(project.environment["PREFECT_HOME"])
     home.mkdir()
     profile = 'active = "mine"\n[profiles.mine]\nPREFECT_LOGGING_LEVEL = "INFO"\n'
@@ -177,8 +172,11 @@ def embedded_servers(project: Project) -> list[psutil.Process]:
     return found
 
 
-def test_the_server_ends_with_a_build_that_is_killed(photographs: Path, project: Project) -> None:
+def test_the_server_ends_with_a_build_that_is_killed(
+    photographs: Path, tmp_path: Path, prefect_database: Path
+) -> None:
     """tests/pipeline/flows/test_server.py tries all signals; here the server is the real one."""
+    project = new_project(tmp_path, prefect_database)
     argv = [sys.executable, "-m", "pipeline.run", "--profile", "offline", "--images"]
     with project.background(*argv, str(photographs)) as log:
         wait_for("the flow", lambda: "Beginning flow run" in log.read_text(), log)
