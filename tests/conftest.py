@@ -1,7 +1,10 @@
 """Real photographs, and one small manifest made of them by the product's own stages."""
 
 import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -12,14 +15,20 @@ os.environ |= {
 
 import pytest
 import torch
+from filelock import FileLock
 
 from pipeline.build.plan import plan_build, prepare
 from pipeline.build.publish import finish
 from pipeline.build.shard import build_shard
 from pipeline.config import BuildConfig
 from pipeline.demo import copy_photographs
+from tests.support.servers import migrated_database
 
 torch.set_num_threads(1)
+
+# A shell ignores Ctrl-C for what it starts in the background, and commands under test inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # They take longest, so they start first: the workers of `pytest -n 2` then end together.
 LONGEST = (
@@ -58,23 +67,49 @@ def devices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         pytest.skip("no GPU")
 
 
-@pytest.fixture(scope="session")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The seven photographs that scikit-learn and scikit-image carry."""
-    folder = tmp_path_factory.mktemp("photographs")
-    copy_photographs(folder)
-    return folder
+Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def manifest(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A manifest of all seven in two parts, profile test, k = 4."""
-    out = tmp_path_factory.mktemp("data") / "patches.parquet"
-    config = BuildConfig(
-        images=[str(photographs)], out=out, profile="test", k=4, shard_size=4, device="cpu"
-    )
-    run_stages(config)
-    return out
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Fills a folder once for all workers: the first that asks does, the others wait for it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each has a folder of its own in the run's
+        shared = shared.parent
+
+    def filled(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return filled
+
+
+@pytest.fixture(scope="session")
+def photographs(once: Once) -> Path:
+    """The seven photographs that scikit-learn and scikit-image carry. No test may change them."""
+    return once("photographs", copy_photographs)
+
+
+@pytest.fixture(scope="session")
+def prefect_database(once: Once) -> Path:
+    """A new database of Prefect, to copy: making one takes longer than starting the server."""
+    return once("prefect", migrated_database) / "prefect.db"
+
+
+@pytest.fixture(scope="session")
+def manifest(photographs: Path, once: Once) -> Path:
+    """A manifest of all seven in two parts, profile test, k = 4. No test may change it."""
+    plain: dict[str, Any] = {"images": [str(photographs)], "profile": "test", "device": "cpu"}
+
+    def build(folder: Path) -> None:
+        run_stages(BuildConfig(**plain, out=folder / "patches.parquet", k=4, shard_size=4))
+
+    return once("data", build) / "patches.parquet"
 
 
 def run_stages(config: BuildConfig) -> list[str]:

@@ -3,6 +3,7 @@
 A UserError carries its own fix; for other exceptions the list of checks in __main__ has one.
 """
 
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -172,5 +173,8 @@ def writable(folder: Path) -> str:
 
 def _nearest(path: Path) -> Path:
     """The path, or its nearest parent that exists."""
-    path = path.absolute()
-    return next((p for p in (path, *path.parents) if os.path.lexists(p)), Path("/"))
+    for place in (path.absolute(), *path.absolute().parents):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            place.lstat()  # raises OSError for a name that no folder can have
+            return place
+    return Path("/")

@@ -25,10 +25,11 @@ def set_up_logging(level: int, packages: tuple[str, ...]) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    for name in packages:
-        logging.getLogger(name).setLevel(level)
-    # Libraries import it if it is installed, and it warns of a kernel that nothing here uses.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # Libraries import bitsandbytes if it is installed, and it warns of a kernel that nothing uses.
+    for name, least in {**dict.fromkeys(packages, level), "bitsandbytes": logging.ERROR}.items():
+        logger = logging.getLogger(name)
+        if logger.level != least:  # setting it visits all loggers of the process
+            logger.setLevel(least)
     warnings.formatwarning = _warning
 
 

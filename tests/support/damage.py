@@ -4,6 +4,11 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
+
+import pyarrow.parquet as pq
+
+from schemas.parquet import table_writer
 
 
 def flip(content: bytes, bit: int) -> bytes:
@@ -32,3 +37,29 @@ def spoil(path: Path, how: str) -> None:
         path.write_bytes(cut.get(how, flip(content, len(content) // 3 * 8)))
     if how == "silent flip":
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def with_a_changed_row_group(manifest: Path, target: Path, group: int, rows: int) -> Path:
+    """The rows of a manifest in one file, a bit changed in the last picture of a row group.
+
+    rows: of a row group. The pages have no checksums, so that only the digest of the row group
+    tells.
+    """
+    table, writer = pq.read_table(manifest), pq.ParquetWriter
+
+    def without_checksums(*given: object, **options: object) -> pq.ParquetWriter:
+        return writer(*given, **options | {"write_page_checksum": False})
+
+    with (
+        patch.object(pq, "ParquetWriter", without_checksums),
+        table_writer(target, table.schema) as write,
+    ):
+        for start in range(0, len(table), rows):
+            write(table.slice(start, rows))
+    footer = pq.read_metadata(target).row_group(group)
+    columns = [footer.column(i) for i in range(footer.num_columns)]
+    (pictures,) = (column for column in columns if column.path_in_schema == "image.bytes")
+    content = target.read_bytes()
+    last = pictures.data_page_offset + pictures.total_compressed_size - 1
+    target.write_bytes(flip(content, 8 * last))
+    return target

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,16 @@ def child(
         if errors:
             errors.write_text(str(error))
         os._exit(REFUSED)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Gives a process variables: it has those of the first one that was started (`processes`)."""
+
+    variables: dict[str, str]
+
+    def __call__(self) -> None:
+        os.environ.update(self.variables)
 
 
 class Trap:

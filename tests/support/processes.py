@@ -10,6 +10,9 @@ import os
 import sys
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from pkgutil import iter_modules
+
+import PIL
 
 ROOT = Path(__file__).parents[2]
 PRELOADED = [
@@ -17,6 +20,11 @@ PRELOADED = [
     "pipeline.build.publish", "pipeline.build.shard", "pipeline.query.answer",
     "pipeline.report.page", "tests.conftest", "tests.support.upstream", "trainer.loop",
     "trainer.run", "trainer.upscale.__main__", "trainer.upscale.run",
+    # What libraries import on use.
+    "cyclopts", "pandas", "pipeline.query.__main__", "pipeline.report.__main__", "pipeline.run",
+    "pyarrow.acero", "pyarrow.dataset", "pyarrow.pandas_compat",
+    "pipeline.stages.scene_layout", "scipy.fftpack", "scipy.sparse.csgraph", "zoneinfo",
+    *(f"PIL.{found.name}" for found in iter_modules(PIL.__path__) if "ImagePlugin" in found.name),
 ]  # fmt: skip
 
 

@@ -18,8 +18,21 @@ BIN = Path(sys.executable).parent
 PREFECT = str(BIN / "prefect")
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Prefect with a home in `folder`; what the user has set up is not touched."""
+def migrated_database(home: Path) -> None:
+    """Make a new database of Prefect in `home`, `prefect.db`."""
+    variables = environment(home) | {"PREFECT_HOME": str(home)}
+    command = [PREFECT, "server", "database", "upgrade", "--yes"]
+    subprocess.run(command, cwd=home, env=variables, check=True, capture_output=True)
+
+
+def environment(folder: Path, database: Path | None = None) -> dict[str, str]:
+    """Prefect with a home in `folder`; what the user has set up is not touched.
+
+    database: a migrated one to begin with a copy of.
+    """
+    if database:
+        (folder / "prefect").mkdir()
+        shutil.copy(database, folder / "prefect" / "prefect.db")
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     return kept | {
         "PREFECT_HOME": str(folder / "prefect"),

@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,13 +32,13 @@ class Copy:
 
     folder: Path
     touched: dict[str, set[str]]  # heading of the page -> files it changes
+    environment: dict[str, str]
 
     def run(self, *argv: str) -> str:
         """Run a module of the copy; returns what it printed."""
-        variables = environment(self.folder) | {"PYTHONPATH": str(self.folder)}
         command = [sys.executable, "-m", *argv]
         done = subprocess.run(
-            command, cwd=self.folder, env=variables, capture_output=True, text=True
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -63,7 +62,7 @@ def apply(step: re.Match[str], folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def extended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
+def extended(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Copy:
     folder = tmp_path_factory.mktemp("extended")
     for package in PACKAGES:
         shutil.copytree(
@@ -76,7 +75,8 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
         steps = list(STEP.finditer(section))
         assert len(steps) == section.count("```python"), "a block without its file"
         touched[section.splitlines()[0]] = {apply(step, folder) for step in steps}
-    yield Copy(folder, touched)
+    variables = environment(folder, prefect_database) | {"PYTHONPATH": str(folder)}
+    return Copy(folder, touched, variables)
 
 
 def test_each_addition_touches_one_file_or_two(extended: Copy) -> None:

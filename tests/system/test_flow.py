@@ -25,6 +25,7 @@ import pytest
 from PIL import Image
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+from lasr.doctor.__main__ import main as doctor
 from lasr.errors import UserError
 from pipeline.build import plan
 from pipeline.build import shard as stages
@@ -79,16 +80,10 @@ class Project:
             yield log
 
 
-def new_project(folder: Path) -> Project:
+def new_project(folder: Path, database: Path | None = None) -> Project:
     for name in ("prefect.toml", "prefect.yaml", "automations.yaml"):
         shutil.copy(ROOT / name, folder)
-    return Project(folder, environment(folder))
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
-    """Without a server: Prefect starts its embedded one."""
-    return new_project(tmp_path)
+    return Project(folder, environment(folder, database))
 
 
 @pytest.fixture(scope="module")
@@ -137,14 +132,20 @@ def last_run(server: Project) -> dict[str, Any]:
     return run
 
 
-def test_the_doctor_finds_the_server_well(server: Project) -> None:
-    done = server.run(sys.executable, "-m", "lasr.doctor", "--profile", "test")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"at {server.environment['PREFECT_API_URL']}, healthy" in done.stdout
+def test_the_doctor_finds_the_server_well(
+    server: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(server.folder)
+    for name in ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
+        monkeypatch.setenv(name, server.environment[name])
+    status, said = doctor(["--profile", "test"]), capsys.readouterr()
+    assert status == 0, said
+    assert f"at {server.environment['PREFECT_API_URL']}, healthy" in said.out
 
 
-def test_pipeline_run_builds_through_the_flow(photographs: Path, project: Project) -> None:
+def test_pipeline_run_builds_through_the_flow(photographs: Path, tmp_path: Path) -> None:
     """With a profile that names no server and a database that only a newer Prefect could open."""
+    project = new_project(tmp_path)
     home = Path(project.environment["PREFECT_HOME"])
     home.mkdir()
     profile = 'active = "mine"\n[profiles.mine]\nPREFECT_LOGGING_LEVEL = "INFO"\n'
@@ -177,8 +178,11 @@ def embedded_servers(project: Project) -> list[psutil.Process]:
     return found
 
 
-def test_the_server_ends_with_a_build_that_is_killed(photographs: Path, project: Project) -> None:
+def test_the_server_ends_with_a_build_that_is_killed(
+    photographs: Path, tmp_path: Path, prefect_database: Path
+) -> None:
     """tests/pipeline/flows/test_server.py tries all signals; here the server is the real one."""
+    project = new_project(tmp_path, prefect_database)
     argv = [sys.executable, "-m", "pipeline.run", "--profile", "test", "--images"]
     with project.background(*argv, str(photographs)) as log:
         wait_for("the flow", lambda: "Beginning flow run" in log.read_text(), log)
@@ -234,16 +238,20 @@ def test_the_served_deployment(photographs: Path, server: Project) -> None:
         assert "nowhere: no such folder" in last_run(server)["state"]["message"]
 
         outside = server.folder.parent / "somewhere-else" / "patches.parquet"
-        elsewhere = json.dumps(parameters | {"out": str(outside)})
-        failed = server.run(*run, "build-patches", "--params", elsewhere, "--watch")
-        assert failed.returncode == 1, failed.stdout + failed.stderr
-        message = last_run(server)["state"]["message"]
+        started = create_run(server, deployment, parameters | {"out": str(outside)})
+        by_id = {"id": {"any_": [json.load(started)["id"]]}}
+
+        def ended() -> dict[str, Any] | None:
+            (found,) = server.ask("flow_runs", flow_runs=by_id)
+            return found["state"] if found["state"]["type"] in ("FAILED", "COMPLETED") else None
+
+        wait_for("the run's end", ended, log)
+        message = (ended() or {})["message"]
         assert message.startswith(f"--out {outside}: outside of what this deployment may use")
         assert not outside.parent.exists()
 
-        refused = server.run(*run, "build-patches", "-p", 'images=["a"]', "-p", "k=0")
-        text = " ".join((refused.stdout + refused.stderr).split())
-        assert refused.returncode == 1 and "'k'. Failure reason: 0 is less than" in text
+        refused = create_run(server, deployment, {"images": ["a"], "k": 0})
+        assert refused.status == 409 and b"0 is less than the minimum of 1" in refused.read()
         assert server.run(*run, "no-such-name").returncode == 1
 
 
@@ -292,6 +300,14 @@ def test_the_server_asks_for_its_password(server: Project) -> None:
     form = {"Content-Type": "application/json"}
     assert send(f"{api}/deployments/filter", b"{}", form, "POST").status == 401
     assert send(f"{api}/deployments/filter", b"{}", form | AUTHORIZED, "POST").status == 200
+
+
+def create_run(server: Project, deployment: dict[str, Any], parameters: dict[str, Any]) -> Any:
+    """Ask for a run as Prefect's page does; returns the server's answer."""
+    address = f"{server.environment['PREFECT_API_URL']}/deployments/{deployment['id']}"
+    form = {"Content-Type": "application/json"} | AUTHORIZED
+    body = json.dumps({"parameters": parameters}).encode()
+    return send(f"{address}/create_flow_run", body, form, "POST")
 
 
 def check_artifacts(server: Project, run: str) -> None:

@@ -1,11 +1,9 @@
 """Photographs and manifests in object storage: against moto's server, which speaks S3 over HTTP."""
 
+import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -35,9 +33,9 @@ from pipeline.inputs.photographs import find
 from pipeline.stages.images import load
 from pipeline.storage import StorageError, StoragePath
 from tests.conftest import run_stages
+from tests.support import killed, processes
 from tests.support.upstream import save_depth_anything
 
-ROOT = Path(__file__).parents[2]
 NAMES = ("china.jpg", "coffee.png", "rocket.jpg", "chelsea.png")
 
 
@@ -101,9 +99,13 @@ def upload(folder: Path, target: str) -> None:
             (StoragePath(target) / str(file.relative_to(folder))).write_bytes(file.read_bytes())
 
 
-def build(images: object, out: object, **changes: Any) -> list[str]:
+def settings(images: object, out: object, **changes: Any) -> BuildConfig:
     plain: dict[str, Any] = {"images": [str(images)], "out": str(out), "profile": "test", "k": 2}
-    return run_stages(BuildConfig(**(plain | {"shard_size": 2, "workers": 2} | changes)))
+    return BuildConfig(**(plain | {"shard_size": 2, "workers": 2} | changes))
+
+
+def build(images: object, out: object, **changes: Any) -> list[str]:
+    return run_stages(settings(images, out, **changes))
 
 
 def table(place: StoragePath) -> Any:
@@ -215,24 +217,16 @@ def test_a_killed_build_ends_like_an_undisturbed_one(
 ) -> None:
     upload(album, f"{bucket}/photos")
     out = StoragePath(f"{bucket}/data/patches.parquet")
-    code = f"""
-import sys
-sys.path[:0] = {[str(ROOT), str(ROOT / "tests")]!r}
-from tests.conftest import BuildConfig, run_stages
-from pipeline.build.lock import sole_build
-config = BuildConfig(
-    images=["{bucket}/photos"], out="{out}", profile="test", k=2, shard_size=1, workers=1
-)
-with sole_build(config.work):
-    run_stages(config)
-"""
-    child = subprocess.Popen([sys.executable, "-c", code])
+    config = settings(f"{bucket}/photos", out, shard_size=1, workers=1)
+    arguments = (config, killed.Environment(dict(os.environ)))
+    child = processes.context().Process(target=killed.child, args=arguments)
+    child.start()
     work = StoragePath(f"{bucket}/data/patches.work")
     while not any(name.endswith(".images.parquet") for name in work.names()):
-        assert child.poll() is None, "ended before it could be killed"
+        assert child.is_alive(), "ended before it could be killed"
         time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    child.kill()
+    child.join()
     assert "lock" in work.names() and not out.exists()
     with sole_build(work):  # its holder was a process of this machine
         made = build(f"{bucket}/photos", out, shard_size=1, workers=1)

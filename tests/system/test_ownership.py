@@ -127,22 +127,28 @@ WRITERS = {
 ALL = pytest.mark.parametrize("name", WRITERS)
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each test gets a copy of."""
+    here = tmp_path_factory.mktemp("original")
+    for folder in ("in/photos/more", "in/m.parquet", "in/run", "in/weights/vgg19", "full"):
+        (here / folder).mkdir(parents=True)
+    Image.new("RGB", (20, 20), "green").save(here / "in/photos/a.png")
+    with write_part(here / "in/m.parquet/part.parquet", PATCHES, {}):
+        pass  # no rows
+    for name in ("in/photos/thesis.odt", "full/thesis.odt", "notes"):
+        (here / name).write_text("precious")
+    (here / "in/weights/vgg19/vgg19-dcbb9e9d.pth").write_bytes(b"\x80\x02")
+    evaluation(here / "in/scores")
+    return here
+
+
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def world(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder. Only `in` is read."""
+    shutil.copytree(original, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LASR_WEIGHTS", "in/weights")
-    for folder in ("in/photos/more", "in/m.parquet", "in/run", "in/weights", "full"):
-        Path(folder).mkdir(parents=True)
-    Image.new("RGB", (20, 20), "green").save("in/photos/a.png")
-    with write_part(Path("in/m.parquet/part.parquet"), PATCHES, {}):
-        pass  # no rows
-    for name in ("in/photos/thesis.odt", "full/thesis.odt"):
-        Path(name).write_text("precious")
-    Path("in/weights/vgg19").mkdir()
-    Path("in/weights/vgg19/vgg19-dcbb9e9d.pth").write_bytes(b"\x80\x02")
-    Path("notes").write_text("precious")
-    evaluation(Path("in/scores"))
     return tmp_path
 
 

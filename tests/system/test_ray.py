@@ -74,7 +74,7 @@ def album(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def watched(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Iterator[Path]:
     """A Ray cluster with two workers and a Prefect server; yields the folder of `watch_worker`."""
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(flows, "RETRY_SECONDS", 0)
@@ -87,7 +87,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         log_to_driver=False, runtime_env=hook,
     )  # fmt: skip
     with (
-        prefect_server(folder, environment(folder)) as api,
+        prefect_server(folder, environment(folder, prefect_database)) as api,
         temporary_settings({PREFECT_API_URL: api}),
     ):
         yield folder
@@ -244,16 +244,19 @@ os.replace = held
 
 @pytest.mark.timeout(600)
 def test_ctrl_c_ends_the_cluster_and_the_same_command_carries_on(
-    album: Path, expected: list[dict[str, Any]], tmp_path: Path
+    album: Path, expected: list[dict[str, Any]], tmp_path: Path, prefect_database: Path
 ) -> None:
     """As typed: a cluster of its own, Prefect's embedded server, Ctrl-C between two parts."""
     command = [sys.executable, "-m", "pipeline.run", "--images", str(album), "--k", "2"]
     command += ["--profile", "test", "--dictionary", str(album.parent / "words.txt")]
-    command += ["--shard-size", "1", "--workers", "1", "--runner", "ray"]
+    # Two CPUs for each part: of two workers that start on two cores, one would be superfluous.
+    command += ["--shard-size", "1", "--workers", "2", "--runner", "ray"]
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(HOLD)
     (tmp_path / "hold").touch()
-    variables = environment(tmp_path) | {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "500"}
+    variables = environment(tmp_path, prefect_database) | {
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "500"
+    }
     variables["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "hook"), variables["PYTHONPATH"]])
     variables["LASR_TEST"] = str(tmp_path)
     log = tmp_path / "log"

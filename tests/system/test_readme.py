@@ -39,10 +39,11 @@ def lines() -> list[str]:
 
 
 def test_the_readme_as_typed(
-    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photographs: Path, prefect_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, project = tmp_path / "home", tmp_path / "project"
     shutil.copytree(photographs, home / "photos")
+    shutil.copy(prefect_database, home)
     Image.open(home / "photos" / "china.jpg").crop((200, 100, 248, 148)).save(home / "photo.jpg")
     project.mkdir()
     monkeypatch.chdir(project)

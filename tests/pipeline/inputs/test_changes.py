@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.build.plan import Plan, plan_build, prepare
 from pipeline.build.publish import finish, renew
 from pipeline.build.shard import build_shard
 from pipeline.config import BuildConfig
-from pipeline.inputs import changes
+from pipeline.inputs import changes, photographs
 from pipeline.stages import images
 from pipeline.storage import StoragePath
 from pipeline.summary import Summary
@@ -124,6 +125,20 @@ def test_equal_names_sizes_and_times_do_not_hide_other_photographs(
     fresh(folder)
     assert build.rows == fresh.rows
     assert not any(build.rows[name] & before[name] for name in before)
+
+
+def test_a_new_time_alone_is_a_reason_to_compare(
+    build: Built, album: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system without inodes, and in object storage without ETags."""
+    stat = photographs._stat
+    monkeypatch.setattr(photographs, "_stat", lambda file: replace(stat(file), identity=""))
+    build(album)
+    before = build.rows
+    photo(album / "a.bmp", 10)
+    os.utime(album / "a.bmp", (EARLIER + 1, EARLIER + 1))
+    build(album)
+    assert build.rows["a.bmp"] != before["a.bmp"] and build.rows["b.bmp"] == before["b.bmp"]
 
 
 def test_the_same_bytes_elsewhere_are_compared_once_and_not_built(

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from schemas.manifest import ManifestError, open_manifest
+from tests.support.damage import with_a_changed_row_group
 from trainer.data import reader as module
 from trainer.data.reader import COLUMNS, BadRow, Reader
 
@@ -288,6 +289,16 @@ def test_a_page_that_fails_its_checksum_loses_its_row_group_alone(
         else:
             assert answer == expected[row]
     assert ((source.index.role < 0).nonzero()[0].tolist() == [*range(12, 24)]) == (name == "role")
+
+
+def test_a_row_group_that_fails_its_digest_is_lost_alone(manifest: Path, tmp_path: Path) -> None:
+    path = with_a_changed_row_group(manifest, tmp_path / "m.parquet", group=1, rows=12)
+    expected = stored(manifest)
+    for row, answer in enumerate(found(reader(path), list(range(len(expected))))):
+        if 12 <= row < 24:
+            assert not answer[0] and "row group 1 has changed" in answer[1]
+        else:
+            assert answer == expected[row]
 
 
 def test_rows_are_named_by_part_number_and_patch_id(manifest: Path, tmp_path: Path) -> None:
