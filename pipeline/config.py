@@ -22,7 +22,7 @@ from schemas.manifest import Role
 Address = Annotated[str, BeforeValidator(os.fspath)]  # a path, or s3://bucket/name
 Runner = Literal["local", "ray"]
 # Far patches of the formula are at the top of a picture: mostly sky. The others are literal.
-FAR_TEXTURE: dict[Profile, float] = {"offline": 0.01, "default": 0.0, "paper": 0.0, "test": 0.01}
+FAR_TEXTURE: dict[Profile, float] = {"offline": 0.03, "default": 0.0, "paper": 0.0, "test": 0.01}
 CACHE_FOLDER = "kept"  # in the work folder; its name on disk since the first builds
 
 

@@ -41,7 +41,7 @@ class SelectConfig(BaseModel):
         None,
         ge=0,
         description="leave out far patches (LR) with less texture, such as blank sky (default: the"
-        " profile's: 0.01 in offline, else 0)",
+        " profile's: 0.03 in offline, else 0)",
     )
     seed: int = Field(
         0, ge=0, description="for equally far patches, the random strategies and DepthFM's noise"

@@ -58,8 +58,8 @@ def test_far_texture_counts_where_it_filters() -> None:
 
     assert selection(far_texture=0.0) == selection()
     assert selection(far_texture=0.01, min_texture=0.02) == selection(min_texture=0.02)
-    assert selection(far_texture=0.01) != selection()
-    assert selection(profile="offline") == selection(far_texture=0.01)
+    assert selection(far_texture=0.03) != selection()
+    assert selection(profile="offline") == selection(far_texture=0.03)
     assert selection(profile="offline", far_texture=0) == selection()
 
 
