@@ -198,6 +198,7 @@ def child(options: BuildBenchmark) -> None:
         depth=options.depth,
         clip=options.clip,
         profile="test",
+        far_texture=0,  # the loop has no filter
         k=options.k,
         shard_size=options.shard_size,
         device=options.device,
@@ -267,7 +268,8 @@ def compare(options: BuildBenchmark) -> None:
             f"\n{options.photographs} photographs of {options.width}x{height}, {patches} patches,"
             f" {options.depth}, {options.clip}, {pick_device(options.device)},"
             f" {os.cpu_count()} cores, {options.rounds} rounds; {same} of the loop's"
-            f" {len(results['loop'])} patches have the same position and words in LA-SR\n"
+            f" {len(results['loop'])} patches have the same position and words in LA-SR, which"
+            " draws among equally far ones\n"
         )
         print("| program | photographs/s (spread) | patches/s | ratio | peak memory |")
         print("|---|---|---|---|---|")
