@@ -87,7 +87,8 @@ for name in (*pipelines, *extras):
     sys.modules[name] = None  # an import of it now fails
 import trainer.export, trainer.features.__main__, trainer.loop, trainer.run
 import trainer.upscale.__main__, trainer.evaluate.__main__, trainer.evaluate.metrics
-import trainer.evaluate.sidebyside, trainer.evaluate.curve, trainer.evaluate.compare, trainer.pretrain.loop
+import trainer.evaluate.sidebyside, trainer.evaluate.curve, trainer.evaluate.compare
+import trainer.pretrain.loop
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
