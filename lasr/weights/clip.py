@@ -175,7 +175,7 @@ def _build(config: Path, content: dict[str, Any], architecture: Path, tokens: Pa
     if timm_name := vision.get("timm_model_name"):
         import timm
 
-        if not timm.is_model(timm_name):  # a name with "hf-hub:" would be downloaded
+        if not timm.is_model(timm_name):  # with a prefix a name is one of a hub
             raise ValueError(f"timm has no {timm_name}")
         vision["timm_model_pretrained"] = False
     is_hf = "hf_model_name" in text

