@@ -59,7 +59,7 @@ class Project:
 
     def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            argv, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=200
+            argv, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=500
         )
 
     def pipeline_run(self, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -190,7 +190,7 @@ def test_the_server_ends_with_a_build_that_is_killed(
         parent = server.parent()
         assert parent
         parent.kill()
-        psutil.wait_procs([server], timeout=10)
+        psutil.wait_procs([server], timeout=100)
         assert not embedded_servers(project)
 
 
