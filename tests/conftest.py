@@ -32,7 +32,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # They take longest, so they start first: the workers of `pytest -n 2` then end together.
 LONGEST = (
-    "system/test_ray.py", "system/test_flow.py", "trainer/test_distributed.py",
+    "system/test_ray.py", "system/flow/test_commands.py", "trainer/test_distributed.py",
     "system/test_kill.py", "system/test_resume.py", "system/test_chaos.py",
     "system/test_benchmarks.py", "pipeline/report/test_report.py", "trainer/test_train.py",
     "system/test_readme.py", "trainer/test_export.py", "trainer/test_step.py",

@@ -170,7 +170,7 @@ def prefect_servers(program: Program) -> list[int]:
     return [pid for pid in below if "pipeline/flows/embedded.py" in _command_line(pid)]
 
 
-def left_behind(before: set[int], seconds: float = 30) -> list[str]:
+def left_behind(before: set[int], seconds: float = 120) -> list[str]:
     """Command lines of processes below this one that were not there `before` and do not end."""
     end = time.monotonic() + seconds
     while (left := set(descendants(os.getpid())) - before) and time.monotonic() < end:

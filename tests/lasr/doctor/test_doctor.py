@@ -117,7 +117,7 @@ def test_a_folder_that_cannot_be_written(empty: Path, capsys: pytest.CaptureFixt
 
 @contextmanager
 def prefect(health: str = "true", status: int = 200, auth: str = "") -> Iterator[str]:
-    """Answers like Prefect's server in one respect; test_flow has the real one."""
+    """Answers like Prefect's server in one respect; tests/system/flow has the real one."""
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
