@@ -35,7 +35,7 @@ from pipeline.stages.rows import captioned, patch_row
 from pipeline.stages.select import SelectConfig, select
 from schemas.manifest import PATCH_SIZE, PATCHES, SCALE, file_metadata, open_manifest
 from schemas.parquet import rows_to
-from trainer.config import TrainConfig
+from trainer.config import Precision, TrainConfig
 from trainer.models.load import load_sr
 from trainer.models.save import save_network
 
@@ -67,7 +67,14 @@ class WorldConfig(BaseModel):
     lr: float = Field(5e-5, gt=0, description="learning rate of the SR network")
     lr_encoders: float = Field(1e-5, gt=0, description="learning rate of the encoders")
     profile: Profile = Field("offline", description="the models that training starts from")
+    start: str | None = Field(None, description="initial SR network (default: the profile's)")
+    precision: Precision = Field("auto", description="of training")
     device: Device = Field("auto", description="where networks run")
+
+    @property
+    def sr(self) -> str:
+        """Name or path of the initial SR network."""
+        return self.start or PROFILES[self.profile]["sr"]
 
 
 def claim(config: WorldConfig) -> None:
@@ -160,7 +167,7 @@ def train(config: WorldConfig, manifest: Path, variant: str, seed: int) -> Path:
     settings = TrainConfig(
         manifest=manifest, out=folder, profile=config.profile, steps=config.steps, seed=seed,
         batch_size=config.batch_size, lr=config.lr, lr_encoders=config.lr_encoders,
-        device=config.device, log_every=10, sample_every=100, checkpoint_every=50,
+        sr_init=config.sr, device=config.device, precision=config.precision, log_every=10, sample_every=100, checkpoint_every=50,
         **VARIANTS[variant],
     )  # fmt: skip
     loop.train(settings)
@@ -170,7 +177,7 @@ def train(config: WorldConfig, manifest: Path, variant: str, seed: int) -> Path:
 def train_oracle(config: WorldConfig, folder: Path, seed: int) -> None:
     """Train on pairs, L1, as nobody can outside this world: the same start, steps and pictures."""
     device = pick_device(config.device)
-    network = load_sr(locate(PROFILES[config.profile]["sr"], "sr")).to(device)
+    network = load_sr(locate(config.sr, "sr")).to(device)
     optimizer, rng = torch.optim.Adam(network.parameters(), config.lr), np.random.default_rng(seed)
     names = sorted(path.name for path in (config.out / "far").iterdir())
     pairs = [
@@ -244,7 +251,7 @@ def run(config: WorldConfig) -> None:
     claim(config)
     manifest = prepare(config)
     open_manifest(manifest)
-    methods = {"start": PROFILES[config.profile]["sr"]}
+    methods = {"start": config.sr}
     for seed in config.seeds:
         for variant in config.variants:
             methods[f"{variant} #{seed}"] = str(train(config, manifest, variant, seed))
