@@ -167,7 +167,8 @@ def train(config: WorldConfig, manifest: Path, variant: str, seed: int) -> Path:
     settings = TrainConfig(
         manifest=manifest, out=folder, profile=config.profile, steps=config.steps, seed=seed,
         batch_size=config.batch_size, lr=config.lr, lr_encoders=config.lr_encoders,
-        sr_init=config.sr, device=config.device, precision=config.precision, log_every=10, sample_every=100, checkpoint_every=50,
+        sr_init=config.sr, device=config.device, precision=config.precision, log_every=10,
+        sample_every=100, checkpoint_every=50,
         **VARIANTS[variant],
     )  # fmt: skip
     loop.train(settings)
