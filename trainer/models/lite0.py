@@ -17,7 +17,7 @@ from lasr.weights.small.towers import lite0
 # works on 24 channels. Layers after it, and those without an activation, prefer blurred or shifted
 # enlargements to the true one in many pictures (benchmarks/perceptual.py).
 LAYERS = ("stem", "expansion")
-STEM = 0.25  # its share: it sees tints and shifts well, and blur the wrong way round
+STEM = 0.5  # its share: it sees tints and shifts well, and blur the wrong way round
 
 
 class Lite0(nn.Module):
