@@ -5,6 +5,7 @@ compares VGG19's (trainer/models/vgg.py).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class Lite0(nn.Module):
         layers: names of LAYERS.
     """
 
-    def __init__(self, network: nn.Module, layers: Sequence[str] = LAYERS) -> None:
+    def __init__(self, network: Any, layers: Sequence[str] = LAYERS) -> None:
         super().__init__()
         self.layers = tuple(layers)
         self.stem = nn.Sequential(network.conv_stem, network.bn1)
