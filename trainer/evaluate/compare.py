@@ -80,7 +80,7 @@ def run(config: CompareConfig) -> None:
     lr = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
     columns = {"LR": nearest(lr, SCALE), BICUBIC: bicubic(lr, SCALE)}
     networks = [method for method in methods if method.is_network]
-    with progress(len(networks), "networks", "network") as bar:
+    with progress(len(networks), "networks", "network", quiet=len(networks) < 2) as bar:
         for method in networks:
             columns[method.name] = _enlarge(method, pixels, config.device)
             bar.update()
