@@ -26,6 +26,10 @@ DATA = {
     "pipeline/report/templates/charts.html",
     *(f"pipeline/report/templates/report.{kind}" for kind in ("css", "html", "js")),
     "pipeline/stages/dictionary.txt",
+    "lasr/weights/small/head.json",
+    "lasr/weights/small/head.safetensors",
+    "lasr/weights/small/open_clip_config.json",
+    "lasr/weights/small/photographs.txt",
 }
 MADE = re.compile(r"^(PKG-INFO|setup\.cfg|la_sr\.egg-info/|dist/|build/)|__pycache__/|_cache/")
 SECRET = ("docker/.env", "data/weights/model.bin")  # files of a user, which git ignores
