@@ -23,13 +23,13 @@ from pipeline.demo import copy_photographs
 from schemas.manifest import ManifestError, open_manifest
 from tests.chaos.programs import Program, start
 from tests.support.upstream import save_clip
+from tests.support.words import WORDS
 from trainer.data.reader import Reader
 from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network
 
 SIZE = (260, 244)  # of a photograph: two near patches of 224 pixels fit
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".bmp": "BMP", ".webp": "WEBP"}
-WORDS = 30
 STEPS = 12  # of a training run
 VARIANTS: dict[str, list[str]] = {
     "two": ["--k", "2"],
@@ -81,7 +81,7 @@ class World:
         shutil.rmtree(source)
         for name in ("photos/a", "photos/b c", "data", "logs", "models"):
             (folder / name).mkdir(parents=True)
-        (folder / "words.txt").write_text("\n".join(f"word{i}" for i in range(WORDS)))
+        (folder / "words.txt").write_text("\n".join(WORDS[:30]))
         save_clip(folder / "models" / "clip")
         save_network(untrained_rrdb(8, 1, 8), folder / "models", "sr")
         for number in range(8):

@@ -33,6 +33,7 @@ from pipeline.config import BuildConfig
 from pipeline.demo import copy_photographs
 from schemas.manifest import ManifestError, open_manifest
 from tests.support import processes
+from tests.support.words import WORDS
 
 REFUSED = 3  # exit status of a build that ended with a UserError
 
@@ -111,7 +112,7 @@ def small_album(folder: Path, photographs: int = 7) -> Path:
             image.convert("RGB").crop((0, 0, 300, 280)).save(folder / f"{path.stem}.png")
     (folder / "broken.jpg").write_bytes(b"no picture")
     shutil.copy(next(folder.glob("*.png")), folder / "twin.png")
-    words(folder).write_text("\n".join(f"word{i}" for i in range(30)))
+    words(folder).write_text("\n".join(WORDS[:30]))
     return folder
 
 

@@ -25,6 +25,7 @@ from pipeline.storage import StoragePath
 from schemas.manifest import ManifestError, open_manifest
 from tests.conftest import run_stages
 from tests.support.damage import flips, spoil
+from tests.support.words import WORDS
 from trainer import checkpoint
 from trainer.data.reader import COLUMNS, BadRow, Reader
 from trainer.data.skipped import trim_lines
@@ -52,7 +53,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("a", "b", "c"):
         coarse = Image.fromarray(rng.integers(0, 255, (30, 34, 3), np.uint8))
         coarse.resize((272, 240), Image.Resampling.BICUBIC).save(folder / "photos" / f"{name}.png")
-    (folder / "words.txt").write_text("\n".join(f"word{i}" for i in range(30)))
+    (folder / "words.txt").write_text("\n".join(WORDS[:30]))
     assert len(run_stages(config(folder))) == 3
     return folder
 

@@ -19,6 +19,7 @@ from pipeline.stages.images import MAX_BYTES, MAX_PIXELS
 from schemas.manifest import open_manifest
 from tests.support import killed, processes
 from tests.support.files import mutated
+from tests.support.words import WORDS
 
 MUTANTS = 400
 EXPECTED = {"ok", "no_patches", "too_small", "too_large", "unreadable", "unsupported", "duplicate"}
@@ -126,7 +127,7 @@ def test_hundreds_of_hostile_files(photographs: Path, open_folder: Path) -> None
             suffix = rng.choice([other for other, _ in originals])
         (folder / f"mutant{number:03}.{suffix}").write_bytes(mutated(content, rng))
     words = killed.words(folder)
-    words.write_text("\n".join(f"word{i}" for i in range(30)))
+    words.write_text("\n".join(WORDS[:30]))
     out, peak = open_folder / "data" / "patches.parquet", open_folder / "data" / "peak.txt"
     out.parent.mkdir()
     out.parent.chmod(0o777)

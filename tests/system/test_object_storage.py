@@ -35,6 +35,7 @@ from pipeline.storage import StorageError, StoragePath
 from tests.conftest import run_stages
 from tests.support import killed, processes
 from tests.support.upstream import save_depth_anything
+from tests.support.words import WORDS
 
 NAMES = ("china.jpg", "coffee.png", "rocket.jpg", "chelsea.png")
 
@@ -166,7 +167,7 @@ def test_nothing_is_fetched_twice(
     assert not any(what.startswith("PUT") and "/distance/" in what for what, _ in asked)
     assert fetched() == 4
     words = tmp_path / "words.txt"
-    words.write_text("\n".join(f"word{i}" for i in range(24)))
+    words.write_text("\n".join(WORDS[:24]))
     assert len(again(k=1, dictionary=words)) == 2 and fetched() == 0
     # A new photograph costs only itself, and the parts of before stay.
     photograph = (album / NAMES[0]).read_bytes()

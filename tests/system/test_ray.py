@@ -31,6 +31,8 @@ ray = pytest.importorskip("ray")
 
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 
+from tests.support.words import WORDS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -69,7 +71,7 @@ def album(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in sorted(photographs.iterdir())[:4]:
         with Image.open(path) as picture:
             picture.convert("RGB").crop((0, 0, 300, 280)).save(folder / f"{path.stem}.png")
-    (folder.parent / "words.txt").write_text("\n".join(f"word{i}" for i in range(30)))
+    (folder.parent / "words.txt").write_text("\n".join(WORDS[:30]))
     return folder
 
 
@@ -180,7 +182,7 @@ def test_what_travels_has_absolute_paths(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = Path("words.txt")
-    words.write_text("\n".join(f"word{i}" for i in range(24)))
+    words.write_text("\n".join(WORDS[:24]))
     changes: dict[str, Any] = {"cache": "kept", "dictionary": words, "clip": "tiny-clip"}
     job = prepare(config(album, Path("a.parquet"), **changes)).job
     sent = cluster.portable(job).config

@@ -23,6 +23,7 @@ from pipeline.config import BuildConfig
 from schemas.manifest import PATCHES, open_manifest, patch_id
 from tests.conftest import run_stages
 from tests.support.upstream import save_clip
+from tests.support.words import WORDS
 
 
 def config(images: Path, out: Path, **changes: Any) -> BuildConfig:
@@ -160,7 +161,7 @@ def test_parameters_that_touch_rows_rebuild_and_others_do_not(album: Path, tmp_p
     assert len(run_stages(config(album, out, k=1))) == 1
     assert len(rows(out)) == 8
     words = tmp_path / "mine.txt"
-    words.write_text("\n".join(f"word{i}" for i in range(24)))
+    words.write_text("\n".join(WORDS[:24]))
     assert len(run_stages(config(album, out, k=1, dictionary=words))) == 1
     assert {word for row in rows(out) for word in row["words"]} <= set(words.read_text().split())
 

@@ -20,6 +20,7 @@ from pipeline.stages.depth import DepthModel
 from schemas.manifest import open_manifest
 from tests.conftest import run_stages
 from tests.support.upstream import save_clip, save_depth_anything
+from tests.support.words import WORDS
 
 NAMES = ("china.jpg", "coffee.png", "rocket.jpg", "chelsea.png")
 
@@ -78,7 +79,7 @@ def build(album: Path, tmp_path: Path, networks: dict[str, str]) -> Any:
 
 def dictionary(folder: Path) -> Path:
     path = folder / "mine.txt"
-    path.write_text("\n".join(f"word{i}" for i in range(30)))
+    path.write_text("\n".join(WORDS[:30]))
     return path
 
 
@@ -94,7 +95,7 @@ def test_a_new_dictionary_costs_no_photograph_and_no_network(
     work.clear()
     rows = build(dictionary=dictionary(tmp_path))
     assert not work
-    assert {word for row in rows for word in row["words"]} <= {f"word{i}" for i in range(30)}
+    assert {word for row in rows for word in row["words"]} <= set(WORDS[:30])
     assert [r["image"] for r in rows] == [r["image"] for r in before]
     assert rows == build("fresh.parquet", dictionary=dictionary(tmp_path))
 

@@ -23,6 +23,7 @@ from pipeline.stages import images
 from pipeline.storage import StoragePath
 from pipeline.summary import Summary
 from schemas.manifest import open_manifest
+from tests.support.words import WORDS
 
 EARLIER = 1_700_000_000
 
@@ -276,7 +277,7 @@ def test_a_folder_that_vanished_stops_the_build_or_keeps_its_rows(
     assert "1 photograph out of reach; their rows stay" in str(summary)
     assert set(build.catalogue) == set(build.rows)
     words = album.parent / "words.txt"
-    words.write_text("\n".join(f"word{i}" for i in range(24)))
+    words.write_text("\n".join(WORDS[:24]))
     build(album, keep_unreachable=True, dictionary=words)  # needs no pixels
     assert set(build.rows) == {*before, "new.bmp"}
     with pytest.raises(UserError, match=r"c\.bmp: out of reach"):

@@ -13,6 +13,7 @@ from lasr.errors import UserError
 from lasr.weights.locate import locate
 from pipeline.stages.captions import DICTIONARY, Captioner, dictionary_sha256, read_dictionary
 from tests.support.upstream import save_clip
+from tests.support.words import WORDS
 
 CPU = torch.device("cpu")
 
@@ -63,7 +64,7 @@ def test_a_batch_answers_for_each_of_its_patches(captioner: Captioner, photograp
 
 
 def test_own_dictionary(tmp_path: Path) -> None:
-    words = [f"word{i}" for i in range(30)]
+    words = WORDS[:30]
     path = tmp_path / "mine.txt"
     path.write_text("# mine\n\n" + "\n".join(words) + "  # last\n")
     assert read_dictionary(path) == words

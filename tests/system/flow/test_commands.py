@@ -44,7 +44,7 @@ def test_pipeline_run_builds_through_the_flow(photographs: Path, tmp_path: Path)
     done = project.pipeline_run(*flags)
     assert done.returncode == 0, done.stderr
     assert "photographs: 3: 3 ok" in done.stdout and "6 lr, 6 hr" in done.stdout
-    assert "UNTRAINED" in done.stderr and "build-patches" in done.stderr
+    assert "tiny-clip: random weights" in done.stderr and "build-patches" in done.stderr
     assert counts(project.folder / "data/patches.parquet") == {"lr": 6, "hr": 6}
     assert "Traceback" not in done.stderr and "not shown" not in done.stderr
     assert done.stderr.count("recorded in a temporary database only") == 1
@@ -158,7 +158,7 @@ def check_artifacts(server: Project, run: str) -> None:
     assert table == [{"status": "ok", "photographs": 3, "lr": 6, "hr": 6}]
     words = json.loads(by_key["words"]["data"])
     assert len(words) == 10 and 1 <= words[0]["lr patches"] <= 6
-    assert by_key["words"]["description"].startswith("UNTRAINED")
+    assert by_key["words"]["description"].startswith("random CLIP")
     assert "](data:image/jpeg;base64," in by_key["picture"]["data"]
 
 
