@@ -25,13 +25,13 @@ from pipeline.config import BuildConfig
 from pipeline.flows import flow as flows
 from tests.conftest import run_stages
 from tests.support.servers import environment, prefect_server
+from tests.support.words import WORDS
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 ray = pytest.importorskip("ray")
 
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 
-from tests.support.words import WORDS
 
 ROOT = Path(__file__).parents[2]
 
