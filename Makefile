@@ -34,9 +34,9 @@ demo: .venv/demo
 	$(BIN)/lasr picture --images $(PHOTOGRAPHS) --photograph china.jpg --out $(DEMO)/overview.png
 	$(BIN)/lasr report --out $(DEMO)/report.html
 	$(BIN)/lasr train --manifest data/patches.parquet --profile offline --out $(RUN) \
-		--steps 40 --batch-size 4 --lr 2e-5 --lr-encoders 1e-5 \
-		--encoder-view equal-size --sr-as-low-quality 0.5 \
-		--log-every 5 --sample-every 20 --checkpoint-every 20
+		--steps 25 --batch-size 4 --lr 5e-6 --lr-encoders 1e-5 \
+		--encoder-view equal-size \
+		--log-every 5 --sample-every 25 --checkpoint-every 25
 	$(BIN)/lasr compare --weights start=rrdb-small Real-ESRGAN=realesrgan-x4plus LA-SR=$(RUN) \
 		--out $(DEMO)/compare.png
 	$(BIN)/lasr upscale --weights $(RUN)/model.safetensors $(PHOTOGRAPHS)/chelsea.png --out $(DEMO)/upscaled

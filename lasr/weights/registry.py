@@ -268,7 +268,7 @@ _TABLE = (
         "clip-small",
         "clip",
         "clip_small",
-        "Small: EfficientNet-Lite0 and MiniLM",
+        "EfficientNet-Lite0 and MiniLM",
         "Apache-2.0",
         109,
         tuple(
@@ -346,7 +346,7 @@ _TABLE = (
         "rrdb-small",
         "sr",
         "rrdb",
-        "Small RRDB for PSNR, trained by LA-SR",
+        "Small RRDB for PSNR, by LA-SR",
         "Apache-2.0",
         3,
         (File("rrdb-small.safetensors"),),
@@ -358,7 +358,7 @@ _TABLE = (
         "rrdb-psnr-x4",
         "sr",
         "rrdb",
-        "RRDB for PSNR, the paper's start",
+        "The paper's start, for PSNR",
         "Apache-2.0",
         67,
         (

@@ -19,7 +19,7 @@ from PIL import Image
 import trainer.run
 from schemas.manifest import PATCHES, open_manifest
 
-LEAST = 0.004  # texture of the subset
+LEAST = 0.03  # texture of the subset
 
 
 def with_datasets(manifest: Path, target: Path, cache: Path) -> list[str]:

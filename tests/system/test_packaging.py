@@ -30,6 +30,8 @@ DATA = {
     "lasr/weights/small/head.safetensors",
     "lasr/weights/small/open_clip_config.json",
     "lasr/weights/small/photographs.txt",
+    "trainer/evaluate/parameters/brisque_allmodel.xz",
+    "trainer/evaluate/parameters/niqe_pris_params.npz",
 }
 MADE = re.compile(r"^(PKG-INFO|setup\.cfg|la_sr\.egg-info/|dist/|build/)|__pycache__/|_cache/")
 SECRET = ("docker/.env", "data/weights/model.bin")  # files of a user, which git ignores

@@ -32,7 +32,6 @@ ray = pytest.importorskip("ray")
 
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 
-
 ROOT = Path(__file__).parents[2]
 
 

@@ -49,7 +49,7 @@ def test_every_entry_is_complete() -> None:
             assert entry.url.endswith("/" + entry.files[0].name) and len(entry.files) == 1
             for digits in re.findall(r"(?<=[-/])(?:[0-9a-f]{64}|[0-9a-f]{8})(?=[./])", entry.url):
                 assert entry.files[0].sha256.startswith(digits)
-        assert bool(entry.read_in) != entry.built_in
+        assert bool(entry.read_in) == bool(entry.repository or entry.url)
         assert entry.verified != entry.read_in.startswith("no digest found")
         for file in entry.files:
             for size in (file.size, *(copy.size for copy in file.copies)):

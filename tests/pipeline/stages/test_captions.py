@@ -73,8 +73,8 @@ def test_own_dictionary(tmp_path: Path) -> None:
     path.write_text("\n".join(words[:10]))
     with pytest.raises(UserError, match=r"mine\.txt: 10 words, but a caption needs 24"):
         read_dictionary(path)
-    path.write_text("\n".join([*words, "word3"]))
-    with pytest.raises(UserError, match="'word3' is listed twice"):
+    path.write_text("\n".join([*words, words[3]]))
+    with pytest.raises(UserError, match=f"'{words[3]}' is listed twice"):
         read_dictionary(path)
     with pytest.raises(UserError, match="cannot be read"):
         read_dictionary(tmp_path / "missing.txt")

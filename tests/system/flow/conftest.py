@@ -125,3 +125,12 @@ def config(photographs: Path, tmp_path: Path) -> BuildConfig:
         images=[str(photographs)], out=tmp_path / "patches.parquet", profile="test",
         k=1, shard_size=1,
     )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def open_streams() -> None:
+    """Prefect's handlers write to the standard error of the test that set them up, now closed."""
+    for logger in [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]:
+        for handler in getattr(logger, "handlers", []):
+            if isinstance(handler, logging.StreamHandler) and handler.stream.closed:
+                handler.stream = sys.stderr
