@@ -132,5 +132,5 @@ def open_streams() -> None:
     """Prefect's handlers write to the standard error of the test that set them up, now closed."""
     for logger in [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]:
         for handler in getattr(logger, "handlers", []):
-            if isinstance(handler, logging.StreamHandler) and handler.stream.closed:
+            if getattr(getattr(handler, "stream", None), "closed", False):
                 handler.stream = sys.stderr
