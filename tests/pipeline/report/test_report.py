@@ -301,7 +301,7 @@ def test_the_banner_and_licences_follow_the_recorded_models(manifest: Path, tmp_
     trained = page_of("depth-anything-v2-large@0123456789ab", "clip-vit-l-14@0123456789ab")
     assert 'class="banner"' not in trained and "CC-BY-NC-4.0" in trained and "MIT" in trained
     half = page_of("depth-anything-v2-small@0123456789ab", "tiny-clip@built-in")
-    assert "untrained" in half and "formula on colours" not in half
+    assert "untrained" in half and "comes from a formula" not in half
     own = page_of("mine@0123456789ab", "tiny-clip@0123456789ab")  # a folder that bears the name
     assert 'class="banner"' not in own and "unknown" in own
 
