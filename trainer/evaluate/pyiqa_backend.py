@@ -7,6 +7,7 @@ import io
 import lzma
 import os
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -43,6 +44,7 @@ class Watch:
     """What happened inside `offline`."""
 
     folder: Path
+    others: set[int | None]  # threads that ran before
     files: list[Path] = field(default_factory=list)  # opened below `folder`, in order
     refused: str = ""  # address of the first connection that was refused
 
@@ -170,17 +172,19 @@ _hooked = False
 
 @contextlib.contextmanager
 def offline(folder: Path) -> Iterator[Watch]:
-    """Refuse every connection of this process, and record the files opened below `folder`.
+    """Refuse new connections of this process, and record the files opened below `folder`.
 
     pyiqa's metrics find their weights through its own downloader, torch.hub, urllib and the
     Hugging Face hub, and take no local path in common. Python's audit events cover them all, and
-    tell which files a metric reads. Files opened by native code are not recorded.
+    tell which files a metric reads. Files opened by native code are not recorded. Threads that run
+    already load no metric, and are left alone.
     """
     global _watch, _hooked
     if not _hooked:
         sys.addaudithook(_hook)  # cannot be removed; does nothing outside this context
         _hooked = True
-    _watch = Watch(folder.resolve())
+    threads = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
+    _watch = Watch(folder.resolve(), threads)
     try:
         yield _watch
     finally:
@@ -189,7 +193,7 @@ def offline(folder: Path) -> Iterator[Watch]:
 
 def _hook(event: str, arguments: tuple[object, ...]) -> None:
     watch = _watch
-    if watch is None:
+    if watch is None or threading.get_ident() in watch.others:
         return
     if event in _CONNECTING:
         watch.refused = watch.refused or str(arguments[0 if event != "socket.connect" else 1])
