@@ -145,7 +145,7 @@ class TrainConfig(BaseModel):
         1,
         ge=1,
         description="cut the batch into so many parts, one after the other in memory; the losses"
-        " are those of the whole batch (GradCache), and a step takes about a third longer",
+        " are those of the whole batch (GradCache), and each part runs forward twice",
     )
     ema: float = Field(
         0,
