@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from benchmarks import train_step
-from benchmarks.device.networks import free, peak_gb, profiled, step_networks, wait
+from benchmarks.device.networks import free, peak_gb, step_networks, wait
+from benchmarks.device.profiling import profiled
 from benchmarks.device.record import Part
 from lasr.device import autocast, pick_device
 from trainer.config import TrainConfig
@@ -119,11 +120,14 @@ def measure(part: Part, compiled: bool = False) -> None:
     if compiled:
         config = settings("bfloat16", "default")
         part.attempt("compiled", lambda: way("bfloat16, compiled, graph", config, profile=True))
+        with torch._inductor.config.patch(combo_kernels=True):
+            name = "bfloat16, compiled, small kernels combined, graph"
+            part.attempt("combined", lambda: way(name, config, profile=True), 60 * cuda)
         return
     eager, graph = settings("bfloat16", graph="off"), settings("bfloat16")
-    part.attempt("eager", lambda: way("bfloat16, eager", eager, profile=True), 8 * cuda)
     if cuda:
-        part.attempt("graph", lambda: way("bfloat16, graph", graph), 8)
+        part.attempt("graph", lambda: way("bfloat16, graph", graph, profile=True), 8)
+    part.attempt("eager", lambda: way("bfloat16, eager", eager), 8 * cuda)
     part.attempt("plain", lambda: way("bfloat16, written plainly", graph, True), 8 * cuda)
     part.attempt("regions", regions, 8 * cuda)
     if cuda:
