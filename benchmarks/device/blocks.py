@@ -54,7 +54,7 @@ def measure(part: Part) -> None:
         for frozen in (False, True):
             clip.eval().requires_grad_(not frozen)
             some: dict[str, Forward] = {"": clip}
-            if not part.small:
+            if not part.small and precision == "bfloat16 weights":
                 some[", compiled"] = torch.compile(clip, dynamic=False)
             for how, forward in some.items():
                 name = f"CLIP block, {precision}{', frozen' * frozen}{how}"

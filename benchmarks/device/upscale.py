@@ -14,7 +14,7 @@ from benchmarks.device.record import Part
 from lasr.device import pick_device
 from lasr.weights.locate import locate
 from trainer.models.load import load_model
-from trainer.upscale.config import UpscaleConfig
+from trainer.upscale.config import OVERLAP, UpscaleConfig
 from trainer.upscale.engines import make_engine
 from trainer.upscale.run import upscale_files
 from trainer.upscale.tiles import Tiling, upscale_strips
@@ -47,7 +47,7 @@ def ours(part: Part, device: torch.device, located: Any, inputs: list[Path], sid
         engine = make_engine(model.fitted(), device, precision=precision)  # type: ignore[arg-type]
 
         def network(engine: Any = engine) -> None:
-            for _ in upscale_strips(engine, pixels, 4, Tiling(), np.uint8):
+            for _ in upscale_strips(engine, pixels, 4, Tiling.on(device, None, OVERLAP), np.uint8):
                 pass
 
         milliseconds = rate(network, device, 0.8, most=10)
