@@ -36,7 +36,8 @@ def measure(part: Part) -> None:
             convolution(part, x, inputs, outputs)
 
     part.attempt("convolutions", convolutions)
-    block = RRDB(64, 1, 32).to(device).to(memory_format=torch.channels_last).body[0].rdb1  # type: ignore[call-overload]
+    network: Any = RRDB(64, 1, 32).to(device)
+    block: Any = network.to(memory_format=torch.channels_last).body[0].rdb1
     ways: dict[str, Forward] = {"as it is": block, "by source": lambda x: by_source(block, x)}
     if not part.small:
         ways |= {f"{name}, compiled": torch.compile(way) for name, way in ways.items()}
@@ -71,7 +72,7 @@ def convolution(part: Part, x: Tensor, inputs: int, outputs: int) -> None:
     gradient = F.conv2d(picture, weight, padding=1)
 
     def backward(*wanted: bool) -> Tensor:
-        found = torch.ops.aten.convolution_backward(
+        found: list[Tensor | None] = torch.ops.aten.convolution_backward(
             gradient, picture, weight, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, wanted
         )
         return next(tensor for tensor in found if tensor is not None)
@@ -104,7 +105,8 @@ def by_source(block: Any, x: Tensor) -> Tensor:
         own, waiting = sums[:, : len(convolution.bias)], sums[:, growth:]
         ready = own + convolution.bias[:, None, None].to(own.dtype)
         source, start = F.leaky_relu(ready, 0.2), stop
-    return x + RESIDUAL * ready
+    y: Tensor = x + RESIDUAL * ready
+    return y
 
 
 def timed(

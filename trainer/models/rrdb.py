@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lasr.weights.locate import WeightsError
 
@@ -130,7 +131,7 @@ def rrdb_from(tensors: dict[str, Tensor], path: str | Path) -> RRDB:
         raise WeightsError(f"{path}: is an RRDB x{2**doublings / fold:g}, not x4", WANTED)
     blocks = len({key.split(".")[1] for key in state if key.startswith("body.")})
     # On the meta device nothing is initialised, and the random state does not change.
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         network = RRDB(first.shape[0], blocks, grown.shape[0])
     expected = network.state_dict()
     faults = [f"{key} is missing" for key in expected if key not in state]
@@ -145,6 +146,17 @@ def rrdb_from(tensors: dict[str, Tensor], path: str | Path) -> RRDB:
         raise WeightsError(f"{path}: is not a plain RRDB: {faults[0]}{more}", WANTED)
     network.load_state_dict({key: state[key].float() for key in expected}, assign=True)
     return network
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Initial values are not computed: on the meta device that takes a quarter of a second."""
+
+    def __torch_function__(  # type: ignore[no-untyped-def]
+        self, function, types, args=(), kwargs=None
+    ):
+        if function in (Tensor.normal_, Tensor.uniform_, Tensor.mul_, Tensor.zero_):
+            return args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def _basicsr_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
