@@ -238,7 +238,7 @@ os.replace = held
 """
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_ctrl_c_ends_the_cluster_and_the_same_command_carries_on(
     album: Path, expected: list[dict[str, Any]], tmp_path: Path, prefect_database: Path
 ) -> None:
@@ -267,7 +267,7 @@ def test_ctrl_c_ends_the_cluster_and_the_same_command_carries_on(
     while build.poll() is None:  # Python drops an interrupt that comes while it clears an object
         build.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            build.wait(30)
+            build.wait(200)  # a second interrupt while a busy machine cleans up would cut that off
     assert build.returncode == 130, log.read_text()
     assert "Traceback" not in log.read_text()
     while any(Path(f"/proc/{pid}").exists() for pid in below):  # else the test's own time limit
