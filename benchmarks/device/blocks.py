@@ -17,6 +17,7 @@ from benchmarks.device.profiling import profiled
 from benchmarks.device.record import Part
 from lasr.device import autocast, pick_device
 from trainer.models.compiled import WARM_UP, Captured
+from trainer.models.dense import dense_block
 from trainer.models.rrdb import RESIDUAL, RRDB
 
 Forward = Callable[[Tensor], Tensor]
@@ -38,7 +39,11 @@ def measure(part: Part) -> None:
     part.attempt("convolutions", convolutions)
     network: Any = RRDB(64, 1, 32).to(device)
     block: Any = network.to(memory_format=torch.channels_last).body[0].rdb1
-    ways: dict[str, Forward] = {"as it is": block, "by source": lambda x: by_source(block, x)}
+    ways: dict[str, Forward] = {
+        "as it is": block,
+        "by source": lambda x: by_source(block, x),
+        "by source, one function": lambda x: one_function(block, x),
+    }
     if not part.small:
         ways |= {f"{name}, compiled": torch.compile(way) for name, way in ways.items()}
     for name, way in ways.items():
@@ -107,6 +112,13 @@ def by_source(block: Any, x: Tensor) -> Tensor:
         source, start = F.leaky_relu(ready, 0.2), stop
     y: Tensor = x + RESIDUAL * ready
     return y
+
+
+def one_function(block: Any, x: Tensor) -> Tensor:
+    """The same with a backward pass of its own."""
+    convolutions = [getattr(block, f"conv{n}") for n in range(1, 6)]
+    weights, biases = ([getattr(c, kind) for c in convolutions] for kind in ("weight", "bias"))
+    return dense_block(x, weights, biases, RESIDUAL, torch.bfloat16)
 
 
 def timed(
