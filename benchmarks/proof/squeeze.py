@@ -3,8 +3,8 @@
 LPIPS without its learned weights (Zhang et al. 2018, "The Unreasonable Effectiveness of Deep
 Features as a Perceptual Metric", whose table 5 has SqueezeNet so): the features of its layers, each
 of length 1 at each place, compared by squared distance. The networks of LPIPS itself are in no
-package. These weights are of Caffe's SqueezeNet (Iandola et al. 2016, BSD), as the package ndf 0.1.4
-(MIT) carries them, in half precision.
+package. These weights are of Caffe's SqueezeNet (Iandola et al. 2016, BSD), as the package
+ndf 0.1.4 (MIT) carries them, in half precision.
 """
 
 import functools
@@ -26,7 +26,9 @@ HALVED = (1, 2, 3)  # indices of LAYERS
 def distance(a: Tensor, b: Tensor) -> Tensor:
     """The distance of pictures (n, 3, h, w), RGB in [0, 1]: (n,), 0 if they are equal."""
     pairs = zip(features(a), features(b), strict=True)
-    each = [(F.normalize(x) - F.normalize(y)).square().sum(dim=1).mean(dim=(1, 2)) for x, y in pairs]
+    each = [
+        (F.normalize(x) - F.normalize(y)).square().sum(dim=1).mean(dim=(1, 2)) for x, y in pairs
+    ]
     return torch.stack(each).sum(dim=0)
 
 
