@@ -118,7 +118,11 @@ def test_the_filter_of_far_patches_leaves_near_ones_as_they_are(
     assert chosen(photo, "lr", k=30, far_texture=least / 2, min_texture=least) == patches
     filtered = chosen(photo, "lr", profile="offline")  # filters far patches unless told otherwise
     assert filtered == chosen(photo, "lr", far_texture=0.03) != chosen(photo, "lr")
-    assert chosen(photo, "lr", profile="offline", far_texture=0) == chosen(photo, "lr")
+    literal = {"profile": "offline", "far_texture": 0, "min_texture": 0}
+    assert chosen(photo, "lr", **literal) == chosen(photo, "lr")
+    assert chosen(photo, "hr", **literal) == chosen(photo, "hr")
+    near = chosen(photo, "hr", profile="offline", k=30)
+    assert near == chosen(photo, "hr", k=30, min_texture=0.01)
 
 
 def plateaus() -> dict[str, np.ndarray]:
