@@ -29,7 +29,8 @@ def blank_area(side: int, slope: float, noise: float, rng: np.random.Generator) 
     angle = rng.uniform(0, 2 * np.pi)
     grey = rng.uniform(50, 205) + slope * (x * np.cos(angle) + y * np.sin(angle))
     area = grey[..., None] + rng.uniform(-20, 20, 3) + rng.normal(0, noise, (side, side, 3))
-    return np.clip(np.rint(area), 0, 255).astype(np.uint8)
+    rounded: np.ndarray = np.clip(np.rint(area), 0, 255).astype(np.uint8)
+    return rounded
 
 
 def as_jpeg(pixels: np.ndarray, quality: int | None) -> np.ndarray:

@@ -6,6 +6,24 @@ SELECT role, count(*) AS patches, count(DISTINCT image_id) AS photographs,
     round(median(sharpness), 1) AS sharpness, round(avg(contrast), 3) AS contrast
 FROM patches GROUP BY role ORDER BY role;
 
+-- sharp-far: Far patches that look sharp
+-- LR patches sharper than half of the HR patches: clear air, a sharp lens, or a wrong distance map.
+-- They teach the network that good pictures are bad.
+SELECT patch_id, image_path, x, y, round(distance, 3) AS distance, round(sharpness, 1) AS sharpness
+FROM patches
+WHERE role = 'lr'
+    AND sharpness > (SELECT quantile_cont(sharpness, 0.5) FROM patches WHERE role = 'hr')
+ORDER BY patches.sharpness DESC, patch_id LIMIT 100;
+
+-- blurred-near: Near patches that are blurred
+-- HR patches less sharp than half of the LR patches: out of focus, or plain areas. They lower the
+-- quality that the network learns to produce.
+SELECT patch_id, image_path, x, y, round(distance, 3) AS distance, round(sharpness, 1) AS sharpness
+FROM patches
+WHERE role = 'hr'
+    AND sharpness < (SELECT quantile_cont(sharpness, 0.5) FROM patches WHERE role = 'lr')
+ORDER BY patches.sharpness, patch_id LIMIT 100;
+
 -- equal-content: Are far patches less sharp than near ones of the same content?
 -- So that sky against bark does not decide: each far patch is compared with the median of the near
 -- patches that share three of its best eight words, and of those of its colour (at most 8 apart in
@@ -80,24 +98,6 @@ WITH hashed AS (
 SELECT role, count(*) FILTER (copy) AS copies, count(*) FILTER (shared >= 0.4) AS overlapping,
     count(*) AS total, round(100.0 * copies / total, 1) AS per_cent
 FROM hashed LEFT JOIN found USING (patch_id) GROUP BY role ORDER BY role;
-
--- sharp-far: Far patches that look sharp
--- LR patches sharper than half of the HR patches: clear air, a sharp lens, or a wrong distance map.
--- They teach the network that good pictures are bad.
-SELECT patch_id, image_path, x, y, round(distance, 3) AS distance, round(sharpness, 1) AS sharpness
-FROM patches
-WHERE role = 'lr'
-    AND sharpness > (SELECT quantile_cont(sharpness, 0.5) FROM patches WHERE role = 'hr')
-ORDER BY patches.sharpness DESC, patch_id LIMIT 100;
-
--- blurred-near: Near patches that are blurred
--- HR patches less sharp than half of the LR patches: out of focus, or plain areas. They lower the
--- quality that the network learns to produce.
-SELECT patch_id, image_path, x, y, round(distance, 3) AS distance, round(sharpness, 1) AS sharpness
-FROM patches
-WHERE role = 'hr'
-    AND sharpness < (SELECT quantile_cont(sharpness, 0.5) FROM patches WHERE role = 'lr')
-ORDER BY patches.sharpness, patch_id LIMIT 100;
 
 -- telling-words: Words that separate the roles
 -- Log-odds of a word in far against near captions: above 0 far, below 0 near. A half is added to each
