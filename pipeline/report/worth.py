@@ -57,7 +57,7 @@ def worth(ask: Callable[[str], list[Row]], columns: set[str], words_are_noise: b
     ask: answers a statement of SQL. columns: those of the manifest. words_are_noise: the captions
     come from an untrained CLIP, so that equal content is judged by colour alone.
     """
-    judges = {
+    judges: dict[str, Callable[[list[Row]], list[Check]]] = {
         "plateaus": _plateaus,
         "no-content": _blank,
         "near-copies": _copies,
