@@ -106,6 +106,8 @@ def _facts(config: ReportConfig, manifest: Manifest, data: ReportData) -> dict[s
         "rejected": data.rejected(),
         "has_catalogue": data.has_catalogue,
         "comparisons": comparisons,
+        # Then their texture says nothing: without a filter of both, far patches have more of it.
+        "far_filtered": (parameters.get("far_texture") or 0) > (parameters.get("min_texture") or 0),
         "worth": data.worth(noise),
         "names": MEASURE_NAMES,
         "ratios": [charts.ratio(comparison.ratios) for comparison in comparisons],

@@ -82,12 +82,15 @@ def _judged(checks: list[Check]) -> Worth:
         )
     if state == "not measured":
         return Worth(
-            "open", "Not measured: this manifest is from before there was this measure.", checks
+            "open",
+            "Not measured: the manifest lacks a measure of sharpness at equal size, or of colour."
+            " The next build adds them.",
+            checks,
         )
     if state == "open":
         return Worth(
             "open",
-            "Not enough photographs to tell whether far patches look worse than near ones of the"
+            "These photographs do not tell whether far patches look worse than near ones of the"
             " same content.",
             checks,
         )

@@ -1,6 +1,8 @@
 """Is a manifest worth learning from: planted manifests, whose answers are known by construction."""
 
 import itertools
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from pipeline.report.page import build_page
 from pipeline.report.worth import Worth
 from pipeline.stages.measure import measure
 from pipeline.stages.select import texture_map
-from schemas.manifest import PATCH_SIZE, PATCHES, Row
+from schemas.manifest import METADATA_KEY, PATCH_SIZE, PATCHES, Row
 
 PHOTOGRAPHS = 20
 NEWER = ("sharpness_56", "colour_a", "colour_b")
@@ -283,6 +285,21 @@ def test_earlier_manifests_say_what_was_not_measured(
     page, _ = build_page(ReportConfig(manifest=tmp_path / "planted.parquet"))
     assert page.count("Not measured: the manifest has no column") == len(unmeasured)
     assert page.count("build it again") == len(unmeasured)
+
+
+def test_texture_alone_gives_no_answer_where_it_was_a_filter(tmp_path: Path) -> None:
+    """An earlier build with --far-texture: of course its far patches have more texture."""
+    rows = planted()
+    for row in rows:
+        row["texture"] = 0.05 if row["role"] == "lr" else 0.01
+    path = saved(rows, tmp_path, leave_out=NEWER)
+    answers = []
+    for filters in ({"far_texture": 0.03, "min_texture": 0.0}, {"far_texture": 0.0}):
+        metadata = {METADATA_KEY: json.dumps({"parameters": filters})}
+        pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
+        page, _ = build_page(ReportConfig(manifest=path, pairs=0, photographs=0))
+        answers.append(re.findall(r'<p class="verdict"><strong>([^.:]*)', page)[0])
+    assert answers == ["Not measured", "No"]
 
 
 def test_the_page_says_it(tmp_path: Path) -> None:
