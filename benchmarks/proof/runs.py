@@ -1,6 +1,5 @@
 """Runs of `lasr train` side by side: variants of the method, each for several seeds."""
 
-import logging
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -27,13 +26,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def train_all(runs: Sequence[TrainConfig], parallel: int = 1) -> None:
     """Train what is not trained yet, in so many processes. A second call continues."""
     waiting = [run for run in runs if not is_trained(run.folder)]
-    if not waiting:
+    if parallel == 1:
+        for run in waiting:
+            train(run)
         return
     # Not forks: a fork of a process that has used a GPU cannot use it.
     context = multiprocessing.get_context("spawn")
     with (
         progress(len(waiting), "runs", "run") as bar,
-        ProcessPoolExecutor(min(parallel, len(waiting)), mp_context=context) as pool,
+        ProcessPoolExecutor(parallel, mp_context=context) as pool,
     ):
         for done in as_completed([pool.submit(train, run) for run in waiting]):
             done.result()
@@ -44,7 +45,6 @@ def train(run: TrainConfig) -> None:
     """Train one network in this process."""
     from trainer import loop
 
-    logging.getLogger().setLevel(logging.WARNING)
     loop.train(run)
 
 
