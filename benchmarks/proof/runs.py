@@ -20,6 +20,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no content": GAME | {"weight_content": 0},
     "no quality": GAME | {"weight_quality": 0},
     "no VGG": GAME | {"weight_vgg": 0},
+    "weak quality": GAME | {"weight_quality": 0.05},
 }
 
 

@@ -57,6 +57,8 @@ class WorldConfig(BaseModel):
     batch_size: int = Field(8, ge=2, description="patches of each role in a step")
     lr: float = Field(5e-5, gt=0, description="learning rate of the SR network")
     lr_encoders: float = Field(1e-5, gt=0, description="learning rate of the encoders")
+    warmup: int = Field(0, ge=0, description="first steps, in which the learning rates grow")
+    weight_vgg: float = Field(0.1, ge=0, description="of the perceptual term, where it is on")
     profile: Profile = Field("offline", description="the models that training starts from")
     start: str | None = Field(None, description="initial SR network (default: the profile's)")
     precision: Precision = Field("auto", description="of training")
@@ -150,7 +152,8 @@ def train(config: WorldConfig, manifest: Path) -> dict[str, str]:
     runs = config.out / "runs"
     shared = {
         "profile": config.profile, "steps": config.steps, "batch_size": config.batch_size,
-        "lr": config.lr, "lr_encoders": config.lr_encoders, "sr_init": config.sr,
+        "lr": config.lr, "lr_encoders": config.lr_encoders, "warmup": config.warmup,
+        "weight_vgg": config.weight_vgg, "sr_init": config.sr,
         "log_every": 10, "sample_every": 100, "checkpoint_every": 50,
     }  # fmt: skip
     methods, waiting = {}, []
