@@ -1,5 +1,6 @@
 """What is checked before the first step, and the text of a dry run."""
 
+import logging
 import shutil
 from dataclasses import dataclass
 
@@ -9,12 +10,16 @@ from lasr.device import pick_device, pick_precision
 from lasr.errors import UserError
 from lasr.lock import check_free
 from lasr.weights.locate import Located, locate_all
-from schemas.manifest import SCALE, open_manifest
+from schemas.manifest import SCALE, Role, open_manifest
 from trainer import checkpoint
 from trainer.checkpoint import RunConfig, check_folder
 from trainer.config import CompileMode, TrainConfig
 from trainer.data.dataset import COLUMNS, Patches
 from trainer.data.skipped import SkippedRows, check_index, read_skipped
+from trainer.watch.pictures import Look, given, is_watched
+from trainer.watch.tracker import find_wandb
+
+log = logging.getLogger(__name__)
 
 BEING_TRAINED = "being trained"  # what the holder of a run's lock does
 
@@ -54,7 +59,10 @@ def open_patches(config: TrainConfig, processes: int = 1) -> Patches:
         )
     check_folder(config.folder, config.inputs)
     manifest = open_manifest(config.manifest, COLUMNS)
-    patches = Patches(manifest, config.seed, config.degrade, config.pairing, config.augment)
+    needed: list[Role] = ["lr"] if config.freeze_encoders else ["lr", "hr"]
+    patches = Patches(
+        manifest, config.seed, config.degrade, config.pairing, config.augment, config.split, needed
+    )
     check_index(patches, config.max_skipped)
     if len(patches) < config.batch_size:
         most = len(patches) // processes * processes
@@ -65,6 +73,24 @@ def open_patches(config: TrainConfig, processes: int = 1) -> Patches:
             f"pass --batch-size {most}, or {fix}" if most >= 2 else fix,
         )
     return patches
+
+
+def check_watching(config: TrainConfig, patches: Patches) -> list[Look]:
+    """Check what a run is validated on; the pictures of --validate-on.
+
+    Says in one line if rows are held out, or why nothing is validated. Raises UserError.
+    """
+    if config.wandb:
+        find_wandb()
+    looks = given(config)
+    if held := int(patches.held_out.sum()):
+        log.info("%d rows of the manifest are held out for validation", held)
+    else:
+        other = "--split all" if config.split == "all" else "the manifest holds none out"
+        log.info("all rows are trained on (%s)", other)
+    if config.cadence and not is_watched(patches, config):
+        log.info("no validation: hold photographs out (the column split), or pass --validate-on")
+    return looks
 
 
 def check_compiler(device: torch.device, mode: CompileMode) -> None:

@@ -88,10 +88,11 @@ def pretrain(
         )  # fmt: skip
 
         # --- Train --------------------------------------------------------------------------------
-        def validate() -> dict[str, float]:
-            return validation(step.average or step.sr_network)
-
         run_log = RunLog(config.folder, done, command, README)
+
+        def validate(number: int) -> None:
+            run_log.scalars(number, validation(step.average or step.sr_network))
+
         try:
             with enough_memory(config, device, world, "training"):
                 samples = photographs.batch(0, SAMPLES).lr.to(device)
@@ -104,7 +105,7 @@ def pretrain(
 
         # --- Write the final weights --------------------------------------------------------------
         paths = sorted(save_weights(config.folder, step), key=lambda path: "ema" not in path.name)
-        return Result(paths, validate(), validation.bicubic)
+        return Result(paths, validation(step.average or step.sr_network), validation.bicubic)
 
 
 def prepare(config: PretrainConfig) -> tuple[PretrainConfig, torch.device, Located | None]:
