@@ -114,12 +114,14 @@ class TrainConfig(BaseModel):
         " the encoders learn to tell artefacts from detail; 0 = none, as in the paper",
     )
     freeze_encoders: bool = Field(
-        False, description="train the SR network alone (appendix E.1, with --lr 1e-7)"
+        False,
+        description="train the SR network alone (appendix E.1, with --lr 1e-7); HR patches are then"
+        " not read, and a manifest may lack them",
     )
     encoders: Path | None = Field(
         None,
-        description="folder of a run whose trained encoders to start from; E.1 freezes those"
-        " (default: the CLIP's own)",
+        description="run whose trained encoders to start from, its folder or its"
+        " encoders.safetensors; E.1 freezes those (default: the CLIP's own)",
     )
     degrade: Degradation = Field(
         "none", description="degradation of LR patches: Real-ESRGAN's two-stage model (table 5)"

@@ -75,11 +75,34 @@ def open_patches(config: TrainConfig, processes: int = 1) -> Patches:
     return patches
 
 
+def warn_of_encoders(config: TrainConfig) -> None:
+    """Warn if encoders are frozen that never learned quality (appendix E.1)."""
+    if not config.freeze_encoders:
+        return
+    if config.encoders is None:
+        why, fix = "they are the CLIP's own, which", "pass --encoders RUN, a run that trained them"
+    else:
+        folder = config.encoders if config.encoders.is_dir() else config.encoders.parent
+        try:
+            run, _ = checkpoint.read_config(folder)
+        except UserError:
+            return  # encoders.safetensors in another place: nothing is known of its run
+        if not run.freeze_encoders and run.weight_quality > 0:
+            return
+        why, fix = f"the run {folder} did not train them on it, so they", "pass another --encoders"
+    log.warning(
+        "--freeze-encoders: %s never learned quality: equation (4) then teaches little; %s",
+        *(why, fix),
+    )
+
+
 def check_watching(config: TrainConfig, patches: Patches) -> list[Look]:
     """Check what a run is validated on; the pictures of --validate-on.
 
-    Says in one line if rows are held out, or why nothing is validated. Raises UserError.
+    Says in one line if rows are held out, or why nothing is validated, and warns of frozen encoders
+    that know nothing. Raises UserError.
     """
+    warn_of_encoders(config)
     if config.wandb:
         find_wandb()
     looks = given(config)

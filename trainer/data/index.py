@@ -92,7 +92,7 @@ def read_index(
                 )
             raise ManifestError(
                 f"{manifest.path}: no '{name}' rows, training needs both roles",
-                "select both in the WHERE clause",
+                "select both in the WHERE clause, or pass --freeze-encoders, which needs lr alone",
             )
     return index
 

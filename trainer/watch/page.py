@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 NAME = "run.html"
 MINUS = "\N{MINUS SIGN}"
+BY_SIZE = 0.15  # accuracy that encoders lose where sizes are equal
 Lines = list[dict[str, Any]]
 LOSSES = {  # title and what is said of it
     "content_encoders": ("Content, encoders (1)", "Pictures find their captions."),
@@ -32,7 +33,7 @@ LOSSES = {  # title and what is said of it
     "quality_encoders": ("Quality, encoders (3)", "LR is bad, HR is good."),
     "quality_sr": (
         "Quality, SR network (4)",
-        f"SR pictures are good: cos(SR, Q{MINUS}) {MINUS} cos(SR, Q+).",
+        f"cos(SR, Q{MINUS}) {MINUS} cos(SR, Q+), which falls.",
     ),
     "vgg": ("VGG term", "SR pictures look like their inputs."),
     "total": ("Total (5)", "The weighted sum."),
@@ -178,22 +179,26 @@ def findings(looks: Lines) -> list[str]:
         return []
     first, last = looks[0], looks[-1]
     said = []
-    for name, title in (("niqe", "NIQE"), ("brisque", "BRISQUE"), ("piqe", "PIQE"),
-                        ("consistency", "consistency")):  # fmt: skip
-        for of, label in SETS.items():
-            key = f"{name}_{of}"
-            if key in first and key in last and last is not first:
-                said.append(f"{title} of {label}: {number(first[key])} → {number(last[key])}")
+    for name in (
+        ("niqe", "brisque", "piqe", "consistency", "perceptual") if last is not first else ()
+    ):
+        changes = [
+            f"{number(first[key])} → {number(last[key])} ({label})"
+            for of, label in SETS.items()
+            if (key := f"{name}_{of}") in first and key in last
+        ]
+        if changes:
+            said.append(f"{MEASURES[name][0]}: {', '.join(changes)}")
     if "quality_as_is" in last:
         as_is, equal = last["quality_as_is"], last["quality_equal_size"]
-        text = f"encoders tell LR from HR: {as_is:.0%} as they are, {equal:.0%} at equal size"
-        if as_is - equal > 0.15:
+        text = f"The encoders tell LR from HR: {as_is:.0%} as they are, {equal:.0%} at equal size"
+        if as_is - equal > BY_SIZE:
             text += ". They judge by size to a good part; see --encoder-view equal-size"
         said.append(text)
     if "bicubic_called_good" in last:
-        text = f"bicubic enlargements called good: {last['bicubic_called_good']:.0%}"
+        text = f"They call {last['bicubic_called_good']:.0%} of bicubic enlargements good"
         if "sr_called_good" in last:
-            text += f", SR pictures: {last['sr_called_good']:.0%}"
+            text += f", and {last['sr_called_good']:.0%} of SR pictures"
         said.append(text)
     return said
 
