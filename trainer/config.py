@@ -15,7 +15,7 @@ Augmentation = Literal["none", "flips", "all"]
 Schedule = Literal["constant", "cosine"]
 Split = Literal["train", "all"]
 EncoderView = Literal["paper", "equal-size"]
-Precision = Literal["auto", "float32", "tf32", "bfloat16"]
+Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 CompileMode = Literal["off", "default", "reduce-overhead", "max-autotune"]
 VGGDistance = Literal["l1", "l2"]
 
@@ -140,7 +140,7 @@ class TrainConfig(BaseModel):
     precision: Precision = Field(
         "auto",
         description="of the networks; losses are always float32 (auto: bfloat16 on a GPU that has"
-        " it, otherwise float32)",
+        " it, float16 with scaled losses on another, float32 on a CPU)",
     )
     compile: CompileMode = Field(
         "off",
@@ -198,7 +198,11 @@ class TrainConfig(BaseModel):
         " four, stop the run; 0 = stop at the first",
     )
     device: Device = Field("auto", description="where the networks run")
-    dry_run: bool = Field(False, description="check everything, print what would be done, and stop")
+    dry_run: bool = Field(
+        False,
+        description="check everything, measure a few steps, print what would be done and what it"
+        " takes, and stop",
+    )
 
     @property
     def folder(self) -> Path:

@@ -67,7 +67,7 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
     """
     with process_group(config.device) as (world, device), ExitStack() as stack:
         asked = config.precision
-        precision = world.on_all_ranks(lambda: pick_precision(asked, device, old_gpu="float32"))
+        precision = world.on_all_ranks(lambda: pick_precision(asked, device, old_gpu="float16"))
         config = config.model_copy(update={"precision": precision})
         started = config
         config = world.on_all_ranks(lambda: checkpoint.as_started(started))

@@ -159,26 +159,47 @@ def check_run(config: TrainConfig, patches: Patches, weights: RunWeights) -> int
     return done
 
 
-def describe(config: TrainConfig, processes: int = 1) -> str:
-    """What a run would do and what it needs, for --dry-run: the same checks. Loads no network."""
+@dataclass(frozen=True)
+class Plan:
+    """A run whose settings, data and weights were checked. No network is loaded."""
+
+    config: TrainConfig
+    device: torch.device
+    patches: Patches
+    weights: RunWeights
+    done: int  # finished steps
+
+
+def plan(config: TrainConfig, processes: int = 1) -> Plan:
+    """Check what `train` checks, for --dry-run. Raises UserError."""
     device = pick_device(config.device)
-    precision = pick_precision(config.precision, device, old_gpu="float32")
-    config = config.model_copy(update={"precision": precision})  # as `train` does
+    precision = pick_precision(config.precision, device, old_gpu="float16")
+    config = checkpoint.as_started(config.model_copy(update={"precision": precision}))
     patches, weights = open_patches(config, processes), find_weights(config)
     if config.compile != "off":
         check_compiler(device, config.compile)
-    done = check_run(config, patches, weights)
-    faulty = len(patches.reader.index.faulty)
+    check_watching(config, patches)
+    return Plan(config, device, patches, weights, check_run(config, patches, weights))
+
+
+def describe(config: TrainConfig, processes: int = 1) -> str:
+    """What a run would do, after the same checks. Loads no network."""
+    return "\n".join(described(plan(config, processes), processes))
+
+
+def described(checked: Plan, processes: int) -> list[str]:
+    """The lines that say what a run would do."""
+    config, patches, done = checked.config, checked.patches, checked.done
+    faulty, held = len(patches.reader.index.faulty), int(patches.held_out.sum())
     epochs = config.steps * config.batch_size / len(patches)
-    return "\n".join(
-        [
-            f"manifest: {config.manifest}, {len(patches.rows['lr'])} lr and"
-            f" {len(patches.rows['hr'])} hr patches{f', {faulty} of them unusable' * (faulty > 0)}",
-            f"run:      {config.steps} steps of {config.batch_size}, {epochs:.1f} epochs,"
-            f" x{SCALE} on {device}, {precision}{f', {done} of them done' * (done > 0)}",
-            f"batch:    {config.batch_size} LR and as many HR patches,"
-            f" {config.batch_size // processes} on each of {processes} processes",
-            f"weights:  {', '.join(weights.identities.values())}",
-            f"folder:   {config.folder}",
-        ]
-    )
+    return [
+        f"manifest: {config.manifest}, {len(patches.rows['lr'])} lr and"
+        f" {len(patches.rows['hr'])} hr patches{f', {faulty} of them unusable' * (faulty > 0)}"
+        f"{f'; {held} are held out' * (held > 0)}",
+        f"run:      {config.steps} steps of {config.batch_size}, {epochs:.1f} epochs,"
+        f" x{SCALE} on {checked.device}, {config.precision}{f', {done} of them done' * (done > 0)}",
+        f"batch:    {config.batch_size} LR and as many HR patches,"
+        f" {config.batch_size // processes} on each of {processes} processes",
+        f"weights:  {', '.join(checked.weights.identities.values())}",
+        f"folder:   {config.folder}",
+    ]

@@ -7,6 +7,7 @@ about detail. So quality is asked twice, of patches as they are and at equal siz
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,7 +94,7 @@ def retrieval_top1(images: Tensor, texts: Tensor, captions: Sequence[str]) -> fl
     images, texts: features (n, c) of the pictures and of their `captions`.
     """
     nearest = cosines(images, texts).argmax(dim=1).tolist()
-    return sum(captions[j] == captions[i] for i, j in enumerate(nearest)) / len(captions)
+    return float(np.mean([captions[j] == captions[i] for i, j in enumerate(nearest)]))
 
 
 def _balanced(far: Tensor, near: Tensor) -> float:
