@@ -1,6 +1,7 @@
 """What is measured: against values that are known, and against an optimisation."""
 
 import math
+import random
 from pathlib import Path
 from typing import Any, cast
 
@@ -146,3 +147,25 @@ def test_losses_collapse_and_end_where_the_page_says(share: float) -> None:
         adam.step()
     assert limits["content_encoders"].optimum == pytest.approx(loss.item(), abs=1e-3)
     assert limits["content_encoders"].optimum <= loss.item() + 1e-9
+
+
+def test_streams_and_modes_are_as_before_after_a_look() -> None:
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Dropout(0.5))
+    network[1].eval()  # a module that somebody set apart
+
+    def draw() -> tuple[float, float, float]:
+        return torch.rand(1).item(), float(np.random.rand()), random.random()
+
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    expected = draw()
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    statistics = network[0].running_mean.clone()  # type: ignore[union-attr, operator]
+    with pytest.raises(RuntimeError, match="inside"), undisturbed(network):
+        draw()
+        torch.manual_seed(0)
+        network(torch.rand(2, 3, 4, 4))
+        raise RuntimeError("inside")
+    assert draw() == expected
+    assert network.training and network[0].training and not network[1].training
+    assert torch.equal(network[0].running_mean, statistics)  # type: ignore[arg-type]
+    assert torch.is_grad_enabled()

@@ -67,7 +67,7 @@ def test_the_page_of_a_run_and_again_by_command(
     loop.train(settings)
     page = (settings.folder / "run.html").read_text()
     assert "Step 2 of 2" in page and "Content, encoders (1)" in page
-    assert page.count('src="data:image/webp') == 6 and page.count('src="data:image/png') == 2
+    assert page.count('src="data:image/webp') == 9 and page.count('src="data:image/png') == 3
     assert "This run is not validated" in page
     (settings.folder / "run.html").unlink()
     assert curve.main([str(settings.folder)]) == 0
@@ -85,7 +85,7 @@ def test_the_page_of_pretraining_shows_its_curves(tmp_path: Path) -> None:
     config_json.write_text(json.dumps(plain))
     page = build_page(folder)
     assert "Pretraining on photos" in page and "L1" in page and "PSNR on Y" in page
-    assert "collapse" not in page
+    assert ">collapse" not in page
 
 
 def test_long_runs_are_averaged_and_keep_their_ends() -> None:

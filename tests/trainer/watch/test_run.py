@@ -65,12 +65,24 @@ def test_a_manifest_that_holds_a_role_out_is_refused(
     loop.train(config(path, models, tmp_path / "run", split="all", steps=1))
 
 
+class Restless(nn.Module):
+    """Bilinear enlargement and a little more, through batch norm and dropout: a careless validation
+    would move the one's statistics and the other's random stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = nn.Conv2d(3, 48, 3, padding=1), nn.BatchNorm2d(48), nn.Dropout2d(0.3)
+        self.body = nn.Sequential(*layers, nn.PixelShuffle(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        enlarged = nn.functional.interpolate(x, scale_factor=4, mode="bilinear")
+        added: torch.Tensor = self.body(x)
+        return enlarged + 0.01 * added
+
+
 def restless(_: Any) -> nn.Module:
-    """A network with batch norm and dropout, which a careless validation would move."""
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 48, 3, padding=1), nn.BatchNorm2d(48), nn.Dropout2d(0.3), nn.PixelShuffle(4)
-    )
+    return Restless()
 
 
 @pytest.mark.usefixtures("cheap_metric")
@@ -117,13 +129,10 @@ def test_a_watched_run_is_the_run_that_nobody_watches_and_resumes_exactly(
         files = [read_tensors(folder / f"{name}.safetensors") for folder in folders.values()]
         for other in files[1:]:
             assert all(torch.equal(files[0][key], other[key]) for key in files[0])
-    if "score" in looks[-1]:
-        best = min((look["score"], look["step"]) for look in looks if "score" in look)[1]
-        ours, theirs = (
-            read_tensors(folders[name] / "best.safetensors") for name in ("watched", "killed")
-        )
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-        assert best or torch.equal(ours["0.weight"], restless(None)[0].weight)  # type: ignore[index]
+    ours, theirs = (
+        read_tensors(folders[name] / "best.safetensors") for name in ("watched", "killed")
+    )
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 @pytest.mark.usefixtures("cheap_metric")
