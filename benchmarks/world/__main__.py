@@ -168,7 +168,7 @@ def train(config: WorldConfig, manifest: Path, variant: str, seed: int) -> Path:
         manifest=manifest, out=folder, profile=config.profile, steps=config.steps, seed=seed,
         batch_size=config.batch_size, lr=config.lr, lr_encoders=config.lr_encoders,
         sr_init=config.sr, device=config.device, precision=config.precision, log_every=10,
-        sample_every=100, checkpoint_every=50,
+        sample_every=100, checkpoint_every=50, split="all",  # unseen scenes are held out here
         **VARIANTS[variant],
     )  # fmt: skip
     loop.train(settings)

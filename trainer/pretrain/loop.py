@@ -38,6 +38,7 @@ README = """\
 - `stats.jsonl`: one line per log step: L1, learning rate, gradient norm, colour shift, seconds per
   step, and the shares of the time spent waiting for data and waiting for the device; and one per
   validation: PSNR on Y in dB of photographs held out and of the pictures of `--validate-on`
+- `run.html`: the curves, samples over time and settings on one page, as of the last checkpoint
 - `events.out.tfevents.*`: the same and the samples, for `tensorboard --logdir {folder}`
 - `samples/`: LR, bicubic and SR of the same patches during training
 - `checkpoint.pt`: everything needed to resume exactly; `checkpoint.previous.pt` is the checkpoint

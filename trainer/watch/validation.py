@@ -4,6 +4,7 @@ import logging
 import math
 import random
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -38,7 +39,9 @@ def undisturbed(*networks: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng())
         stack.enter_context(torch.no_grad())
-        torch.backends.cudnn.benchmark = False  # pictures of many shapes
+        torch.backends.cudnn.benchmark = False  # pictures of many shapes, compiled for none of them
+        if "torch._dynamo" in sys.modules:  # loaded by --compile
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             for network in networks:
                 network.eval()
