@@ -136,7 +136,7 @@ def number(value: float) -> str:
         return "0"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{float(f'{value:.3g}'):g}" if abs(value) >= 1e-3 else f"{value:.0e}"
+    return f"{float(f'{value:.3g}'):g}" if abs(value) >= 1e-4 else f"{value:.0e}"
 
 
 def count(value: float) -> str:

@@ -106,4 +106,4 @@ def _drift(before: Tensor, now: Tensor) -> Tensor:
     """For each feature, 1 - its cosine to what it was."""
     if not len(now):
         return torch.empty(0)
-    return 1 - torch.nn.functional.cosine_similarity(before, now, dim=1)
+    return (1 - torch.nn.functional.cosine_similarity(before, now, dim=1)).clamp(min=0)
