@@ -21,8 +21,10 @@ from schemas.manifest import Role
 
 Address = Annotated[str, BeforeValidator(os.fspath)]  # a path, or s3://bucket/name
 Runner = Literal["local", "ray"]
-# Far patches of the formula are at the top of a picture: mostly sky. The others are literal.
+# Far patches of the formula are at the top of a picture: mostly sky; near ones at its bottom: often
+# out of focus (docs/results.md). The others are literal.
 FAR_TEXTURE: dict[Profile, float] = {"offline": 0.03, "default": 0.0, "paper": 0.0, "test": 0.01}
+MIN_TEXTURE: dict[Profile, float] = {"offline": 0.01, "default": 0.0, "paper": 0.0, "test": 0.0}
 CACHE_FOLDER = "kept"  # in the work folder; its name on disk since the first builds
 
 
@@ -114,8 +116,9 @@ class BuildConfig(SelectConfig, CaptionConfig, DepthConfig, OutputConfig, Images
 
     def least_texture(self, role: Role) -> float:
         """The smallest texture that a patch of this role may have."""
+        both = MIN_TEXTURE[self.profile] if self.min_texture is None else self.min_texture
         far = FAR_TEXTURE[self.profile] if self.far_texture is None else self.far_texture
-        return max(self.min_texture, far) if role == "lr" else self.min_texture
+        return max(both, far) if role == "lr" else both
 
     @property
     def depth_name(self) -> str:

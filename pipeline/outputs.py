@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lasr.files import move_aside
-from lasr.marks import has_mark
+from lasr.marks import KEY, has_mark
 from lasr.ownership import check_file, check_folder, check_name, contains, is_lock, refused
 from pipeline.storage import StoragePath, reported
 from schemas.catalogue import BESIDE, beside
@@ -177,10 +177,11 @@ def _is_own_part(path: StoragePath) -> bool | None:
     if not _PART.fullmatch(path.name) or (path.is_local and not path.path.is_file()):
         return False
     try:
-        pq.read_schema(path.key, filesystem=path.fs)
+        schema = pq.read_schema(path.key, filesystem=path.fs)
     except (pa.ArrowException, OSError, ValueError):
         return None
-    return False  # sound, and of another program
+    # With our mark at its end, and damage at its start. Without it, sound and of another program.
+    return None if KEY.encode() in (schema.metadata or {}) else False
 
 
 def _is_lock(path: StoragePath) -> bool:

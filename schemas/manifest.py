@@ -70,10 +70,13 @@ PATCHES = pa.schema(
         column("sharpness", pa.float32(), "variance of the Laplacian of the luma, luma in 0..255"),
         column("phash", pa.string(), "perceptual hash, 16 hex digits; null: nothing to compare"),
         column("split", pa.string(), "train or val: see split_of"),
+        column("sharpness_56", pa.float32(), "sharpness of the patch shrunk to 56 x 56 by area"),
+        column("colour_a", pa.float32(), "mean a* of CIELAB: below 0 green, above red"),
+        column("colour_b", pa.float32(), "mean b* of CIELAB: below 0 blue, above yellow"),
     ]
 )
 # Older manifests lack these columns and curated ones may leave them out; both are accepted.
-OPTIONAL = frozenset(["luma", "contrast", "shadows", "highlights", "sharpness", "phash", "split"])
+OPTIONAL = frozenset(PATCHES.names[PATCHES.names.index("luma") :])
 
 Row = dict[str, Any]
 

@@ -2,7 +2,8 @@
 
 import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # Prefect would start one for what is asked of it without an address, and leave it running
+    # where the process ends without its exit handlers, as workers of pytest and of Ray do.
+    "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
     "OMP_NUM_THREADS": "1",  # the tests run two at a time on two cores
 }
 
@@ -67,6 +71,17 @@ def devices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     elif not torch.cuda.is_available():
         pytest.skip("no GPU")
+
+
+@pytest.fixture(autouse=True)
+def no_temporary_server() -> Iterator[None]:
+    """Prefect started no server by itself in this process; it would outlive the tests."""
+    yield
+    module = sys.modules.get("prefect.server.api.server")
+    started = list(module.SubprocessASGIServer._instances.values()) if module else []
+    for server in started:
+        server.stop()
+    assert not started, "a client of Prefect had no address, and started a temporary server"
 
 
 Once = Callable[[str, Callable[[Path], object]], Path]

@@ -39,6 +39,7 @@ PARTS = {
     "build": 0.16,
     "train": 0.16,
     "compiled": 0.30,
+    "blocks": 0.16,
     "depthfm": 0.10,
     "tests": 0.30,
 }

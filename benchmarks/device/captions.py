@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.device.networks import clip_folder, free, peak_gb, profiled, rate, wait
+from benchmarks.device.networks import clip_folder, free, peak_gb, rate, wait
+from benchmarks.device.profiling import profiled
 from benchmarks.device.record import Part
 from lasr.device import Precision, autocast, pick_device
 from lasr.weights.locate import locate

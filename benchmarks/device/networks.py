@@ -162,36 +162,3 @@ def vgg_file(folder: Path, small: bool) -> Path:
 def step_networks(small: bool, device: torch.device) -> tuple[Any, Any, Any]:
     """SR network, encoders and VGG of a training step, seeded."""
     return train_step.networks("small" if small else "paper", device)
-
-
-def profiled(work: Callable[[], object], device: torch.device, rows: int = 22) -> str:
-    """A table of the operations that take most of the device's time (or the CPU's)."""
-    from torch.profiler import ProfilerActivity, profile
-
-    activities = [ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as found:
-        work()
-        wait(device)
-    averages = found.key_averages()
-
-    def of_device(event: Any) -> float:
-        return float(getattr(event, "self_device_time_total", 0.0))
-
-    def of_host(event: Any) -> float:
-        return float(event.self_cpu_time_total)
-
-    lines = []
-    kernels = [e for e in averages if str(e.device_type).endswith("CUDA")]
-    for title, events, key in (
-        ("kernels by device time", kernels, of_device),
-        ("operators by host time", [e for e in averages if e not in kernels], of_host),
-    ):
-        total = sum(map(key, events))
-        lines.append(f"{title}: {total / 1e3:.1f} ms in {sum(e.count for e in events)} calls")
-        lines += [
-            f"{key(event) / 1e3:9.2f} ms {event.count:6d}  {event.key[:110]}"
-            for event in sorted(events, key=key, reverse=True)[:rows]
-        ]
-    return "\n".join(lines)

@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch._inductor.config
 
 from benchmarks import train_step
-from benchmarks.device.networks import free, peak_gb, profiled, step_networks, wait
+from benchmarks.device.networks import free, peak_gb, step_networks, wait
+from benchmarks.device.profiling import profiled
 from benchmarks.device.record import Part
 from lasr.device import autocast, pick_device
 from trainer.config import TrainConfig
+from trainer.models.rrdb import compute_by_source
 from trainer.step import TrainStep
 
 STEPS = 8  # of a round, launched one after the other
@@ -45,7 +48,13 @@ def measure(part: Part, compiled: bool = False) -> None:
         chosen = {"precision": precision, "compile": compile, "cuda_graph": graph}
         return TrainConfig.model_validate({"manifest": "none", "batch_size": size} | chosen)
 
-    def way(name: str, config: TrainConfig, plain: bool = False, profile: bool = False) -> None:
+    def way(
+        name: str,
+        config: TrainConfig,
+        plain: bool = False,
+        profile: bool = False,
+        by_source: bool = False,
+    ) -> None:
         free(device)
         torch._dynamo.reset()
         step: Any = (
@@ -54,6 +63,8 @@ def measure(part: Part, compiled: bool = False) -> None:
             else TrainStep(config, *step_networks(part.small, device))
         )
         ours = step if isinstance(step, TrainStep) else None
+        if ours and by_source:
+            compute_by_source(ours.sr_network)
         pinned = [_to_pinned(batch, device) for batch in batches]
         tokens = [_pin(ours.texts_of(batch), device) if ours else None for batch in batches]
         started = time.perf_counter()
@@ -119,11 +130,17 @@ def measure(part: Part, compiled: bool = False) -> None:
     if compiled:
         config = settings("bfloat16", "default")
         part.attempt("compiled", lambda: way("bfloat16, compiled, graph", config, profile=True))
+        for combined in (False, True):
+            name = f"bfloat16, compiled, by source{', combined' * combined}, graph"
+            with torch._inductor.config.patch(combo_kernels=combined):
+                part.attempt(name, lambda n=name: way(n, config, False, True, True), 60 * cuda)  # type: ignore[misc]
         return
     eager, graph = settings("bfloat16", graph="off"), settings("bfloat16")
-    part.attempt("eager", lambda: way("bfloat16, eager", eager, profile=True), 8 * cuda)
     if cuda:
-        part.attempt("graph", lambda: way("bfloat16, graph", graph), 8)
+        part.attempt("graph", lambda: way("bfloat16, graph", graph, profile=True), 8)
+        name = "bfloat16, by source, graph"
+        part.attempt("by source", lambda: way(name, graph, False, True, True), 8)
+    part.attempt("eager", lambda: way("bfloat16, eager", eager), 8 * cuda)
     part.attempt("plain", lambda: way("bfloat16, written plainly", graph, True), 8 * cuda)
     part.attempt("regions", regions, 8 * cuda)
     if cuda:

@@ -12,9 +12,10 @@ from PIL import Image
 from benchmarks.device.networks import free, peak_gb, rate, sr_file, wait
 from benchmarks.device.record import Part
 from lasr.device import pick_device
+from lasr.pictures.write import save_picture
 from lasr.weights.locate import locate
 from trainer.models.load import load_model
-from trainer.upscale.config import UpscaleConfig
+from trainer.upscale.config import OVERLAP, UpscaleConfig
 from trainer.upscale.engines import make_engine
 from trainer.upscale.run import upscale_files
 from trainer.upscale.tiles import Tiling, upscale_strips
@@ -39,20 +40,31 @@ def measure(part: Part) -> None:
 
 
 def ours(part: Part, device: torch.device, located: Any, inputs: list[Path], side: int) -> None:
-    """`lasr upscale`, loading excluded: the network's share of the time is noted."""
+    """`lasr upscale` of files, loading included; and its parts: loading, network, writing."""
     free(device)
     pixels = np.asarray(Image.open(inputs[0]))
     for precision in ("auto", "float32"):
+        started = time.perf_counter()
         model = load_model(located)
         engine = make_engine(model.fitted(), device, precision=precision)  # type: ignore[arg-type]
+        wait(device)
+        part.row(f"LA-SR {precision}, loading", 1e3 * (time.perf_counter() - started), "ms")
 
         def network(engine: Any = engine) -> None:
-            for _ in upscale_strips(engine, pixels, 4, Tiling(), np.uint8):
+            for _ in upscale_strips(engine, pixels, 4, Tiling.on(device, None, OVERLAP), np.uint8):
                 pass
 
         milliseconds = rate(network, device, 0.8, most=10)
         part.row(f"LA-SR {precision}, {side}x{side}, array to array", milliseconds, "ms",
                  peak_GB=peak_gb(device))  # fmt: skip
+    large = np.asarray(Image.fromarray(pixels).resize((4 * side, 4 * side)))
+    target = part.folder / "written.png"
+    strips = [large[: 2 * side], large[2 * side :]]
+
+    def write() -> None:
+        save_picture(target, strips, large.shape, large.dtype, "LA-SR benchmark")
+
+    part.row(f"LA-SR writing, {4 * side}x{4 * side}", rate(write, device, 0.5, most=5), "ms")
     out = part.folder / f"ours-{side}"
     config = UpscaleConfig(inputs=["-"], weights="-", out=out, device=part.device)  # type: ignore[arg-type]
     results = {path: out / path.name for path in inputs}

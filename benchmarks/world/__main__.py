@@ -5,23 +5,22 @@
 
 Scenes are rendered from the photographs of --photographs, and a manifest is made of them by their
 true depth. Every variant trains on it from the same start. They are scored on the far surfaces of
-scenes of --unseen, which no network has seen: against the truth (PSNR, SSIM, GMSD) and without it
-(NIQE, BRISQUE). `oracle` trains on the pairs of far surfaces and their truth. A second call
-continues what is not finished.
+scenes of --unseen, which no network has seen: against the truth (PSNR, SSIM, GMSD, squeeze) and
+without it (NIQE, BRISQUE, PIQE). `oracle` trains on the pairs of far surfaces and their truth. A
+second call continues what is not finished.
 """
 
 import sys
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, Field
 
+from benchmarks.proof.runs import VARIANTS, is_trained, settings, train_all
+from benchmarks.proof.scores import score, table
 from benchmarks.world.scenes import BANDS, WIDTH, Scene, save, scenes, sources
 from lasr.cli import Command, progress
 from lasr.device import Device, pick_device
@@ -35,21 +34,13 @@ from pipeline.stages.rows import captioned, patch_row
 from pipeline.stages.select import SelectConfig, select
 from schemas.manifest import PATCH_SIZE, PATCHES, SCALE, file_metadata, open_manifest
 from schemas.parquet import rows_to
-from trainer.config import Precision, TrainConfig
+from trainer.config import Precision
 from trainer.models.load import load_sr
 from trainer.models.save import save_network
 
-# Options of `lasr train` by variant, beside those that all share.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "equal-size": {"encoder_view": "equal-size"},
-    "equal-size+sr": {"encoder_view": "equal-size", "sr_as_low_quality": 0.5},
-    "no content": {"encoder_view": "equal-size", "sr_as_low_quality": 0.5, "weight_content": 0},
-    "no quality": {"encoder_view": "equal-size", "sr_as_low_quality": 0.5, "weight_quality": 0},
-    "no VGG": {"encoder_view": "equal-size", "sr_as_low_quality": 0.5, "weight_vgg": 0},
-}
 ORACLE = "oracle"
-METRICS = ["psnr", "ssim", "gmsd", "niqe", "brisque"]
+METRICS = ["psnr", "ssim", "gmsd", "niqe", "brisque", "piqe"]  # of `lasr evaluate`
+SHOWN = [*METRICS[:3], "squeeze", *METRICS[3:], "consistency", "colour shift"]
 
 
 class WorldConfig(BaseModel):
@@ -69,6 +60,7 @@ class WorldConfig(BaseModel):
     profile: Profile = Field("offline", description="the models that training starts from")
     start: str | None = Field(None, description="initial SR network (default: the profile's)")
     precision: Precision = Field("auto", description="of training")
+    parallel: int = Field(1, ge=1, description="runs at a time")
     device: Device = Field("auto", description="where networks run")
 
     @property
@@ -153,26 +145,28 @@ def write_manifest(config: WorldConfig, manifest: Path, train: list[Scene]) -> N
             bar.update()
 
 
-def train(config: WorldConfig, manifest: Path, variant: str, seed: int) -> Path:
-    """Train a variant, or continue it; returns its weights."""
-    folder = config.out / "runs" / f"{variant.replace(' ', '-')}-{seed}"
-    weights = folder / "model.safetensors"
-    if weights.exists():
-        return weights
-    if variant == ORACLE:
-        train_oracle(config, folder, seed)
-        return weights
-    from trainer import loop
-
-    settings = TrainConfig(
-        manifest=manifest, out=folder, profile=config.profile, steps=config.steps, seed=seed,
-        batch_size=config.batch_size, lr=config.lr, lr_encoders=config.lr_encoders,
-        sr_init=config.sr, device=config.device, precision=config.precision, log_every=10,
-        sample_every=100, checkpoint_every=50, split="all",  # unseen scenes are held out here
-        **VARIANTS[variant],
-    )  # fmt: skip
-    loop.train(settings)
-    return weights
+def train(config: WorldConfig, manifest: Path) -> dict[str, str]:
+    """Train all variants for all seeds, or continue; returns their weights by name."""
+    runs = config.out / "runs"
+    shared = {
+        "profile": config.profile, "steps": config.steps, "batch_size": config.batch_size,
+        "lr": config.lr, "lr_encoders": config.lr_encoders, "sr_init": config.sr,
+        "log_every": 10, "sample_every": 100, "checkpoint_every": 50,
+    }  # fmt: skip
+    methods, waiting = {}, []
+    for seed in config.seeds:
+        for variant in config.variants:
+            folder = runs / f"{variant.replace(' ', '-')}-{seed}"
+            methods[f"{variant} #{seed}"] = str(folder / "model.safetensors")
+            if variant == ORACLE:
+                if not is_trained(folder):
+                    train_oracle(config, folder, seed)
+            else:
+                waiting.append(
+                    settings(manifest, runs, variant, seed, shared, config.device, config.precision)
+                )
+    train_all(waiting, config.parallel)
+    return methods
 
 
 def train_oracle(config: WorldConfig, folder: Path, seed: int) -> None:
@@ -207,43 +201,6 @@ def train_oracle(config: WorldConfig, folder: Path, seed: int) -> None:
     save_network(network, folder, "model")
 
 
-def score(config: WorldConfig, methods: dict[str, str]) -> dict[str, dict[str, float]]:
-    """The mean scores of methods over the test scenes, by method and metric."""
-    from trainer.evaluate.__main__ import main as evaluate
-
-    out = config.out / "evaluation"
-    named = [f"{name}={path}" for name, path in methods.items()]
-    status = evaluate(
-        [
-            *("--images", str(config.out / "test")),
-            *("--reference", str(config.out / "test-truth")),
-            *("--weights", "bicubic", *named),
-            *("--metrics", *METRICS, "--out", str(out)),
-        ]
-    )
-    if status:
-        raise UserError("the evaluation failed", "see the lines above")
-    scores: dict[str, dict[str, float]] = {}
-    for row in pq.read_table(out / "means.parquet").to_pylist():
-        scores.setdefault(row["method"], {})[row["metric"]] = row["mean"]
-    return scores
-
-
-def table(scores: dict[str, dict[str, float]], seeds: list[int]) -> str:
-    """Mean and deviation over seeds, a line for each variant, in Markdown."""
-    lines = [f"| method | {' | '.join(METRICS)} |", "|---" * (len(METRICS) + 1) + "|"]
-    names = dict.fromkeys(name.rpartition(" #")[0] or name for name in scores)
-    for name in names:
-        runs = [scores[n] for n in (name, *(f"{name} #{seed}" for seed in seeds)) if n in scores]
-        cells = []
-        for metric in METRICS:
-            values = [run[metric] for run in runs]
-            spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-            cells.append(f"{mean(values):.3f}{spread}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def run(config: WorldConfig) -> None:
     """Render, train, score, and print the table."""
     unknown = set(config.variants) - {*VARIANTS, ORACLE}
@@ -252,11 +209,9 @@ def run(config: WorldConfig) -> None:
     claim(config)
     manifest = prepare(config)
     open_manifest(manifest)
-    methods = {"start": config.sr}
-    for seed in config.seeds:
-        for variant in config.variants:
-            methods[f"{variant} #{seed}"] = str(train(config, manifest, variant, seed))
-    text = table(score(config, methods), config.seeds)
+    methods = {"start": config.sr} | train(config, manifest)
+    truth = config.out / "test-truth"
+    text = table(score(methods, config.out / "test", truth, METRICS, config.out / "scores"), SHOWN)
     (config.out / "table.md").write_text(text + "\n")
     print(text)
 

@@ -146,6 +146,7 @@ def prepare(config: BuildConfig) -> Prepared:
         "depth": config.depth_name,
         "clip": config.clip_name,
         "far_texture": config.least_texture("lr"),
+        "min_texture": config.least_texture("hr"),
         "dictionary": dictionary_sha256(words),
         "depth_model": depth.identity,
         "caption_model": clip.identity,

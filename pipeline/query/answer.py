@@ -23,7 +23,7 @@ from pipeline.query.limits import limit, out_of_memory, watched
 from pipeline.query.sandbox import confine, read_only, readable_files, refusal
 from pipeline.query.save import save
 from pipeline.query.views import interruptible, with_views
-from schemas.manifest import Manifest
+from schemas.manifest import OPTIONAL, Manifest
 
 Form = Literal["table", "csv", "json", "parquet"]
 WIDTH = 160  # columns of a table where there is no terminal
@@ -188,7 +188,14 @@ def sql_error(error: duckdb.Error, connection: duckdb.DuckDBPyConnection) -> Use
         return out_of_memory(text)
     if found := _UNKNOWN_COLUMN.search(text):
         name = found["a"] or found["b"] or found["c"]
-        return UserError(f"SQL: no column '{name}'", _nearest(name, _columns(connection)))
+        known = _columns(connection)
+        if name in OPTIONAL and name not in known:
+            return UserError(
+                f"SQL: no column '{name}': not measured in this manifest, which is older or leaves"
+                " it out",
+                "build it again",
+            )
+        return UserError(f"SQL: no column '{name}'", _nearest(name, known))
     if (found := _UNKNOWN_TABLE.search(text)) and found["a"] in _OPTIONAL_VIEWS:
         return UserError(
             f"SQL: the files or columns behind '{found['a']}' are missing", "build it again"

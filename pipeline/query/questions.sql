@@ -24,6 +24,81 @@ WHERE role = 'hr'
     AND sharpness < (SELECT quantile_cont(sharpness, 0.5) FROM patches WHERE role = 'lr')
 ORDER BY patches.sharpness, patch_id LIMIT 100;
 
+-- equal-content: Are far patches less sharp than near ones of the same content?
+-- So that sky against bark does not decide: each far patch is compared with the median of the near
+-- patches that share three of its best eight words, and of those of its colour (at most 8 apart in
+-- 100 luma, a*, b*). Sharpness of both is that at 56 x 56 pixels. By photograph: the mean of the
+-- logarithm of far / near. Of a manifest with more, a sample of 1,000 patches of each role.
+WITH chosen AS (
+    SELECT patch_id, image_id, role, words[1:8] AS words, luma, colour_a, colour_b, sharpness_56
+    FROM patches WHERE sharpness_56 IS NOT NULL
+    QUALIFY row_number() OVER (PARTITION BY role ORDER BY md5(patch_id)) <= 1000
+), spoken AS (
+    SELECT patch_id, role, unnest(words) AS word FROM chosen
+), far AS (SELECT * FROM chosen WHERE role = 'lr'), near AS (SELECT * FROM chosen WHERE role = 'hr'
+), alike AS (
+    SELECT 'words' AS content, lr.patch_id, hr.patch_id AS other
+    FROM spoken AS lr JOIN spoken AS hr ON lr.word = hr.word AND lr.role = 'lr' AND hr.role = 'hr'
+    GROUP BY ALL HAVING count(*) >= 3
+    UNION ALL
+    SELECT 'colour', far.patch_id, near.patch_id FROM far JOIN near
+    ON (100 * (far.luma - near.luma)) ** 2 + (far.colour_a - near.colour_a) ** 2
+        + (far.colour_b - near.colour_b) ** 2 <= 8 ** 2
+), compared AS (
+    SELECT content, far.image_id,
+        ln((any_value(far.sharpness_56) + 1) / (median(near.sharpness_56) + 1)) AS ratio
+    FROM alike JOIN far USING (patch_id) JOIN near ON near.patch_id = other
+    GROUP BY content, far.image_id, far.patch_id
+), by_photograph AS (
+    SELECT content, image_id, count(*) AS patches, avg(ratio) AS ratio FROM compared GROUP BY ALL
+)
+SELECT content, count(*) AS photographs, count(*) FILTER (ratio < 0) AS less_sharp,
+    round(100.0 * less_sharp / photographs, 1) AS per_cent, sum(patches)::BIGINT AS far_patches,
+    round(exp(median(ratio)), 3) AS far_by_near
+FROM by_photograph GROUP BY content ORDER BY content DESC;
+
+-- plateaus: Far patches of a plateau
+-- Far patches that are as far as another one of their photograph, at the precision of distance maps,
+-- or at the largest distance there is. Many: sky, and chance chooses among equals.
+WITH far AS (
+    SELECT image_id, distance, count(*) OVER (
+        PARTITION BY image_id, round(distance * 65535)
+    ) AS equal
+    FROM patches WHERE role = 'lr' AND distance IS NOT NULL
+)
+SELECT count(*) FILTER (equal > 1 OR distance * 65535 >= 65534.5) AS plateau, count(*) AS far,
+    round(100.0 * plateau / nullif(count(*), 0), 1) AS per_cent,
+    count(DISTINCT image_id) FILTER (equal > 1 OR distance * 65535 >= 65534.5) AS photographs
+FROM far;
+
+-- no-content: Patches without content
+-- Texture and contrast below what a JPEG of an even or slightly graded area has, with the noise of a
+-- sensor: docs/curation.md. --far-texture leaves out such far patches, --min-texture both.
+SELECT role, count(*) FILTER (
+        texture < 0.005 AND contrast < CASE role WHEN 'lr' THEN 0.015 ELSE 0.055 END
+    ) AS blank, count(*) AS total, round(100.0 * blank / total, 1) AS per_cent
+FROM patches GROUP BY role ORDER BY role;
+
+-- near-copies: Patches that look like another of their photograph and role
+-- Copies differ from a better patch in at most 4 of the 64 bits of their perceptual hashes.
+-- Overlapping ones share 40 % of their area or more with one. --min-separation sets them apart.
+WITH hashed AS (
+    SELECT patch_id, image_id, role, rank, x::DOUBLE AS x, y::DOUBLE AS y, size::DOUBLE AS size,
+        try_cast('0x' || phash AS UBIGINT) AS hash
+    FROM patches
+), found AS (
+    SELECT this.patch_id, bool_or(bit_count(xor(this.hash, better.hash)) <= 4) AS copy,
+        max(greatest(this.size - abs(this.x - better.x), 0)
+            * greatest(this.size - abs(this.y - better.y), 0) / this.size ** 2) AS shared
+    FROM hashed AS this JOIN hashed AS better
+    ON this.image_id = better.image_id AND this.role = better.role
+        AND (better.rank, better.patch_id) < (this.rank, this.patch_id)
+    GROUP BY this.patch_id
+)
+SELECT role, count(*) FILTER (copy) AS copies, count(*) FILTER (shared >= 0.4) AS overlapping,
+    count(*) AS total, round(100.0 * copies / total, 1) AS per_cent
+FROM hashed LEFT JOIN found USING (patch_id) GROUP BY role ORDER BY role;
+
 -- telling-words: Words that separate the roles
 -- Log-odds of a word in far against near captions: above 0 far, below 0 near. A half is added to each
 -- count, so that the value is finite. Only words of at least 5 patches.

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from statistics import NormalDist
+from typing import Literal
 
 from pipeline.report.overview import Row
 
@@ -50,14 +51,24 @@ class Comparison:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of `share` (Wilson 1927), as if the photographs were a random sample."""
-        n, p = self.photographs, self.share
-        centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-        reach = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-        return centre - reach, centre + reach
+        """95 % interval of `share`, as if the photographs were a random sample."""
+        return interval_of(self.lower, self.photographs)
 
     @property
     def verdict(self) -> str:
         """`yes` or `no` if the interval is on one side of a half, else `open`."""
-        low, high = self.interval
-        return "yes" if low > 0.5 else "no" if high < 0.5 else "open"
+        return verdict_of(self.interval)
+
+
+def interval_of(count: int, n: int) -> tuple[float, float]:
+    """95 % interval of the share count / n (Wilson 1927)."""
+    p = count / n
+    centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    reach = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    return centre - reach, centre + reach
+
+
+def verdict_of(interval: tuple[float, float]) -> Literal["yes", "no", "open"]:
+    """Whether a share is above a half: `open` if its interval does not tell."""
+    low, high = interval
+    return "yes" if low > 0.5 else "no" if high < 0.5 else "open"

@@ -12,12 +12,14 @@ import numpy as np
 
 from pipeline.report.comparison import Comparison, Histogram
 from pipeline.report.overview import Row, counts, rows_of
+from pipeline.report.worth import Worth, worth
 from schemas.manifest import Role
 
 BINS = 36
 WORDS = 12  # of each role
 EXAMPLES = 3  # photographs named for each status
-MEASURES = ("texture", "sharpness")  # compared between far and near, if the manifest has them
+# Compared between far and near, if the manifest has them; the first decides the page's answer.
+MEASURES = ("sharpness_56", "texture", "sharpness")
 # A row that lacks one of these, or has a size of its own, is counted but not drawn.
 _DRAWABLE = """(
     FROM patches WHERE size = CASE role WHEN 'lr' THEN 56 WHEN 'hr' THEN 224 END
@@ -134,6 +136,10 @@ class ReportData:
             f" histogram({ratio}, {edges[1:-1]}::DOUBLE[]) AS bins FROM each"
         )
         return Comparison(measure, ratios=_binned(edges, rows), **row)
+
+    def worth(self, words_are_noise: bool) -> Worth:
+        """Whether the manifest is worth learning from; see `pipeline.report.worth`."""
+        return worth(self._ask, self.columns, words_are_noise)
 
     def words(self) -> list[Row]:
         """The words that separate the roles: WORDS typical of far, then WORDS typical of near.

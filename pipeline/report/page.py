@@ -40,10 +40,14 @@ NEEDED = ("patch_id", "image_id", "image_path", "image_width", "image_height", "
 DISTRIBUTIONS = {  # column: label, and whether the axis is logarithmic
     "distance": ("distance: 0 near, 1 far", False),
     "texture": ("texture: mean gradient of the luma", True),
-    "sharpness": ("sharpness: variance of the Laplacian", True),
+    "sharpness_56": ("sharpness, both at 56 pixels: variance of the Laplacian", True),
+    "sharpness": ("sharpness, each at its own size", True),
     "luma": ("brightness: mean luma", False),
     "contrast": ("contrast: standard deviation of the luma", False),
 }
+MEASURE_NAMES = {
+    "sharpness_56": "sharpness at 56 pixels", "sharpness": "sharpness at its own size"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ def _facts(config: ReportConfig, manifest: Manifest, data: ReportData) -> dict[s
             table = histogram.table(TABLE_ROWS)
             distributions.append({"column": column, "label": label, "chart": chart, "table": table})
     parameters = manifest.metadata.get("parameters", {})
+    made_with = _models(models)
+    noise = any(model["untrained"] for model in made_with if model["task"] == "captions")
     return {
         "config": config,
         "roles": roles,
@@ -100,13 +106,17 @@ def _facts(config: ReportConfig, manifest: Manifest, data: ReportData) -> dict[s
         "rejected": data.rejected(),
         "has_catalogue": data.has_catalogue,
         "comparisons": comparisons,
+        # Then their texture says nothing: without a filter of both, far patches have more of it.
+        "far_filtered": (parameters.get("far_texture") or 0) > (parameters.get("min_texture") or 0),
+        "worth": data.worth(noise),
+        "names": MEASURE_NAMES,
         "ratios": [charts.ratio(comparison.ratios) for comparison in comparisons],
         "distributions": distributions,
         "words": words,
         "common": top_words(data.connection),
         "word_chart": charts.words(words),
         "strategies": sorted({row["strategy"] for row in models}),
-        "models": _models(models),
+        "models": made_with,
         "parameters": {k: v for k, v in parameters.items() if k != "images"},
         "sources": parameters.get("images", []),
     }

@@ -1,4 +1,4 @@
-"""Measures of pixels for curation: exposure, contrast, sharpness and a perceptual hash."""
+"""Measures of pixels for curation: exposure, contrast, sharpness, colour, a perceptual hash."""
 
 from dataclasses import dataclass
 
@@ -6,16 +6,18 @@ import cv2
 import numpy as np
 from PIL import Image
 
-# Raise it when the same pixels get other measures than before, or for a new measure. 0, its first
-# value, adds nothing to the fingerprint: parts that were finished before it existed stay valid.
-VERSION = 0
+from schemas.manifest import PATCH_SIZE
+
+# Raise it when the same pixels get other measures than before, or for a new measure. 1: the
+# measures at equal size.
+VERSION = 1
 SHADOW, HIGHLIGHT = 4, 251  # luma of 0..255; detail below and above is lost to clipping
 FLAT = 0.02  # contrast of a plain area, whose hash would be that of its noise
 
 
 def fingerprint_inputs() -> tuple[object, ...]:
     """What determines the measures of a patch, besides its pixels."""
-    return ("measure", VERSION) if VERSION else ()
+    return "measure", VERSION
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Measures:
     highlights: float  # share of pixels with a luma of at least 251 of 255, 0..1
     sharpness: float  # see `measure`
     phash: str | None  # see `perceptual_hash`
+    sharpness_56: float  # `sharpness` of the patch shrunk to the size of a far one
+    colour_a: float  # mean a* of CIELAB: below 0 green, above red
+    colour_b: float  # mean b* of CIELAB: below 0 blue, above yellow
 
 
 def measure(pixels: np.ndarray) -> Measures:
@@ -35,23 +40,43 @@ def measure(pixels: np.ndarray) -> Measures:
 
     sharpness is the variance of the Laplacian (kernel 0 1 0, 1 -4 1, 0 1 0) of the luma in 0..255:
     0 for a plain area, below about 100 for a patch that looks blurred, thousands for foliage. Noise
-    and JPEG blocks count as sharp (Pech-Pacheco et al. 2000). All measures but the hash are
-    computed from integers, so they do not depend on the order of summation.
+    and JPEG blocks count as sharp (Pech-Pacheco et al. 2000). It depends on the size at which a
+    scene is seen, so that `sharpness_56` compares far and near patches, both at 56 x 56 pixels. All
+    measures but the hash are computed from integers, so they do not depend on the order of
+    summation.
     """
     luma = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     share = np.bincount(luma.ravel(), minlength=256) / luma.size
     levels = np.arange(256) / 255
     mean = float(share @ levels)
     contrast = float(np.sqrt(share @ (levels - mean) ** 2))
-    edges = cv2.Laplacian(luma, cv2.CV_16S).astype(np.int64)
+    small = at_equal_size(pixels)
+    lab = cv2.cvtColor(small, cv2.COLOR_RGB2LAB)
     return Measures(
         luma=mean,
         contrast=contrast,
         shadows=float(share[: SHADOW + 1].sum()),
         highlights=float(share[HIGHLIGHT:].sum()),
-        sharpness=float((edges**2).sum() / edges.size - (edges.sum() / edges.size) ** 2),
+        sharpness=laplacian_variance(luma),
         phash=perceptual_hash(pixels),
+        sharpness_56=laplacian_variance(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)),
+        colour_a=float(lab[..., 1].sum(dtype=np.int64) / lab[..., 1].size - 128),
+        colour_b=float(lab[..., 2].sum(dtype=np.int64) / lab[..., 2].size - 128),
     )
+
+
+def at_equal_size(pixels: np.ndarray) -> np.ndarray:
+    """A patch shrunk to the side of a far patch by averaging areas, or as it is if it has it."""
+    side = PATCH_SIZE["lr"]
+    if pixels.shape[:2] == (side, side):
+        return pixels
+    return cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
+
+
+def laplacian_variance(luma: np.ndarray) -> float:
+    """Variance of the Laplacian of a luma in 0..255, H x W uint8: see `measure`."""
+    edges = cv2.Laplacian(luma, cv2.CV_16S).astype(np.int64)
+    return float((edges**2).sum() / edges.size - (edges.sum() / edges.size) ** 2)
 
 
 def perceptual_hash(pixels: np.ndarray) -> str | None:

@@ -34,8 +34,11 @@ class SelectConfig(BaseModel):
         " (default: half the patch's side)",
     )
     strategy: Strategy = Field("depth", description="how patches are chosen (table 3)")
-    min_texture: float = Field(
-        0.0, ge=0, description="leave out patches with less texture: background filter (table 4)"
+    min_texture: float | None = Field(
+        None,
+        ge=0,
+        description="leave out patches of both roles with less texture: background filter (table 4;"
+        " default: the profile's: 0.01 in offline, else 0)",
     )
     far_texture: float | None = Field(
         None,
@@ -49,7 +52,8 @@ class SelectConfig(BaseModel):
 
     def least_texture(self, role: Role) -> float:
         """The smallest texture that a patch of this role may have."""
-        return max(self.min_texture, self.far_texture or 0.0) if role == "lr" else self.min_texture
+        both = self.min_texture or 0.0
+        return max(both, self.far_texture or 0.0) if role == "lr" else both
 
     def separation(self, role: Role) -> int:
         """Smallest distance between two centres of one role, in pixels."""
@@ -59,17 +63,17 @@ class SelectConfig(BaseModel):
 
 def fingerprint_inputs(config: SelectConfig, maps: str) -> tuple[object, ...]:
     """What determines the patches of a photograph. maps: the fingerprint of the distance maps."""
-    far = config.least_texture("lr")
+    far, both = config.least_texture("lr"), config.least_texture("hr")
     return (
         VERSION if config.strategy == "depth" else 3,
         maps,
         config.k,
         config.strategy,
         [config.separation("lr"), config.separation("hr")],
-        config.min_texture,
+        both,
         config.seed,
         PATCH_SIZE,
-        *([far] if far > config.min_texture else []),  # parts from before this parameter stay valid
+        *([far] if far > both else []),  # parts from before this parameter stay valid
     )
 
 

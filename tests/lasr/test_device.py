@@ -27,7 +27,7 @@ def test_items_come_in_order_from_one_other_thread_and_not_too_far_ahead() -> No
     with ahead(stream(), 2) as items:
         assert next(items) == 0
         for _ in range(4):  # the one in use, two that wait, and the next that found no room
-            gate.acquire(timeout=10)
+            gate.acquire(timeout=100)
         assert len(made) == 4
         assert list(items) == list(range(1, 20))
     assert len(threads) == 1 and threading.get_ident() not in threads

@@ -49,11 +49,11 @@ def test_words_are_the_cpus(clip: Path, photographs: Path, precision: Any) -> No
     cpu, gpu = Captioner(located, words, CPU), Captioner(located, words, GPU, precision)
     features = [c.features([c.prepare(p) for p in patches[:16]]) for c in (cpu, gpu)]
     assert (features[0] * features[1]).sum(1).min() > (0.9999 if "32" in precision else 0.998)
-    same = [
-        len(set(a.words) & set(b.words))
-        for a, b in zip(cpu.caption(patches), gpu.caption(patches), strict=True)
-    ]
-    assert min(same) >= (24 if precision == "float32" else 21) and np.mean(same) >= 23
+    pairs = list(zip(cpu.caption(patches), gpu.caption(patches), strict=True))
+    same = [len(set(a.words) & set(b.words)) for a, b in pairs]
+    assert min(same) >= 21 and np.mean(same) >= 23
+    if precision == "float32":  # only words whose cosines are equal to rounding change places
+        assert max(np.abs(np.subtract(a.scores, b.scores)).max() for a, b in pairs) < 1e-5
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("float32", 1e-4), ("bfloat16", 1e-2)])

@@ -71,9 +71,17 @@ def answers(url: str) -> bool:
 
 @contextmanager
 def process(
-    argv: list[str], cwd: Path, environment: dict[str, str], user: str | None = None
+    argv: list[str],
+    cwd: Path,
+    environment: dict[str, str],
+    user: str | None = None,
+    end: signal.Signals = signal.SIGKILL,
 ) -> Iterator[Path]:
-    """A process in the background, with its children; yields its log."""
+    """A process in the background, with its children; yields its log.
+
+    end: the signal that stops them. Prefect's programs take seconds to stop when they are asked
+    to, and nothing here is worth the wait.
+    """
     log = cwd / f"{Path(argv[0]).name}-{free_port()}.log"
     with open(log, "w") as out:
         started = subprocess.Popen(
@@ -88,9 +96,9 @@ def process(
     try:
         yield log
     finally:
-        os.killpg(started.pid, signal.SIGTERM)
+        os.killpg(started.pid, end)
         with suppress(subprocess.TimeoutExpired):
-            started.wait(5)  # a Prefect worker takes its time, and nothing here is worth it
+            started.wait(30)
         with suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGKILL)
         started.wait()
@@ -120,7 +128,8 @@ def postgresql(programs: Path) -> Iterator[str]:
         serve = [str(programs / "postgres"), "-D", str(folder / "data"), "-k", str(folder)]
         serve += ["-h", "127.0.0.1", "-p", str(port), "-F"]
         ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
-        with process(serve, folder, dict(os.environ), user) as log:
+        # SIGQUIT: at once, whoever is connected; SIGKILL would leave its shared memory.
+        with process(serve, folder, dict(os.environ), user, signal.SIGQUIT) as log:
             wait_for("PostgreSQL", lambda: subprocess.run(ready).returncode == 0, log)
             yield f"postgresql://prefect@127.0.0.1:{port}/postgres"
     finally:

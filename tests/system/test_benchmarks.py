@@ -14,10 +14,13 @@ import torch
 
 from benchmarks import train_step
 from benchmarks.device import __main__ as device
+from benchmarks.device.blocks import by_source
+from benchmarks.device.profiling import by_kind
 from benchmarks.device.record import Part
 from lasr.errors import UserError
 from tests.support import processes
 from trainer.config import TrainConfig
+from trainer.models.rrdb import RRDB
 from trainer.step import TrainStep
 
 
@@ -108,6 +111,7 @@ def device_part(name: str, folder: Path, seconds: float = 100) -> list[dict[str,
         ("depth", ["tiny, bfloat16, batch 2, 70x112"]),
         ("upscale", ["LA-SR files, 24x24", "spandrel float32 files, 24x24"]),
         ("train", ["steps until 3"]),
+        ("blocks", ["dense block, as it is", "dense block, by source"]),
     ],
 )
 def test_parts_of_the_device_benchmark_measure(
@@ -118,6 +122,30 @@ def test_parts_of_the_device_benchmark_measure(
     assert [row for row in found if "error" in row] == []
     values = {row["what"]: row.get("value", 0) for row in found}
     assert all(values[figure] > 0 for figure in figures), values
+
+
+def test_kernels_are_counted_by_kind() -> None:
+    kernels = [
+        ("triton_poi_fused_cat_leaky_relu_3", 1.0, 2),
+        ("nvjet_hsh_128x256_64x4", 5.0, 1),
+        ("sm90_xmma_fprop_implicit_gemm_bf16bf16", 4.0, 3),
+        ("void cudnn::ops::nhwcToNchwKernel", 2.0, 1),
+        ("void at::native::max_pool_backward_nhwc", 0.5, 1),
+        ("void at::native::unrolled_elementwise_kernel<direct_copy_kernel_cuda", 0.25, 9),
+    ]
+    assert list(by_kind(kernels).items()) == [
+        ("convolution", (6.0, 4)),
+        ("matrix product", (5.0, 1)),
+        ("fused", (1.0, 2)),
+        ("pooling and resizing", (0.5, 1)),
+        ("copy and cast", (0.25, 9)),
+    ]
+
+
+def test_a_dense_block_by_source_is_the_same_block() -> None:
+    block = RRDB(8, 1, 4).body[0].rdb1
+    x = torch.randn(2, 8, 5, 6)
+    torch.testing.assert_close(by_source(block, x), block(x))
 
 
 def test_a_part_that_fails_or_hangs_costs_only_itself(

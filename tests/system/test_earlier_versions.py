@@ -17,7 +17,7 @@ import pytest
 
 from lasr.errors import UserError
 from pipeline.config import BuildConfig
-from pipeline.stages import select
+from pipeline.stages import measure, select
 from schemas.digest import check_parquet
 from schemas.manifest import METADATA_KEY, PATCH_SIZE, open_manifest
 from tests.conftest import run_stages
@@ -51,13 +51,15 @@ def config(out: str = "patches.parquet") -> BuildConfig:
 
 @pytest.fixture
 def same_selection(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Selection as if it had not changed since: only then can finished parts be used."""
+    """Selection and measures as if unchanged since: only then can finished parts be used."""
 
     def fingerprint_inputs(config: select.SelectConfig, maps: str) -> tuple[object, ...]:
         separation = [config.separation("lr"), config.separation("hr")]
-        return 3, maps, config.k, "depth", separation, config.min_texture, None, PATCH_SIZE
+        least = config.least_texture("hr")
+        return 3, maps, config.k, "depth", separation, least, None, PATCH_SIZE
 
     monkeypatch.setattr(select, "fingerprint_inputs", fingerprint_inputs)
+    monkeypatch.setattr(measure, "fingerprint_inputs", lambda: ())
 
 
 def test_a_build_of_version_0_1_0_opens_and_the_next_one_selects_again(project: Path) -> None:
@@ -117,6 +119,9 @@ def test_the_same_photograph_gives_the_rows_of_version_0_1_0(project: Path) -> N
     run_stages(config("new.parquet"))
     new, old = (open_manifest(project / name).files for name in ("new.parquet", "patches.parquet"))
     before, after = pq.read_table(old[0]).to_pylist(), pq.read_table(new[0]).to_pylist()
+    added = set(after[0]) - set(before[0])
+    assert added == {"sharpness_56", "colour_a", "colour_b"}
+    after = [{name: row[name] for name in row if name not in added} for row in after]
     for row in (*before, *after):
         # A processor of another kind may sum in another order.
         row["word_scores"] = [round(score, 4) for score in row["word_scores"]]

@@ -1,5 +1,6 @@
 """docs/extend.md, followed word by word on a copy of the source, and what it adds, used."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -34,14 +35,23 @@ class Copy:
     touched: dict[str, set[str]]  # heading of the page -> files it changes
     environment: dict[str, str]
 
-    def run(self, *argv: str) -> str:
-        """Run a module of the copy; returns what it printed."""
-        command = [sys.executable, "-m", *argv]
+    def run(self, *commands: tuple[str, ...]) -> None:
+        """Call the `main` of modules of the copy, in one process."""
+        (self.folder / "commands.py").write_text(COMMANDS)
         done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True
-        )
+            [sys.executable, "commands.py", json.dumps(commands)],
+            cwd=self.folder, env=self.environment, capture_output=True, text=True,
+        )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+
+
+COMMANDS = """
+import importlib, json, sys
+
+for name, *argv in json.loads(sys.argv[1]):
+    if status := importlib.import_module(name).main(argv):
+        sys.exit(f"{name} ended with {status}")
+"""
 
 
 def apply(step: re.Match[str], folder: Path) -> str:
@@ -99,12 +109,48 @@ def rows(out: Path) -> list[dict[str, object]]:
     return found
 
 
-def test_a_build_uses_the_new_estimator_strategy_and_column(extended: Copy, album: Path) -> None:
+@pytest.fixture(scope="module")
+def used(photographs: Path, extended: Copy, album: Path) -> Path:
+    """The copy's folder after every addition was used, in one process that imports once."""
+    old = BuildConfig(images=[str(album)], out=extended.folder / "old.parquet", profile="test", k=2)
+    assert run_stages(old)
+    shutil.copytree(old.out, extended.folder / "before.parquet")
+    (extended.folder / "complete.py").write_text(COMPLETE)
+    picture = Image.open(photographs / "coffee.png").convert("RGB").crop((0, 0, 256, 192))
+    dark = picture.point(lambda value: value * 4 // 5)
+    bright = dark.point(lambda value: value + 20)  # at most 224
+    for folder, content in (
+        ("lr", dark.resize((64, 48))), ("reference", dark), ("outputs", bright)
+    ):  # fmt: skip
+        (extended.folder / folder).mkdir()
+        content.save(extended.folder / folder / "coffee.png")
     extended.run(
-        "pipeline.run", "--images", "photographs", "--profile", "test", "--k", "3",
-        "--depth", "row-position", "--strategy", "texture", "--out", "new.parquet",
+        ("pipeline.run", "--images", "photographs", "--profile", "test", "--k", "3",
+         "--depth", "row-position", "--strategy", "texture", "--out", "new.parquet"),
+        ("pipeline.query.__main__", "--manifest", "new.parquet",
+         "SELECT count(saturation) AS n FROM patches", "--format", "csv",
+         "--out", "answer.csv"),
+        ("complete", old.model_dump_json()),
+        ("trainer.evaluate.__main__", "--images", "lr", "--reference", "reference", "--outputs",
+         "mine=outputs", "--metrics", "colour-shift", "--out", "scores", "--device", "cpu"),
     )  # fmt: skip
-    found = rows(extended.folder / "new.parquet")
+    return extended.folder
+
+
+COMPLETE = """
+from pipeline.build.plan import plan_build, prepare
+from pipeline.build.publish import finish
+from pipeline.build.shard import build_shard
+from pipeline.config import BuildConfig
+
+def main(argv):
+    build = plan_build(prepare(BuildConfig.model_validate_json(argv[0])))
+    finish(build, [build_shard(build.job, shard) for shard in build.plan.to_do])
+"""
+
+
+def test_a_build_uses_the_new_estimator_strategy_and_column(used: Path) -> None:
+    found = rows(used / "new.parquet")
     assert len(found) == 2 * 2 * 3
     for row in found:
         assert row["depth_model"] == "row-position@built-in" and row["strategy"] == "texture"
@@ -116,34 +162,13 @@ def test_a_build_uses_the_new_estimator_strategy_and_column(extended: Copy, albu
     for path in ("china.jpg", "coffee.png"):
         texture = [r["texture"] for r in found if r["image_path"] == path and r["role"] == "lr"]
         assert texture == sorted(texture, reverse=True)  # type: ignore[type-var]
-    answer = extended.run(
-        "pipeline.query", "--manifest", "new.parquet",
-        "SELECT count(saturation) AS n FROM patches", "--format", "csv",
-    )  # fmt: skip
-    assert answer.split() == ["n", "12"]
+    assert (used / "answer.csv").read_text().split() == ["n", "12"]
 
 
-BUILD = """
-import sys
-from pipeline.build.plan import plan_build, prepare
-from pipeline.build.publish import finish
-from pipeline.build.shard import build_shard
-from pipeline.config import BuildConfig
-
-build = plan_build(prepare(BuildConfig.model_validate_json(sys.argv[1])))
-finish(build, [build_shard(build.job, shard) for shard in build.plan.to_do])
-"""
-
-
-def test_a_new_column_is_filled_in_where_a_manifest_lacks_it(extended: Copy, album: Path) -> None:
+def test_a_new_column_is_filled_in_where_a_manifest_lacks_it(used: Path) -> None:
     """The raised VERSION: without it, the next build would keep the finished parts as they are."""
-    out = extended.folder / "old.parquet"
-    config = BuildConfig(images=[str(album)], out=str(out), profile="test", k=2)
-    assert run_stages(config)
-    before = rows(out)
-    (extended.folder / "build.py").write_text(BUILD)
-    extended.run("build", config.model_dump_json())
-    after = rows(out)
+    before, after = (rows(used / f"{name}.parquet") for name in ("before", "old"))
+    assert not any("saturation" in row for row in before)
     assert all(row.pop("saturation") is not None for row in after)
 
     def by_id(row: dict[str, object]) -> str:
@@ -152,20 +177,8 @@ def test_a_new_column_is_filled_in_where_a_manifest_lacks_it(extended: Copy, alb
     assert sorted(after, key=by_id) == sorted(before, key=by_id)
 
 
-def test_an_evaluation_uses_the_new_metric(extended: Copy, photographs: Path) -> None:
-    picture = Image.open(photographs / "coffee.png").convert("RGB").crop((0, 0, 256, 192))
-    dark = picture.point(lambda value: value * 4 // 5)
-    bright = dark.point(lambda value: value + 20)  # at most 224
-    for folder, content in (
-        ("lr", dark.resize((64, 48))), ("reference", dark), ("outputs", bright)
-    ):  # fmt: skip
-        (extended.folder / folder).mkdir()
-        content.save(extended.folder / folder / "coffee.png")
-    extended.run(
-        "trainer.evaluate", "--images", "lr", "--reference", "reference", "--outputs",
-        "mine=outputs", "--metrics", "colour-shift", "--out", "scores", "--device", "cpu",
-    )  # fmt: skip
-    (score,) = pq.read_table(extended.folder / "scores" / "scores.parquet").to_pylist()
+def test_an_evaluation_uses_the_new_metric(used: Path) -> None:
+    (score,) = pq.read_table(used / "scores" / "scores.parquet").to_pylist()
     assert score["method"] == "mine" and score["metric"] == "colour-shift"
     assert score["score"] == pytest.approx(20 / 255, abs=1e-4)
-    assert "Colour shift" in (extended.folder / "scores" / "means.md").read_text()
+    assert "Colour shift" in (used / "scores" / "means.md").read_text()

@@ -426,11 +426,13 @@ def test_a_damaged_part_of_ours_is_replaced(photographs: Path, tmp_path: Path) -
     run_stages(config)
     (part,) = (tmp_path / "o.parquet").iterdir()
     content = part.read_bytes()
-    for damaged in (b"", content[:100], b"x" * 100):
-        part.unlink()  # it shares its bytes with the work folder
-        part.write_bytes(damaged)
-        run_stages(config)
-        assert part.read_bytes() == content
+    mark_at_its_end = b"xxxx" + content[4:]
+    for damaged in (b"", content[:100], b"x" * 100, mark_at_its_end):
+        for place in (part, tmp_path / "o.work" / part.name):
+            place.unlink()  # they share their bytes
+            place.write_bytes(damaged)
+            run_stages(config)
+            assert part.read_bytes() == content
     # Beside nothing of ours, such a name alone proves nothing.
     shutil.rmtree(tmp_path / "o.work")
     part.unlink()

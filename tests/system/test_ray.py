@@ -80,6 +80,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) ->
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(flows, "RETRY_SECONDS", 0)
     folder = tmp_path_factory.mktemp("watched")
+    # By default it is below the current folder, and builds with another one use other workers.
+    monkeypatch.setenv("LASR_WEIGHTS", str(folder / "weights"))
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     variables = {"LASR_TEST": str(folder), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     hook = {"env_vars": variables, "worker_process_setup_hook": watch_worker}
@@ -115,29 +117,22 @@ def expected(album: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict
     return rows(out)
 
 
-def test_rows_are_those_of_one_process_and_models_load_once_per_worker(
+def test_rows_are_those_of_one_process_though_a_worker_dies(
     album: Path, expected: list[dict[str, Any]], watched: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    """It costs its shard only, and each worker loads its models once."""
     monkeypatch.chdir(tmp_path)
+    (watched / "die").touch()
     # A relative path is the user's, not the worker's.
     summary = flows.build(config(album, Path("data/patches.parquet"), runner="ray"))
+    assert (watched / "died").exists()
     assert summary["parts"] == 4 and rows(tmp_path / "data/patches.parquet") == expected
     loads = Counter((watched / "loads").read_text().split())
     shards = Counter((watched / "shards").read_text().split())
-    assert sum(shards.values()) == 4 and shards.keys() == loads.keys()
+    assert sum(shards.values()) == 5 and shards.keys() == loads.keys()
     assert set(loads.values()) == {1}
     assert flows.build(config(album, Path("data/patches.parquet"), runner="ray")) == summary
-
-
-def test_a_worker_that_dies_costs_its_shard_only(
-    album: Path, expected: list[dict[str, Any]], watched: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "patches.parquet"
-    (watched / "die").touch()
-    flows.build(config(album, out, runner="ray"))
-    assert (watched / "died").exists()
-    assert rows(out) == expected
     assert not [path for path in tmp_path.rglob(".*") if path.suffix == ".tmp"]
 
 
@@ -243,7 +238,7 @@ os.replace = held
 """
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_ctrl_c_ends_the_cluster_and_the_same_command_carries_on(
     album: Path, expected: list[dict[str, Any]], tmp_path: Path, prefect_database: Path
 ) -> None:
@@ -272,7 +267,7 @@ def test_ctrl_c_ends_the_cluster_and_the_same_command_carries_on(
     while build.poll() is None:  # Python drops an interrupt that comes while it clears an object
         build.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            build.wait(30)
+            build.wait(200)  # a second interrupt while a busy machine cleans up would cut that off
     assert build.returncode == 130, log.read_text()
     assert "Traceback" not in log.read_text()
     while any(Path(f"/proc/{pid}").exists() for pid in below):  # else the test's own time limit

@@ -12,8 +12,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lasr.weights.locate import WeightsError
+from trainer.models.dense import dense_block
 
 RESIDUAL = 0.2  # scale of residuals: keeps a network this deep stable without normalisation
 REACH = 2  # pixels of features on each side that an output of `reconstruct` depends on
@@ -32,6 +34,8 @@ def _leaky(x: Tensor) -> Tensor:
 class _DenseBlock(nn.Module):
     """Five convolutions; the input of each is the block's input and all outputs before it."""
 
+    by_source = False  # in half precision, when training: see trainer.models.dense
+
     def __init__(self, features: int, growth: int) -> None:
         super().__init__()
         self.conv1 = _conv(features, growth)
@@ -47,6 +51,11 @@ class _DenseBlock(nn.Module):
                     parameter.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
+        device = x.device.type
+        if self.by_source and torch.is_autocast_enabled(device) and torch.is_grad_enabled():
+            convs = self.conv1, self.conv2, self.conv3, self.conv4, self.conv5
+            weights, biases = ([getattr(c, name) for c in convs] for name in ("weight", "bias"))
+            return dense_block(x, weights, biases, RESIDUAL, torch.get_autocast_dtype(device))
         features = x
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
             features = torch.cat((features, _leaky(conv(features))), dim=1)
@@ -109,6 +118,13 @@ class RRDB(nn.Module):
         return y
 
 
+def compute_by_source(network: nn.Module) -> None:
+    """Let dense blocks train by other convolutions in half precision, see `dense`."""
+    for module in network.modules():
+        if isinstance(module, _DenseBlock):
+            module.by_source = True
+
+
 def rrdb_from(tensors: dict[str, Tensor], path: str | Path) -> RRDB:
     """The x4 RRDB with the tensors of the file `path`, float32; its size follows from their shapes.
 
@@ -130,7 +146,7 @@ def rrdb_from(tensors: dict[str, Tensor], path: str | Path) -> RRDB:
         raise WeightsError(f"{path}: is an RRDB x{2**doublings / fold:g}, not x4", WANTED)
     blocks = len({key.split(".")[1] for key in state if key.startswith("body.")})
     # On the meta device nothing is initialised, and the random state does not change.
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         network = RRDB(first.shape[0], blocks, grown.shape[0])
     expected = network.state_dict()
     faults = [f"{key} is missing" for key in expected if key not in state]
@@ -145,6 +161,17 @@ def rrdb_from(tensors: dict[str, Tensor], path: str | Path) -> RRDB:
         raise WeightsError(f"{path}: is not a plain RRDB: {faults[0]}{more}", WANTED)
     network.load_state_dict({key: state[key].float() for key in expected}, assign=True)
     return network
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Initial values are not computed: on the meta device that takes a quarter of a second."""
+
+    def __torch_function__(  # type: ignore[no-untyped-def]
+        self, function, types, args=(), kwargs=None
+    ):
+        if function in (Tensor.normal_, Tensor.uniform_, Tensor.mul_, Tensor.zero_):
+            return args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def _basicsr_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:

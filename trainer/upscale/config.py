@@ -16,6 +16,7 @@ Precision = Literal["auto", "float32", "float16"]
 # With the weights of Real-ESRGAN, cutting a picture changes the output near the cut by at most
 # 3/255 at an overlap of 48 pixels, by 13/255 at 32, and by 76/255 at 4 (on fur).
 TILE, OVERLAP = 512, 48
+GPU_TILE = 1024  # the surroundings of small tiles cost more than the memory of large ones
 SMALLEST_TILE = 16
 
 
@@ -34,8 +35,11 @@ class UpscaleConfig(BaseModel):
     out: Path = Field(description="folder for the results; subfolders of the inputs are kept")
     passes: int = Field(1, ge=1, le=3, description="2 upscales twice: x16 (appendix E.2)")
     format: Format = Field("png", description="of the results; jpg and webp are 8 bit")
-    tile: int = Field(
-        TILE, ge=SMALLEST_TILE, description="side of the tiles, in input pixels; bounds memory"
+    tile: int | None = Field(
+        None,
+        ge=SMALLEST_TILE,
+        description=f"largest side of the tiles, in input pixels; bounds memory (default: {TILE},"
+        f" on a GPU {GPU_TILE})",
     )
     overlap: int = Field(OVERLAP, ge=0, description="pixels around a tile that the network sees")
     engine: EngineName = Field("auto", description="what runs the network, see docs/upscale.md")

@@ -30,7 +30,7 @@ def upscale_files(results: dict[Path, Path], located: Located, config: UpscaleCo
     device = pick_device(config.device)
     model = load_model(located)
     engine = make_engine(model.fitted(), device, config.engine, config.precision, model.half)
-    tiling = Tiling(config.tile, config.overlap)
+    tiling = Tiling.on(device, config.tile, config.overlap)
     total_scale = model.scale**config.passes
     growth = sum(model.scale ** (2 * n) for n in range(config.passes))
     pixels = {path: growth * count for path, count in pixel_counts(results).items()}

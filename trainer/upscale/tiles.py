@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lasr.errors import UserError, is_out_of_memory
 from schemas.manifest import SCALE
-from trainer.upscale.config import OVERLAP, SMALLEST_TILE, TILE
+from trainer.upscale.config import GPU_TILE, OVERLAP, SMALLEST_TILE, TILE
 from trainer.upscale.engines import Engine, torch_engine
 
 log = logging.getLogger(__name__)
@@ -25,8 +25,20 @@ _VISIBLE = 0.5 / 255  # pixels with less alpha are transparent, and their colour
 class Tiling:
     """How a picture is cut into tiles."""
 
-    tile: int = TILE  # side of a tile in input pixels; halved when memory runs out
+    tile: int = TILE  # largest side of a tile in input pixels; halved when memory runs out
     overlap: int = OVERLAP  # pixels around a tile that the network sees on each side
+
+    @classmethod
+    def on(cls, device: torch.device, tile: int | None, overlap: int) -> "Tiling":
+        """With the device's tiles if `tile` is None."""
+        return cls(tile or (GPU_TILE if device.type == "cuda" else TILE), overlap)
+
+    def step(self, side: int) -> int:
+        """The side of the tiles along an axis of so many pixels: equal tiles, but for the last.
+
+        720 pixels are two tiles of 360 and not 512 and 208, each with the surroundings of 512.
+        """
+        return -(-side // -(-side // self.tile))
 
     def halve(self) -> None:
         """Halve the tiles, for good. Raises UserError: they are as small as allowed."""
@@ -91,12 +103,12 @@ def upscale_strips(
     height, width, channels = pixels.shape
     top = 0
     while top < height:
-        bottom = min(top + tiling.tile, height)
+        bottom, step = min(top + tiling.step(height), height), tiling.step(width)
         strip = np.empty((scale * (bottom - top), scale * width, channels), dtype)
         try:
             launched: deque[tuple[int, int, _Tile]] = deque()
-            for left in range(0, width, tiling.tile):
-                right = min(left + tiling.tile, width)
+            for left in range(0, width, step):
+                right = min(left + step, width)
                 box = top, bottom, left, right
                 launched.append((left, right, _launch(engine, pixels, box, scale, tiling, dtype)))
                 while len(launched) > 1 or (launched and right == width):
@@ -192,7 +204,7 @@ def _window(start: int, stop: int, side: int, tiling: Tiling) -> tuple[int, int]
     At the border of the picture the window moves inwards instead of shrinking: windows of one size
     suit compiled networks and tuned convolutions.
     """
-    size = min(tiling.tile + 2 * tiling.overlap, side)
+    size = min(tiling.step(side) + 2 * tiling.overlap, side)
     first = min(max(start - tiling.overlap, 0), side - size)
     return first, first + size
 

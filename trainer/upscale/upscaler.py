@@ -10,7 +10,7 @@ from PIL import Image
 
 from lasr.device import Device, pick_device
 from lasr.weights.locate import locate
-from trainer.upscale.config import OVERLAP, TILE, EngineName, Precision
+from trainer.upscale.config import OVERLAP, EngineName, Precision
 
 Picture = TypeVar("Picture", np.ndarray, Image.Image)
 
@@ -27,8 +27,9 @@ class Upscaler:
         weights: a name of `lasr weights list`, a run's model.safetensors, or the file of any SR
             network that spandrel reads.
         device: auto (a GPU if there is one), cpu or cuda.
-        tile, overlap: side of the tiles, and the pixels around one that the network sees; the
-            memory needed grows with the tile, not with the picture.
+        tile, overlap: largest side of the tiles (default: 512, on a GPU 1024), and the pixels
+            around one that the network sees; the memory needed grows with the tile, not with the
+            picture.
         engine, precision: as in `lasr upscale`.
 
     Raises:
@@ -40,7 +41,7 @@ class Upscaler:
         weights: str | os.PathLike[str],
         *,
         device: Device = "auto",
-        tile: int = TILE,
+        tile: int | None = None,
         overlap: int = OVERLAP,
         engine: EngineName = "auto",
         precision: Precision = "auto",
@@ -49,12 +50,10 @@ class Upscaler:
         from trainer.upscale.engines import make_engine
         from trainer.upscale.tiles import Tiling
 
-        model = load_model(locate(os.fspath(weights), "sr"))
+        model, where = load_model(locate(os.fspath(weights), "sr")), pick_device(device)
         self.scale = model.scale
-        self._tiling = Tiling(tile, overlap)
-        self._engine = make_engine(
-            model.fitted(), pick_device(device), engine, precision, model.half
-        )
+        self._tiling = Tiling.on(where, tile, overlap)
+        self._engine = make_engine(model.fitted(), where, engine, precision, model.half)
 
     def __call__(self, picture: Picture) -> Picture:
         """Upscale one picture; the result has the kind of `picture` and `scale` times its sides.

@@ -221,7 +221,11 @@ def test_a_manifest_from_before_the_newer_columns_can_be_asked_and_curated(
     assert len(Patches(open_manifest(Path("m.parquet")))) == 28
     capfd.readouterr()
     assert main(["--ask", "sharp-far", *old]) == 1
-    assert "no column 'sharpness'" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert "no column 'sharpness': not measured in this manifest" in error
+    assert error.endswith("build it again\n")
+    assert main(["--ask", "equal-content", *old]) == 1
+    assert "not measured in this manifest" in capfd.readouterr().err
     assert main(["FROM duplicates", *old]) == 1
     assert "columns behind 'duplicates' are missing; build it again" in capfd.readouterr().err
 

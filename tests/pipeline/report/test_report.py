@@ -238,9 +238,9 @@ def test_patches_stand_in_their_places_where_the_photograph_is_missing(
 
 
 def test_the_answer_against_plain_python(manifest: Path) -> None:
-    rows = pq.read_table(manifest, columns=["image_id", "role", "texture"]).to_pylist()
+    rows = pq.read_table(manifest, columns=["image_id", "role", "sharpness_56"]).to_pylist()
     means = {
-        (i, role): fmean(r["texture"] for r in rows if (r["image_id"], r["role"]) == (i, role))
+        (i, role): fmean(r["sharpness_56"] for r in rows if (r["image_id"], r["role"]) == (i, role))
         for i, role in {(row["image_id"], row["role"]) for row in rows}
     }
     ids = {i for i, _ in means}
@@ -264,7 +264,8 @@ def test_no_is_said_where_far_is_not_worse(manifest: Path, tmp_path: Path) -> No
         "open": "CASE WHEN (role = 'lr') = (image_path < 'f') THEN 0.01 ELSE 0.05 END",
     }
     for answer, texture in textures.items():
-        out = derived(manifest, tmp_path / f"{answer}.parquet", f"{texture} AS texture")
+        values = f"{texture} AS texture, {texture} AS sharpness_56"
+        out = derived(manifest, tmp_path / f"{answer}.parquet", values)
         page, _ = build_page(ReportConfig(manifest=out, photographs=0, pairs=0))
         assert [line in page for line in lines.values()] == [name == answer for name in lines]
 

@@ -9,6 +9,8 @@ import pyarrow.dataset as ds
 import pytest
 from PIL import Image
 from scipy import ndimage
+from skimage.color import rgb2lab
+from skimage.transform import downscale_local_mean
 
 from pipeline.stages.measure import measure, perceptual_hash
 from schemas.manifest import VALIDATION, split_of
@@ -31,6 +33,14 @@ def test_rows_hold_the_measures_of_their_pixels(manifest: Path) -> None:
             cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float64), mode="mirror"
         )
         assert row["sharpness"] == pytest.approx(edges.var(), rel=1e-5)
+        side = len(pixels) // 56
+        small = downscale_local_mean(pixels, (side, side, 1)).round().astype(np.uint8)
+        edges = ndimage.laplace(
+            np.asarray(Image.fromarray(small).convert("L"), np.float64), mode="mirror"
+        )
+        assert row["sharpness_56"] == pytest.approx(edges.var(), rel=0.02, abs=0.5)
+        lab = rgb2lab(small).mean((0, 1))
+        assert (row["colour_a"], row["colour_b"]) == pytest.approx(lab[1:], abs=0.5)
         if row["phash"]:
             assert row["phash"] == str(imagehash.phash(Image.fromarray(pixels)))
         assert row["split"] == split_of(row["image_id"])
@@ -57,6 +67,21 @@ def test_measures_follow_what_they_are_named_for(photographs: Path) -> None:
     assert (white.luma, white.highlights, white.shadows) == (1, 1, 0)
     assert (black.luma, black.highlights, black.shadows) == (0, 0, 1)
     assert white.contrast == white.sharpness == 0 and white.phash is None
+
+
+def test_sharpness_at_equal_size_does_not_depend_on_the_size(photographs: Path) -> None:
+    """A scene as a near patch and as a far one: only where detail is lost do they differ."""
+    smooth = photograph(photographs)[100:212, 100:212]  # enlarged, as phones and scanners do
+    near = cv2.resize(smooth, (224, 224), interpolation=cv2.INTER_CUBIC)
+    far = cv2.resize(near, (56, 56), interpolation=cv2.INTER_AREA)
+    assert measure(far).sharpness_56 == measure(near).sharpness_56 == measure(far).sharpness
+    assert measure(near).sharpness < measure(far).sharpness / 2
+    blurred = measure(cv2.GaussianBlur(far, (0, 0), 1))
+    assert blurred.sharpness_56 < measure(near).sharpness_56 / 10
+    red, blue = (
+        measure(np.full((56, 56, 3), rgb, np.uint8)) for rgb in ((200, 60, 60), (60, 60, 200))
+    )
+    assert red.colour_a > 40 and red.colour_b > 10 and blue.colour_b < -40
 
 
 def test_measures_do_not_hang_on_where_the_pixels_lie(photographs: Path) -> None:

@@ -4,14 +4,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow.dataset as ds
 import pytest
 from PIL import Image
 
 from pipeline.config import BuildConfig
 from pipeline.stages.colour_attenuation import attenuation
 from pipeline.stages.depth import pack, unpack
-from pipeline.stages.select import BOX, LEVELS, Patch, box_mean, select, texture_map
+from pipeline.stages.select import BOX, LEVELS, Patch, SelectConfig, box_mean, select, texture_map
 from schemas.manifest import PATCH_SIZE
+from tests.conftest import run_stages
 
 ID = "00ff" * 16
 
@@ -118,7 +120,42 @@ def test_the_filter_of_far_patches_leaves_near_ones_as_they_are(
     assert chosen(photo, "lr", k=30, far_texture=least / 2, min_texture=least) == patches
     filtered = chosen(photo, "lr", profile="offline")  # filters far patches unless told otherwise
     assert filtered == chosen(photo, "lr", far_texture=0.03) != chosen(photo, "lr")
-    assert chosen(photo, "lr", profile="offline", far_texture=0) == chosen(photo, "lr")
+    literal = {"profile": "offline", "far_texture": 0, "min_texture": 0}
+    assert chosen(photo, "lr", **literal) == chosen(photo, "lr")
+    assert chosen(photo, "hr", **literal) == chosen(photo, "hr")
+    near = chosen(photo, "hr", profile="offline", k=30)
+    assert near == chosen(photo, "hr", k=30, min_texture=0.01)
+
+
+def test_which_patches_the_two_filters_leave_out_of_a_manifest(
+    photographs: Path, tmp_path: Path
+) -> None:
+    """`lasr build --far-texture` filters far patches alone, `--min-texture` both."""
+
+    def textures(**filters: float) -> dict[str, list[tuple[str, float]]]:
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}.parquet"
+        images = [str(photographs / name) for name in ("china.jpg", "rocket.jpg")]
+        literal = {"far_texture": 0.0, "min_texture": 0.0}
+        run_stages(
+            BuildConfig(images=images, out=out, profile="test", k=4, **(literal | filters))  # type: ignore[arg-type]
+        )
+        rows = ds.dataset(out).to_table(columns=["role", "patch_id", "texture"]).to_pylist()
+        return {
+            role: sorted((r["patch_id"], r["texture"]) for r in rows if r["role"] == role)
+            for role in PATCH_SIZE
+        }
+
+    def least(found: list[tuple[str, float]]) -> float:
+        return min(texture for _, texture in found)
+
+    stage = SelectConfig(far_texture=0.05, min_texture=0.02)  # without a profile
+    assert (stage.least_texture("lr"), stage.least_texture("hr")) == (0.05, 0.02)
+    literal, far, both = textures(), textures(far_texture=0.05), textures(min_texture=0.05)
+    assert least(literal["lr"]) < 0.05 and least(literal["hr"]) < 0.05
+    assert least(far["lr"]) >= 0.05 and far["hr"] == literal["hr"]
+    assert both["lr"] == far["lr"] and least(both["hr"]) >= 0.05
+    # The stricter one counts for far patches.
+    assert textures(min_texture=0.02, far_texture=0.05)["lr"] == far["lr"]
 
 
 def plateaus() -> dict[str, np.ndarray]:

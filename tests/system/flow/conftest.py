@@ -55,7 +55,7 @@ class Project:
             json.dumps(question).encode(),
             {"Content-Type": "application/json"} | AUTHORIZED,
         )
-        return json.load(urllib.request.urlopen(request, timeout=10))
+        return json.load(urllib.request.urlopen(request, timeout=100))
 
     @contextmanager
     def background(self, *argv: str) -> Iterator[Path]:
@@ -72,7 +72,7 @@ def new_project(folder: Path, database: Path | None = None) -> Project:
 def send(url: str, body: bytes | None, headers: dict[str, str], method: str) -> Any:
     request = urllib.request.Request(url, body, headers, method=method)
     try:
-        return urllib.request.urlopen(request, timeout=10)
+        return urllib.request.urlopen(request, timeout=100)
     except urllib.error.HTTPError as error:
         return error
 

@@ -193,7 +193,16 @@ def test_what_is_only_shown_cannot_fail_a_build(
     assert "not shown in Prefect's UI: no artifacts today" in caplog.text
 
 
-def test_parameters_that_no_server_checked(here: Project) -> None:
-    state = flows.build_patches(images=["a"], k=0, return_state=True)
-    assert state.is_failed()
-    assert state.message == "k: Input should be greater than or equal to 1"
+def test_parameters_that_no_server_checked(
+    here: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    parameters = {"images": ["nowhere"], "profile": "test", "out": "o.parquet"}
+    for wrong, message in (
+        ({"k": 0}, "k: Input should be greater than or equal to 1"),
+        ({}, "nowhere: no such folder"),
+        ({"images": ["/etc"]}, "--images /etc: outside of what this deployment may use"),
+    ):
+        state = flows.build_patches(**(parameters | wrong), return_state=True)
+        assert state.is_failed()
+        assert message in (state.message or ""), state.message

@@ -1,0 +1,1 @@
+"""LA-SR trained and judged with what packages carry: variants, ablations, tables."""

@@ -1,0 +1,169 @@
+"""Train LA-SR on photographs from packages, and compare: tables 2, 3, 6 and 9 in miniature.
+
+    python -m benchmarks.proof --photographs GOOD... --unseen OTHERS --out data/proof
+    python -m benchmarks.proof ... --quick                          # one seed, few steps
+    python -m benchmarks.proof ... --only train --device cuda       # on a machine with a GPU
+
+Manifests are made of --photographs by each strategy and by a second depth estimator. Every network
+trains from the same start. They are scored on far patches of --unseen, which nothing was trained or
+tuned on. The parts `prepare`, `train` and `score` may run on different machines with the folder of
+--out between them. A second call continues what is not finished.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+from pydantic import BaseModel, Field
+
+from benchmarks.build import run_stages
+from benchmarks.proof.runs import VARIANTS, settings, train_all
+from benchmarks.proof.scores import Scores, score, table
+from lasr.cli import Command
+from lasr.device import Device
+from lasr.errors import UserError
+from lasr.weights.locate import PROFILES, Profile
+from pipeline.config import BuildConfig
+from trainer.config import Precision, TrainConfig
+
+METRICS = ["niqe", "brisque", "piqe"]
+SHOWN = [*METRICS, "consistency", "colour shift"]
+MAIN = "LA-SR"  # the variant and the manifest that the others differ from in one thing
+VARIANT = "equal-size+sr"
+# Name of a manifest: what `lasr build` is given for it.
+MANIFESTS: dict[str, dict[str, Any]] = {
+    "depth": {},
+    "random": {"strategy": "random"},
+    "overlap": {"strategy": "overlap"},
+    "inclusion": {"strategy": "inclusion"},
+    "colour-attenuation": {"depth": "colour-attenuation"},
+}
+# Title of a table: its rows, each a manifest and a variant.
+TABLES: dict[str, dict[str, tuple[str, str]]] = {
+    "Methods (table 2)": {MAIN: ("depth", VARIANT)},
+    "Strategies (table 3)": {
+        name: (name, VARIANT) for name in ("depth", "random", "overlap", "inclusion")
+    },
+    "Losses (table 6)": {"all losses": ("depth", VARIANT)}
+    | {name: ("depth", name) for name in ("no content", "no quality", "no VGG")},
+    "Depth (table 9)": {
+        "scene-layout": ("depth", VARIANT),
+        "colour-attenuation": ("colour-attenuation", VARIANT),
+    },
+    "What the encoders see": {
+        name: ("depth", name) for name in ("paper", "equal-size", "equal-size+sr")
+    },
+}
+QUICK = 30  # steps of --quick
+
+Part = Literal["prepare", "train", "score"]
+PARTS: list[Part] = ["prepare", "train", "score"]
+
+
+class ProofConfig(BaseModel):
+    """The parameters of this benchmark."""
+
+    photographs: list[str] = Field([], description="to train on")
+    unseen: list[str] = Field([], description="to test on: other photographs")
+    out: Path = Field(Path("data/proof"), description="folder for manifests, runs and scores")
+    only: list[Part] = Field(list(PARTS), description=f"parts to run, of {' '.join(PARTS)}")
+    quick: bool = Field(False, description=f"the first table, one seed, {QUICK} steps")
+    seeds: list[int] = Field([0, 1, 2], description="one run of each row for each seed")
+    steps: int = Field(300, ge=1, description="training steps")
+    batch_size: int = Field(8, ge=2, description="patches of each role in a step")
+    lr: float = Field(2e-5, gt=0, description="learning rate of the SR network")
+    lr_encoders: float = Field(1e-5, gt=0, description="learning rate of the encoders")
+    weight_vgg: float = Field(1.0, ge=0, description="of the perceptual term, where it is on")
+    profile: Profile = Field("offline", description="the models that training starts from")
+    precision: Precision = Field("auto", description="of training")
+    device: Device = Field("auto", description="where networks run")
+    parallel: int = Field(1, ge=1, description="runs at a time")
+
+    @property
+    def tables(self) -> dict[str, dict[str, tuple[str, str]]]:
+        """The tables to make."""
+        return dict(list(TABLES.items())[:1]) if self.quick else TABLES
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """Manifest and variant of every network to train, each once."""
+        return list(dict.fromkeys(row for rows in self.tables.values() for row in rows.values()))
+
+
+def prepare(config: ProofConfig) -> None:
+    """Make the manifests and the far patches to test on."""
+    if not (config.photographs and config.unseen):
+        raise UserError("nothing to make manifests of", "give --photographs and --unseen")
+    for name in dict.fromkeys(manifest for manifest, _ in config.rows):
+        build(config, config.photographs, name, MANIFESTS[name])
+    unseen = build(config, config.unseen, "unseen", {})
+    folder = config.out / "test"
+    folder.mkdir(exist_ok=True)
+    for row in pq.read_table(unseen, filters=[("role", "==", "lr")]).to_pylist():
+        (folder / f"{row['patch_id'][:16]}.png").write_bytes(row["image"]["bytes"])
+
+
+def build(config: ProofConfig, photographs: list[str], name: str, options: dict[str, Any]) -> Path:
+    """Make one manifest, or what it lacks; returns its path."""
+    out = config.out / name / "patches.parquet"
+    shared = {"images": photographs, "out": str(out), "profile": config.profile}
+    run_stages(BuildConfig.model_validate(shared | {"device": config.device} | options))
+    return out
+
+
+def runs(config: ProofConfig) -> dict[tuple[str, str, int], TrainConfig]:
+    """The settings of every run by manifest, variant and seed."""
+    steps, seeds = (QUICK, config.seeds[:1]) if config.quick else (config.steps, config.seeds)
+    shared = {
+        "profile": config.profile, "steps": steps, "batch_size": config.batch_size,
+        "lr": config.lr, "lr_encoders": config.lr_encoders, "weight_vgg": config.weight_vgg,
+        "warmup": steps // 10, "log_every": 10, "sample_every": 100, "checkpoint_every": 100,
+    }  # fmt: skip
+    return {
+        (manifest, variant, seed): settings(
+            config.out / manifest / "patches.parquet", config.out / "runs" / f"{manifest}-{steps}",
+            variant, seed, shared, config.device, config.precision,
+        )
+        for seed in seeds
+        for manifest, variant in config.rows
+    }  # fmt: skip
+
+
+def scored(config: ProofConfig) -> dict[str, Scores]:
+    """The scores of each table's rows."""
+    made = runs(config)
+    methods = {
+        f"{manifest} {variant} #{seed}": str(run.folder / "model.safetensors")
+        for (manifest, variant, seed), run in made.items()
+    }
+    references = {"start": PROFILES[config.profile]["sr"], "Real-ESRGAN": "realesrgan-x4plus"}
+    every = score(references | methods, config.out / "test", None, METRICS, config.out / "scores")
+    found: dict[str, Scores] = {}
+    for title, rows in config.tables.items():
+        found[title] = {name: every[name] for name in ("bicubic", *references)}
+        for label, (manifest, variant) in rows.items():
+            for seed in dict.fromkeys(seed for *_, seed in made):
+                found[title][f"{label} #{seed}"] = every[f"{manifest} {variant} #{seed}"]
+    return found
+
+
+def run(config: ProofConfig) -> None:
+    """Make manifests, train, score, and print the tables."""
+    assert all(variant in VARIANTS for _, variant in config.rows)
+    config.out.mkdir(parents=True, exist_ok=True)
+    if "prepare" in config.only:
+        prepare(config)
+    if "train" in config.only:
+        train_all(list(runs(config).values()), config.parallel)
+    if "score" in config.only:
+        parts = [f"## {title}\n\n{table(rows, SHOWN)}" for title, rows in scored(config).items()]
+        text = "\n\n".join(parts)
+        (config.out / "tables.md").write_text(text + "\n")
+        print(text)
+
+
+main = Command(ProofConfig, run, name="python -m benchmarks.proof", about=__doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())
