@@ -7,10 +7,11 @@ LR patches come from all over the pictures that are to be upscaled, at random po
 that learns from a picture has to do well on the whole of it, not only on what is far away. So no
 depth is estimated. HR patches come from the good pictures of --hr-images, or by default from the
 pictures of --lr-images that are large enough. While the encoders are frozen, HR patches have no
-effect.
+effect, and none are needed: pictures from 56 pixels each way are enough.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,9 @@ class FinetuneConfig(BaseModel):
 def write_manifest(config: FinetuneConfig) -> dict[Role, int]:
     """Write the manifest and its catalogue; returns the number of patches of each role.
 
-    A picture that cannot be used is recorded in the catalogue and does not stop the others. Raises
-    UserError: no picture, no picture large enough for a role, missing weights.
+    A picture that cannot be used is recorded in the catalogue and does not stop the others. Without
+    --hr-images there may be no HR patch. Raises UserError: no picture, no picture large enough for
+    a role, missing weights.
     """
     check_output(config)
     found = find([*config.lr_images, *(config.hr_images or [])])
@@ -105,7 +107,7 @@ def write_manifest(config: FinetuneConfig) -> dict[Role, int]:
                     why = Unusable("duplicate", f"same bytes as {first['path']}", entry["image_id"])
                     catalogue[picture.name] = unusable_row(picture, why)
                 bar.update()
-        _check_counts(counts, catalogue)
+        _check_counts(counts, catalogue, ["lr", "hr"] if config.hr_images else ["lr"])
     with (
         own_path(images_path(config.out)) as temporary,
         rows_to(temporary, IMAGES, metadata) as write,
@@ -123,9 +125,11 @@ def check_output(config: FinetuneConfig) -> None:
     check_beside(StoragePath(str(config.out)))
 
 
-def _check_counts(counts: dict[Role, int], catalogue: dict[str, Row]) -> None:
-    for role, count in counts.items():
-        if not count:
+def _check_counts(
+    counts: dict[Role, int], catalogue: dict[str, Row], needed: Sequence[Role]
+) -> None:
+    for role in needed:
+        if not counts[role]:
             reasons = sorted({entry["error"] for entry in catalogue.values()} - {None})
             raise UserError(
                 f"no picture is large enough for '{role}' patches of {PATCH_SIZE[role]} pixels"
@@ -187,6 +191,9 @@ def run(config: FinetuneConfig) -> None:
         print(note, file=sys.stderr)
     counts = write_manifest(config)
     print(f"patches:   {counts['lr']} lr, {counts['hr']} hr")
+    if not counts["hr"]:
+        say("           no hr patch: no picture has 224 pixels each way. Train on it with"
+            " --freeze-encoders")  # fmt: skip
     say(f"manifest:  {config.out}")
     say(f"catalogue: {images_path(config.out)}")
 

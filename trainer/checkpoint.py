@@ -18,7 +18,7 @@ from lasr import ownership
 from lasr.errors import UserError, one_line, space_on_disk, writing
 from lasr.files import IsOurs, atomic_path, read_text, write_bytes
 from lasr.marks import KEY
-from lasr.weights.tensors import add_digest, check_digest, check_sizes
+from lasr.weights.tensors import add_digest, check_digest, check_sizes, read_tensors
 from schemas.digest import Damaged
 from trainer.config import TrainConfig
 from trainer.pretrain.config import PretrainConfig
@@ -28,14 +28,19 @@ log = logging.getLogger(__name__)
 RunConfig = TrainConfig | PretrainConfig
 
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+ENCODERS = "encoders.safetensors"  # those of a finished run
 # What others may have put into a run's folder, and a run would replace.
 OUTPUTS = (
     "model.safetensors",
     "model.pth",
     "model_ema.safetensors",
     "model_ema.pth",
+    "best.safetensors",
+    "encoders.safetensors",
     "nonfinite.json",
 )
+# What runs did that are older than a setting, where it is not what is the default now.
+EARLIER = {"split": "all"}
 
 
 def save(folder: Path, step: int, **states: dict[str, Any]) -> None:
@@ -99,13 +104,15 @@ def load(folder: Path) -> dict[str, Any] | None:
 def load_trained_encoders(run: Path, encoders: nn.Module, clip_name: str) -> None:
     """Give `encoders`, those of `clip_name`, the weights they have in another run (--encoders).
 
-    Raises UserError: no checkpoint there, or one of another CLIP.
+    run: its folder, or its encoders.safetensors. Raises UserError: no encoders there, or those of
+    another CLIP.
     """
-    state = load(run)
-    if state is None:
+    file = run / ENCODERS if run.is_dir() else run
+    state = load(run) if run.is_dir() else None
+    if state is None and not file.is_file():
         raise UserError(f"--encoders {run}: no checkpoint there", "pass the folder of a run")
     try:
-        encoders.load_state_dict(state["encoders"])
+        encoders.load_state_dict(state["encoders"] if state else read_tensors(file))
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(
             f"--encoders {run}: that run trained another CLIP than {clip_name}",
@@ -193,7 +200,8 @@ def check_settings(
     }
     if before:
         # A run of an older version did what is the default of a setting it did not have.
-        defaults = {name: field.default for name, field in type(config).model_fields.items()}
+        fields = type(config).model_fields
+        defaults = {name: field.default for name, field in fields.items()} | EARLIER
         for name, value in settings.items():
             was = before.get(name, defaults.get(name))
             if name == identity and was == former:
@@ -204,6 +212,20 @@ def check_settings(
                     "choose another --out",
                 )
     return settings
+
+
+def as_started(config: TrainConfig) -> TrainConfig:
+    """The settings with which an older run goes on in its folder, so that it stays the same run.
+
+    Raises UserError as `check_folder`.
+    """
+    before = check_folder(config.folder, config.inputs)
+    if not before or "manifest_identity" not in before:
+        return config
+    missing = {name: value for name, value in EARLIER.items() if name not in before}
+    if missing:
+        log.warning("%s: began before rows were held out, and goes on with all", config.folder)
+    return config.model_copy(update=missing)
 
 
 def claim_folder(config: RunConfig, data: str, weights: dict[str, str], former: str = "") -> None:

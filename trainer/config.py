@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lasr.device import Device
 from lasr.flags import Sections
@@ -13,8 +13,9 @@ Pairing = Literal["photograph", "random"]
 Degradation = Literal["none", "realesrgan"]
 Augmentation = Literal["none", "flips", "all"]
 Schedule = Literal["constant", "cosine"]
+Split = Literal["train", "all"]
 EncoderView = Literal["paper", "equal-size"]
-Precision = Literal["auto", "float32", "tf32", "bfloat16"]
+Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 CompileMode = Literal["off", "default", "reduce-overhead", "max-autotune"]
 VGGDistance = Literal["l1", "l2"]
 
@@ -22,7 +23,8 @@ VGGDistance = Literal["l1", "l2"]
 # that is compared by content (the manifest, the weights).
 MAY_CHANGE = {
     "out", "steps", "log_every", "sample_every", "checkpoint_every", "weights_every", "workers",
-    "dry_run", "max_skipped", "cuda_graph", "accumulate",
+    "dry_run", "max_skipped", "cuda_graph", "accumulate", "validate_every", "validate_on",
+    "reference", "wandb",
     "manifest", "profile", "sr_init", "clip", "vgg",
 }  # fmt: skip
 
@@ -41,9 +43,10 @@ class TrainConfig(BaseModel):
             "vgg_distance", "encoder_view", "sr_as_low_quality",
         ),
         "Optimizer": ("lr_encoders", "warmup", "schedule", "clip_gradient", "ema"),
-        "Data": ("pairing", "augment", "workers", "max_skipped"),
+        "Data": ("split", "pairing", "augment", "workers", "max_skipped"),
         "Speed": ("precision", "compile", "cuda_graph", "accumulate"),
-        "Output": ("log_every", "sample_every", "checkpoint_every", "weights_every"),
+        "Validation": ("validate_every", "validate_on", "reference"),
+        "Output": ("log_every", "sample_every", "checkpoint_every", "weights_every", "wandb"),
     }  # fmt: skip
 
     manifest: Path = Field(
@@ -111,15 +114,22 @@ class TrainConfig(BaseModel):
         " the encoders learn to tell artefacts from detail; 0 = none, as in the paper",
     )
     freeze_encoders: bool = Field(
-        False, description="train the SR network alone (appendix E.1, with --lr 1e-7)"
+        False,
+        description="train the SR network alone (appendix E.1, with --lr 1e-7); HR patches are then"
+        " not read, and a manifest may lack them",
     )
     encoders: Path | None = Field(
         None,
-        description="folder of a run whose trained encoders to start from; E.1 freezes those"
-        " (default: the CLIP's own)",
+        description="run whose trained encoders to start from, its folder or its"
+        " encoders.safetensors; E.1 freezes those (default: the CLIP's own)",
     )
     degrade: Degradation = Field(
         "none", description="degradation of LR patches: Real-ESRGAN's two-stage model (table 5)"
+    )
+    split: Split = Field(
+        "train",
+        description="rows to train on: those of the split `train`, so that the others are held out"
+        " for validation, or all",
     )
     pairing: Pairing = Field(
         "photograph", description="pair HR patches with LR patches of their photograph, or any"
@@ -130,7 +140,7 @@ class TrainConfig(BaseModel):
     precision: Precision = Field(
         "auto",
         description="of the networks; losses are always float32 (auto: bfloat16 on a GPU that has"
-        " it, otherwise float32)",
+        " it, float16 with scaled losses on another, float32 on a CPU)",
     )
     compile: CompileMode = Field(
         "off",
@@ -164,6 +174,21 @@ class TrainConfig(BaseModel):
         description="steps between snapshots weights/stepNNNNNNN.safetensors, for a curve over"
         " training (figure 8); 0 = none",
     )
+    validate_every: int | None = Field(
+        None,
+        ge=0,
+        description="steps between validations, on held-out patches and the pictures of"
+        " --validate-on; 0 = never (default: as --sample-every)",
+    )
+    validate_on: Path | None = Field(
+        None, description="folder of pictures to enlarge at each validation, as they are"
+    )
+    reference: Path | None = Field(
+        None, description="folder of their true enlargements, of the same names, to compare with"
+    )
+    wandb: bool = Field(
+        False, description="log to Weights & Biases as well, which has to be installed"
+    )
     workers: int = Field(4, ge=1, description="threads that read and decode patches")
     max_skipped: float = Field(
         0.001,
@@ -173,7 +198,11 @@ class TrainConfig(BaseModel):
         " four, stop the run; 0 = stop at the first",
     )
     device: Device = Field("auto", description="where the networks run")
-    dry_run: bool = Field(False, description="check everything, print what would be done, and stop")
+    dry_run: bool = Field(
+        False,
+        description="check everything, measure a few steps, print what would be done and what it"
+        " takes, and stop",
+    )
 
     @property
     def folder(self) -> Path:
@@ -198,7 +227,19 @@ class TrainConfig(BaseModel):
     @property
     def inputs(self) -> list[object]:
         """What a run reads. Names of weights in the table are no paths, and do no harm here."""
-        return [self.manifest, self.encoders, self.sr_init, self.clip, self.vgg]
+        models = [self.encoders, self.sr_init, self.clip, self.vgg]
+        return [self.manifest, *models, self.validate_on, self.reference]
+
+    @property
+    def cadence(self) -> int:
+        """Steps between validations; 0: there is none."""
+        return self.sample_every if self.validate_every is None else self.validate_every
+
+    @model_validator(mode="after")
+    def _check_reference(self) -> "TrainConfig":
+        if self.reference is not None and self.validate_on is None:
+            raise ValueError("--reference needs the pictures of --validate-on to compare with")
+        return self
 
     @property
     def may_change(self) -> set[str]:

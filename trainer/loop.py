@@ -7,6 +7,7 @@ are they finite, was the run asked to stop, are they due to be logged. Before an
 that a later step builds on, it reads all of them.
 """
 
+import functools
 import logging
 import signal
 import time
@@ -38,10 +39,14 @@ from trainer.plan import (
     RunWeights,
     check_compiler,
     check_steps,
+    check_watching,
     find_weights,
     open_patches,
 )
 from trainer.run_log import RESUME, Monitor, PendingStep, RunLog, Step
+from trainer.watch.page import write_page
+from trainer.watch.pictures import Look, is_watched
+from trainer.watch.tracker import Tracker
 
 if TYPE_CHECKING:
     from trainer.step import TrainStep
@@ -50,7 +55,7 @@ log = logging.getLogger(__name__)
 
 SAMPLES = 4  # patches on a sample sheet
 
-Validate = Callable[[], dict[str, float]]
+Validate = Callable[[int], None]  # after a step; logs what it finds
 
 
 def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
@@ -62,14 +67,18 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
     """
     with process_group(config.device) as (world, device), ExitStack() as stack:
         asked = config.precision
-        precision = world.on_all_ranks(lambda: pick_precision(asked, device, old_gpu="float32"))
+        precision = world.on_all_ranks(lambda: pick_precision(asked, device, old_gpu="float16"))
         config = config.model_copy(update={"precision": precision})
+        started = config
+        config = world.on_all_ranks(lambda: checkpoint.as_started(started))
 
         # --- Check: whatever is wrong is reported before a network is loaded ----------------------
         patches = world.on_all_ranks(lambda: open_patches(config, world.size))
         weights = world.on_all_ranks(lambda: find_weights(config))
         if config.compile != "off":
             world.on_all_ranks(lambda: check_compiler(device, config.compile))
+        given: list[Look] = []
+        world.on_rank_zero(lambda: given.extend(check_watching(config, patches)))
 
         world.on_rank_zero(lambda: stack.enter_context(sole_run(config.folder)))
 
@@ -78,6 +87,11 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
         with enough_memory(config, device, world, "loading the networks"):
             train_step = world.on_all_ranks(lambda: load_step(config, weights, device, world))
             world.on_rank_zero(lambda: claim(config, patches, weights))
+            watched = is_watched(patches, config)
+            if watched and world.is_main:  # the encoders are still as the run started
+                from trainer.watch.watcher import Watcher  # loads open_clip
+
+                watcher = Watcher(config, patches, given, train_step)
             done = resume(config, train_step, world)
         log.info(
             "%d patches a step, %d on each of %d processes, %s on %s, after step %d",
@@ -87,12 +101,16 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
 
         # --- Train --------------------------------------------------------------------------------
         skipped = open_skipped(config, patches, world, done)
-        run_log = RunLog(config.folder, done, command) if world.is_main else None
+        run_log = start_log(config, done, command) if world.is_main else None
+        validate = functools.partial(watcher, run_log=run_log) if watched and run_log else None
         try:
             with enough_memory(config, device, world, "training"):
                 first = world.on_all_ranks(lambda: patches.batch(0, max(SAMPLES, 2)))
                 samples = first.lr[:SAMPLES].to(device)  # the same on every sheet
-                train_steps(config, train_step, patches, samples, world, run_log, skipped, done)
+                train_steps(
+                    config, train_step, patches, samples, world, run_log, skipped, done, validate,
+                    config.cadence if watched else 0,
+                )  # fmt: skip
         finally:
             if run_log:
                 run_log.close()
@@ -100,6 +118,7 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
         # --- Write the final weights; the other ranks wait, so that they learn of an error --------
         paths: list[Path] = []
         world.on_rank_zero(lambda: paths.extend(save_weights(config.folder, train_step)))
+        world.on_rank_zero(lambda: save_encoders(config, train_step))
         return paths
 
 
@@ -123,6 +142,21 @@ def save_weights(folder: Path, train_step: Step) -> list[Path]:
             with writing(folder / f"{name}.safetensors", RESUME, needed):
                 paths += save_network(network, folder, name, is_ours)
     return paths
+
+
+def save_encoders(config: TrainConfig, train_step: "TrainStep") -> None:
+    """Write the encoders of a finished run, if it trained them. Raises UserError."""
+    if not config.freeze_encoders:
+        path, state = config.folder / checkpoint.ENCODERS, train_step.encoders.state_dict()
+        is_ours = checkpoint.may_replace(config.folder)
+        with writing(path, RESUME, sum(tensor.nbytes for tensor in state.values())):
+            write_tensors(path, state, is_ours=is_ours)
+
+
+def start_log(config: TrainConfig, done: int, command: str) -> RunLog:
+    """The log of a run, with Weights & Biases if asked. Raises UserError: that does not start."""
+    tracker = Tracker(config.folder) if config.wandb else None
+    return RunLog(config.folder, done, command, tracker=tracker)
 
 
 def open_skipped(config: TrainConfig, patches: Patches, world: World, done: int) -> SkippedRows:
@@ -238,21 +272,21 @@ def train_steps(
     skipped: SkippedRows | None,
     done: int,
     validate: Validate | None = None,
-    validate_every: int = 1,
+    validate_every: int = 0,
 ) -> None:
     """Run the steps after `done`.
 
     samples: LR pictures on the device, for the sample sheets. skipped: None if the source has no
-    bad rows. validate: measures the network at step 0 and every `validate_every` steps; its
-    numbers are logged.
+    bad rows. validate: called on rank 0 at step 0, every `validate_every` steps, which is the same
+    on all ranks, and after the last one; never if that is 0.
 
     Raises UserError (a number is not finite, too many patches are unreadable, memory or the disk is
     full) or KeyboardInterrupt.
     """
     if run_log and done == 0:
         run_log.samples(0, train_step.sr_network, samples)
-        if validate:
-            run_log.scalars(0, validate())
+        if validate and validate_every:
+            validate(0)
     batches = prefetch(
         source.batches(
             done, config.steps, config.batch_size, config.workers, world.rank, world.size
@@ -285,9 +319,9 @@ def train_steps(
             sample = last or step % config.sample_every == 0
             save = last or step % config.checkpoint_every == 0
             snapshot = config.weights_every > 0 and step % config.weights_every == 0
-            measure = last or step % validate_every == 0
+            measure = validate_every > 0 and (last or step % validate_every == 0)
             stop = False
-            write = sample or save or snapshot or (validate and measure)
+            write = sample or save or snapshot or measure
             while len(pending) > 1 or (pending and (write or stop)):
                 stop |= monitor.read(pending.popleft())
 
@@ -296,11 +330,14 @@ def train_steps(
                 run_log.samples(step, train_step.sr_network, samples)
             if run_log and snapshot:
                 save_snapshot(train_step, config.folder / "weights" / f"step{step:07}.safetensors")
-            if run_log and validate and measure:
-                run_log.scalars(step, validate())
+            if validate and measure:
+                began = time.perf_counter()
+                validate(step)
+                monitor.exclude(time.perf_counter() - began)
             if run_log and (save or stop):
                 run_log.flush()
                 checkpoint.save(config.folder, step, **train_step.state())
+                write_page(config.folder)
             if skipped and skipped.too_many and not last:
                 world.on_all_ranks(skipped.refuse)
             if stop and not last:

@@ -6,6 +6,7 @@ Everything happens on the device: an update whose numbers are not finite is skip
 import copy
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -53,11 +54,49 @@ def rate_factor(step: int, steps: int, warmup: int = 0, schedule: Schedule = "co
     return 0.5 * (1 + math.cos(math.pi * (step - 1 - warmup) / (steps - warmup)))
 
 
+class LossScale:
+    """The factor of a loss that keeps gradients in the range of float16 (Micikevicius et al. 2018).
+
+    It halves when a gradient overflows, whose update is then skipped, and doubles after `patience`
+    updates in a row: the arithmetic of torch.amp.GradScaler without a question to the host.
+    """
+
+    START, LEAST = 2.0**16, 1.0
+
+    def __init__(self, device: torch.device, patience: int = 2000):
+        self.patience = patience
+        self.scale = torch.full((), self.START, device=device)
+        self.updates = torch.zeros((), device=device)  # in a row
+        self.overflow = torch.zeros((), device=device)  # 1: the last gradients were not finite
+
+    def unscale(self, gradients: list[Tensor]) -> None:
+        """Divide gradients of a scaled loss by the scale."""
+        torch._foreach_mul_(gradients, 1 / self.scale)
+
+    def finite(self, norms: list[Tensor]) -> list[Tensor]:
+        """Norms for the log: those of an overflow are 0, since only the update is skipped.
+
+        At the smallest scale they stay as they are: the cause is then another.
+        """
+        found = ~torch.stack(norms).isfinite().all()
+        self.overflow.copy_(found)
+        tolerated = found & (self.scale > self.LEAST)
+        return [torch.where(tolerated, 0.0, norm) for norm in norms]
+
+    def update(self) -> None:
+        """Change the scale after a step."""
+        grown = self.updates + 1 >= self.patience
+        factor = torch.where(self.overflow > 0, 0.5, torch.where(grown, 2.0, 1.0))
+        self.updates.copy_(torch.where((self.overflow > 0) | grown, 0.0, self.updates + 1))
+        self.scale.mul_(factor).clamp_(min=self.LEAST)
+
+
 class Optimizer:
     """Adam over groups of parameters, each with its own learning rate.
 
     groups: parameters and their highest learning rate; empty groups are left out, and groups of one
-    rate are one. clip: the largest norm of a group's gradient, 0 for any. betas: Adam's.
+    rate are one. clip: the largest norm of a group's gradient, 0 for any. betas: Adam's. half:
+    whether networks run in float16, whose losses are scaled.
     """
 
     def __init__(
@@ -65,6 +104,7 @@ class Optimizer:
         groups: Sequence[tuple[list[nn.Parameter], float]],
         clip: float = 0,
         betas: tuple[float, float] = (0.9, 0.999),
+        half: bool = False,
     ):
         self.networks = [parameters for parameters, _ in groups if parameters]
         self.clip = clip
@@ -80,6 +120,22 @@ class Optimizer:
             betas=betas,
             fused=True,
         )
+        self.loss_scale = LossScale(self.networks[0][0].device) if half else None
+
+    def scaled(self, loss: Loss) -> Loss:
+        """The loss to send backward."""
+        if (loss_scale := self.loss_scale) is None:
+            return loss
+        return lambda outputs: loss(outputs) * loss_scale.scale
+
+    def numbers(self) -> dict[str, Tensor]:
+        """What the log says of float16; call it after `norms`."""
+        if self.loss_scale is None:
+            return {}
+        return {
+            "loss_scale": self.loss_scale.scale.clone(),
+            "skipped_update": self.loss_scale.overflow.clone(),
+        }
 
     def zero_grad(self) -> None:
         """Free the gradients."""
@@ -90,10 +146,12 @@ class Optimizer:
         norms = []
         for parameters in self.networks:
             gradients = [p.grad for p in parameters if p.grad is not None]
+            if self.loss_scale is not None:
+                self.loss_scale.unscale(gradients)
             norms.append(nn.utils.get_total_norm(gradients))
             if self.clip:
                 nn.utils.clip_grads_with_norm_(parameters, self.clip, norms[-1])
-        return norms
+        return norms if self.loss_scale is None else self.loss_scale.finite(norms)
 
     def update(self, numbers: Tensor, factor: Tensor | None = None) -> None:
         """Adam's update, skipped on the device if one of `numbers` is not finite.
@@ -101,7 +159,11 @@ class Optimizer:
         factor: of the learning rates, a scalar on the device; None for 1.
         """
         # The flag that torch.amp.GradScaler passes to a fused optimizer: 1 skips the update.
-        self.adam.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined]
+        skip = (~numbers.isfinite().all()).float()
+        if self.loss_scale is not None:
+            skip = torch.maximum(skip, self.loss_scale.overflow)
+            self.loss_scale.update()
+        self.adam.found_inf = skip  # type: ignore[attr-defined]
         # Fused Adam counts steps on the device, as a graph needs, and asks to be told of one.
         capturing = numbers.is_cuda and torch.cuda.is_current_stream_capturing()
         for group, rate in zip(self.adam.param_groups, self.rates, strict=True):
@@ -111,9 +173,20 @@ class Optimizer:
         for group in self.adam.param_groups:
             group["capturable"] = False
 
+    def state_dict(self) -> dict[str, object]:
+        """Adam's state, and in float16 that of the loss scale."""
+        state: dict[str, object] = self.adam.state_dict()
+        if self.loss_scale is None:
+            return state
+        return state | {"loss_scale": [self.loss_scale.scale, self.loss_scale.updates]}
+
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Continue from Adam's state. Raises ValueError, KeyError, …: it is of other networks."""
-        self.adam.load_state_dict(state)
+        """Continue from a state. Raises ValueError, KeyError, …: it is of other networks."""
+        self.adam.load_state_dict({k: v for k, v in state.items() if k != "loss_scale"})
+        if self.loss_scale is not None:
+            ours = self.loss_scale.scale, self.loss_scale.updates
+            for tensor, value in zip(ours, cast(list[Tensor], state["loss_scale"]), strict=True):
+                tensor.copy_(value)
         for parameter, moments in self.adam.state.items():  # PyTorch does not compare shapes
             if moments["exp_avg"].shape != parameter.shape:
                 raise ValueError("its optimizer has moments of other shapes")

@@ -1,5 +1,6 @@
 """What is checked before the first step, and the text of a dry run."""
 
+import logging
 import shutil
 from dataclasses import dataclass
 
@@ -9,12 +10,16 @@ from lasr.device import pick_device, pick_precision
 from lasr.errors import UserError
 from lasr.lock import check_free
 from lasr.weights.locate import Located, locate_all
-from schemas.manifest import SCALE, open_manifest
+from schemas.manifest import SCALE, Role, open_manifest
 from trainer import checkpoint
 from trainer.checkpoint import RunConfig, check_folder
 from trainer.config import CompileMode, TrainConfig
 from trainer.data.dataset import COLUMNS, Patches
 from trainer.data.skipped import SkippedRows, check_index, read_skipped
+from trainer.watch.pictures import Look, given, is_watched
+from trainer.watch.tracker import find_wandb
+
+log = logging.getLogger(__name__)
 
 BEING_TRAINED = "being trained"  # what the holder of a run's lock does
 
@@ -54,7 +59,10 @@ def open_patches(config: TrainConfig, processes: int = 1) -> Patches:
         )
     check_folder(config.folder, config.inputs)
     manifest = open_manifest(config.manifest, COLUMNS)
-    patches = Patches(manifest, config.seed, config.degrade, config.pairing, config.augment)
+    needed: list[Role] = ["lr"] if config.freeze_encoders else ["lr", "hr"]
+    patches = Patches(
+        manifest, config.seed, config.degrade, config.pairing, config.augment, config.split, needed
+    )
     check_index(patches, config.max_skipped)
     if len(patches) < config.batch_size:
         most = len(patches) // processes * processes
@@ -65,6 +73,47 @@ def open_patches(config: TrainConfig, processes: int = 1) -> Patches:
             f"pass --batch-size {most}, or {fix}" if most >= 2 else fix,
         )
     return patches
+
+
+def warn_of_encoders(config: TrainConfig) -> None:
+    """Warn if encoders are frozen that never learned quality (appendix E.1)."""
+    if not config.freeze_encoders:
+        return
+    if config.encoders is None:
+        why, fix = "they are the CLIP's own, which", "pass --encoders RUN, a run that trained them"
+    else:
+        folder = config.encoders if config.encoders.is_dir() else config.encoders.parent
+        try:
+            run, _ = checkpoint.read_config(folder)
+        except UserError:
+            return  # encoders.safetensors in another place: nothing is known of its run
+        if not run.freeze_encoders and run.weight_quality > 0:
+            return
+        why, fix = f"the run {folder} did not train them on it, so they", "pass another --encoders"
+    log.warning(
+        "--freeze-encoders: %s never learned quality: equation (4) then teaches little; %s",
+        *(why, fix),
+    )
+
+
+def check_watching(config: TrainConfig, patches: Patches) -> list[Look]:
+    """Check what a run is validated on; the pictures of --validate-on.
+
+    Says in one line if rows are held out, or why nothing is validated, and warns of frozen encoders
+    that know nothing. Raises UserError.
+    """
+    warn_of_encoders(config)
+    if config.wandb:
+        find_wandb()
+    looks = given(config)
+    if held := int(patches.held_out.sum()):
+        log.info("%d rows of the manifest are held out for validation", held)
+    else:
+        other = "--split all" if config.split == "all" else "the manifest holds none out"
+        log.info("all rows are trained on (%s)", other)
+    if config.cadence and not is_watched(patches, config):
+        log.info("no validation: hold photographs out (the column split), or pass --validate-on")
+    return looks
 
 
 def check_compiler(device: torch.device, mode: CompileMode) -> None:
@@ -110,26 +159,47 @@ def check_run(config: TrainConfig, patches: Patches, weights: RunWeights) -> int
     return done
 
 
-def describe(config: TrainConfig, processes: int = 1) -> str:
-    """What a run would do and what it needs, for --dry-run: the same checks. Loads no network."""
+@dataclass(frozen=True)
+class Plan:
+    """A run whose settings, data and weights were checked. No network is loaded."""
+
+    config: TrainConfig
+    device: torch.device
+    patches: Patches
+    weights: RunWeights
+    done: int  # finished steps
+
+
+def plan(config: TrainConfig, processes: int = 1) -> Plan:
+    """Check what `train` checks, for --dry-run. Raises UserError."""
     device = pick_device(config.device)
-    precision = pick_precision(config.precision, device, old_gpu="float32")
-    config = config.model_copy(update={"precision": precision})  # as `train` does
+    precision = pick_precision(config.precision, device, old_gpu="float16")
+    config = checkpoint.as_started(config.model_copy(update={"precision": precision}))
     patches, weights = open_patches(config, processes), find_weights(config)
     if config.compile != "off":
         check_compiler(device, config.compile)
-    done = check_run(config, patches, weights)
-    faulty = len(patches.reader.index.faulty)
+    check_watching(config, patches)
+    return Plan(config, device, patches, weights, check_run(config, patches, weights))
+
+
+def describe(config: TrainConfig, processes: int = 1) -> str:
+    """What a run would do, after the same checks. Loads no network."""
+    return "\n".join(described(plan(config, processes), processes))
+
+
+def described(checked: Plan, processes: int) -> list[str]:
+    """The lines that say what a run would do."""
+    config, patches, done = checked.config, checked.patches, checked.done
+    faulty, held = len(patches.reader.index.faulty), int(patches.held_out.sum())
     epochs = config.steps * config.batch_size / len(patches)
-    return "\n".join(
-        [
-            f"manifest: {config.manifest}, {len(patches.rows['lr'])} lr and"
-            f" {len(patches.rows['hr'])} hr patches{f', {faulty} of them unusable' * (faulty > 0)}",
-            f"run:      {config.steps} steps of {config.batch_size}, {epochs:.1f} epochs,"
-            f" x{SCALE} on {device}, {precision}{f', {done} of them done' * (done > 0)}",
-            f"batch:    {config.batch_size} LR and as many HR patches,"
-            f" {config.batch_size // processes} on each of {processes} processes",
-            f"weights:  {', '.join(weights.identities.values())}",
-            f"folder:   {config.folder}",
-        ]
-    )
+    return [
+        f"manifest: {config.manifest}, {len(patches.rows['lr'])} lr and"
+        f" {len(patches.rows['hr'])} hr patches{f', {faulty} of them unusable' * (faulty > 0)}"
+        f"{f'; {held} are held out' * (held > 0)}",
+        f"run:      {config.steps} steps of {config.batch_size}, {epochs:.1f} epochs,"
+        f" x{SCALE} on {checked.device}, {config.precision}{f', {done} of them done' * (done > 0)}",
+        f"batch:    {config.batch_size} LR and as many HR patches,"
+        f" {config.batch_size // processes} on each of {processes} processes",
+        f"weights:  {', '.join(checked.weights.identities.values())}",
+        f"folder:   {config.folder}",
+    ]

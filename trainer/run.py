@@ -37,7 +37,7 @@ def run(config: TrainConfig) -> None:
     if "RANK" not in os.environ:  # other ranks learn of errors once all are connected
         check_folder(config.folder, [config.manifest])
         open_manifest(config.manifest)
-    from trainer import checkpoint, loop, plan  # loads PyTorch, after the manifest is checked
+    from trainer import checkpoint, loop  # loads PyTorch, after the manifest is checked
     from trainer.data.skipped import NAME, read_skipped
     from trainer.distributed import world_from_environment
 
@@ -47,13 +47,16 @@ def run(config: TrainConfig) -> None:
     for note in notes(config.sr_name, config.clip_name, config.vgg_name):
         print(note, file=sys.stderr)
     if config.dry_run:
-        print(plan.describe(config, world_from_environment().size))
+        from trainer.watch.cost import dry_run
+
+        print(dry_run(config, world_from_environment().size))
         return
     weights = loop.train(config, main.line)
     say(f"weights: {', '.join(map(str, weights))} (.pth: Real-ESRGAN's layout)")
     say(f"samples: {config.folder / 'samples'}")
     if skipped := len(read_skipped(config.folder, config.steps)):
         say(f"skipped: {skipped} rows of the manifest, listed in {config.folder / NAME}")
+    say(f"page:    {config.folder / 'run.html'}")
     say(f"stats:   {config.folder / 'stats.jsonl'} (tensorboard --logdir {config.folder})")
     print(f"time:    {time.monotonic() - started:.0f} s")
     say(f"next:    lasr upscale --weights {weights[0]} PICTURE --out data/upscaled")

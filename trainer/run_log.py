@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -31,6 +31,9 @@ from trainer.data.skipped import SkippedRows, trim_lines
 from trainer.distributed import World
 from trainer.sheets import write_comparison
 
+if TYPE_CHECKING:
+    from trainer.watch.tracker import Tracker
+
 log = logging.getLogger(__name__)
 
 README = """\
@@ -41,12 +44,16 @@ README = """\
 - `config.json`: every setting, and the identities of the manifest and the initial weights
 - `stats.jsonl`: one line per log step: losses, gradient norms, colour shift, seconds per step, and
   the shares of the time spent waiting for data and waiting for the device
+  Lines of the kind `validation` say what the network and the encoders do on held-out patches
+- `run.html`: the curves, samples over time and settings on one page, as of the last checkpoint
 - `events.out.tfevents.*`: the same and the samples, for `tensorboard --logdir {folder}`
 - `samples/`: LR, bicubic and SR of the same patches during training
 - `checkpoint.pt`: everything needed to resume exactly; `checkpoint.previous.pt` is the checkpoint
   before it, used if the first is damaged
 - `model.safetensors`, `model.pth`: the SR network after the last step, the `.pth` in the layout of
   Real-ESRGAN and chaiNNer; with `--ema` also `model_ema.*`, the moving average of its weights
+- `best.safetensors`: the weights (with `--ema` their moving average) that did best in validation
+- `encoders.safetensors`: the encoders after the last step, for `--encoders` of another run
 - `skipped.jsonl`: written only if a row of the manifest cannot be used: one line for each, with the
   step that met it first, its part, its row there and the reason
 - `lock`, `lock.json`: which process trains here
@@ -54,19 +61,29 @@ README = """\
 """
 
 
+VALIDATION = "validation"  # the kind of a line
 RESUME = "free some disk space and run the same command, which resumes from the last checkpoint"
 
 
 class RunLog:
     """The log of a run that continues after step `done`. Rank 0 alone has one.
 
-    All methods raise UserError where the disk is full.
+    All methods raise UserError where the disk is full. tracker: gets the same numbers.
+    validations: the lines of validations so far.
     """
 
-    def __init__(self, folder: Path, done: int, command: str, about: str = README):
-        self.folder, self._path = folder, folder / "stats.jsonl"
+    def __init__(
+        self,
+        folder: Path,
+        done: int,
+        command: str,
+        about: str = README,
+        tracker: "Tracker | None" = None,
+    ):
+        self.folder, self._path, self._tracker = folder, folder / "stats.jsonl", tracker
         with writing(self._path, RESUME):
-            trim_lines(self._path, done)
+            lines = trim_lines(self._path, done or -1)  # a run that starts again logs step 0 again
+            self.validations = [line for line in lines if line.get("kind") == VALIDATION]
             self._stats = open(self._path, "a")  # noqa: SIM115  (closed by close)
         readme = folder / "README.md"
         if not os.path.lexists(readme) or is_ours(readme):  # else somebody wrote into it
@@ -77,11 +94,26 @@ class RunLog:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Append a line to stats.jsonl, and the same to TensorBoard."""
-        line = json.dumps({"step": step} | values) + "\n"
+        self._append({"step": step} | values)
+        self._send(step, values)
+
+    def validation(self, step: int, values: dict[str, float]) -> None:
+        """Append a line of the kind `validation`, whose names TensorBoard shows in a group."""
+        line: dict[str, Any] = {"step": step, "kind": VALIDATION} | values
+        self._append(line)
+        self.validations.append(line)
+        self._send(step, {f"{VALIDATION}/{name}": value for name, value in values.items()})
+
+    def _append(self, values: dict[str, Any]) -> None:
+        line = json.dumps(values) + "\n"
         with writing(self._path, RESUME, len(line)):
             self._stats.write(line)
             self._stats.flush()
+
+    def _send(self, step: int, values: dict[str, float]) -> None:
         self._events.scalars(step, values)
+        if self._tracker:
+            self._tracker.scalars(step, values)
 
     @torch.no_grad()
     def samples(self, step: int, network: nn.Module, lr: Tensor) -> None:
@@ -95,6 +127,8 @@ class RunLog:
             write_comparison(path, lr, sr)
             sheet = path.read_bytes()
         self._events.picture(step, "samples", sheet)
+        if self._tracker:
+            self._tracker.picture(step, "samples", path)
 
     def nonfinite(
         self, step: int, values: dict[str, float], patches: dict[str, list[dict[str, Any]]]
@@ -119,6 +153,8 @@ class RunLog:
         for file in (self._stats, self._events):
             with suppress(OSError):
                 file.close()
+        if self._tracker:
+            self._tracker.close()
 
 
 class EventFile:
@@ -219,6 +255,11 @@ class Monitor:
         started = time.perf_counter()
         yield
         self.waited[reason] += time.perf_counter() - started
+
+    def exclude(self, seconds: float) -> None:
+        """Count time that was spent on something else than steps as no time of theirs."""
+        step, launched, waited = self._logged
+        self._logged = step, launched + seconds, waited
 
     def read(self, pending: PendingStep) -> bool:
         """Read a step's numbers and log them if due; whether the run has to stop now.

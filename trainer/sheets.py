@@ -44,6 +44,20 @@ def write_comparison(path: Path, lr: Tensor, sr: Tensor) -> None:
     write_sheet(path, columns, is_ours=None)  # in a run's folder, which is the run's
 
 
+def sheet_tiles(sheet: Image.Image, columns: int = 3) -> list[list[Image.Image]]:
+    """The square pictures of a sheet that `write_sheet` wrote, by column.
+
+    Raises ValueError: the sheet has another layout.
+    """
+    side = (sheet.width - _GAP) // columns - _GAP
+    rows, rest = divmod(sheet.height - _GAP - _TITLE, side + _GAP) if side > 0 else (0, 0)
+    if not rows or rest or columns * (side + _GAP) + _GAP != sheet.width:
+        raise ValueError(f"a sheet of {sheet.width}x{sheet.height} pixels")
+    tops = [_TITLE + _GAP + row * (side + _GAP) for row in range(rows)]
+    lefts = [_GAP + column * (side + _GAP) for column in range(columns)]
+    return [[sheet.crop((x, y, x + side, y + side)) for y in tops] for x in lefts]
+
+
 def nearest(pictures: Tensor, scale: int) -> Tensor:
     """Nearest-neighbour enlargement: (n, 3, h, w) to (n, 3, scale h, scale w)."""
     return pictures.repeat_interleave(scale, -1).repeat_interleave(scale, -2)

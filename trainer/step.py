@@ -80,18 +80,19 @@ class TrainStep:
             [p for p in network.parameters() if p.requires_grad]
             for network in (sr_network, encoders)
         )
+        self.device = next(sr_network.parameters()).device
+        precision = pick_precision(config.precision, self.device, old_gpu="float16")
         rates = config.lr, config.lr_encoders or config.lr
         self.optimizer = Optimizer(
             [(self.sr_parameters, rates[0]), (self.encoder_parameters, rates[1])],
             config.clip_gradient,
+            half=precision == "float16",
         )
         self.is_scheduled = config.warmup > 0 or config.schedule != "constant"
         self.moving_average = MovingAverage(sr_network, config.ema) if config.ema else None
         self.average = self.moving_average.average if self.moving_average else None
         # Networks that drop paths draw the same ones when a part is computed again.
         self.draws = any("Drop" in type(module).__name__ for module in sr_network.modules())
-        self.device = next(sr_network.parameters()).device
-        precision = pick_precision(config.precision, self.device, old_gpu="float32")
         self.autocast = autocast(self.device, precision)
         self.words = encoders.tokens([*config.bad, *config.good])
         self.names: list[str] = []  # of the numbers that the last step returned
@@ -131,9 +132,9 @@ class TrainStep:
                 "stop": stop,
             }
             averages = self.world.average(torch.stack([x.detach() for x in numbers.values()]))
-            rates = {"rate": factor} if self.is_scheduled else {}
             names = ("gradient_norm_sr", "gradient_norm_encoders")
             norms = dict(zip(names, self.optimizer.norms(), strict=False))
+            rates = ({"rate": factor} if self.is_scheduled else {}) | self.optimizer.numbers()
             self.names = [*numbers, *norms, *rates]
             result = torch.cat([averages, torch.stack([*norms.values(), *rates.values()])])
             self.optimizer.update(result, factor if self.is_scheduled else None)
@@ -258,6 +259,7 @@ class TrainStep:
 
     def backward(self, encode: Encode, parts: Parts, loss: Loss, name: str) -> None:
         """Add the gradients of a loss of what `encode` returns for all parts."""
+        loss = self.optimizer.scaled(loss)
         if self.config.accumulate == 1:
             total = loss([encode(*part) for part in parts])
             with self.region(name):
@@ -296,7 +298,7 @@ class TrainStep:
         state = {
             "sr": self.sr_network.state_dict(),
             "encoders": self.encoders.state_dict(),
-            "optimizer": self.optimizer.adam.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
         }
         return state | ({"ema": self.average.state_dict()} if self.average is not None else {})
 

@@ -35,6 +35,7 @@ def measure(part: Part) -> None:
         sr_init=str(sr_file(part.folder, part.small)), vgg=str(vgg_file(part.folder, part.small)),
         vgg_layers=["conv1_2"] if part.small else None, device=part.device,
         log_every=1 if part.small else 50, sample_every=10**6, checkpoint_every=10**6,
+        validate_every=0,
         workers=2 if part.small else 8,
     )  # fmt: skip
     free(device)

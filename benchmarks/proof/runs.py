@@ -66,4 +66,5 @@ def settings(
     """The settings of one run. shared: options of all variants, which a variant's own precede."""
     options = {"device": device, "precision": precision} | shared | VARIANTS[variant]
     name = f"{variant.replace(' ', '-')}-{seed}"
-    return TrainConfig(manifest=manifest, out=folder / name, seed=seed, **options)
+    # The benchmarks hold photographs out themselves, and tell none of them to the training.
+    return TrainConfig(manifest=manifest, out=folder / name, seed=seed, split="all", **options)

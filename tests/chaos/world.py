@@ -192,7 +192,7 @@ class World:
         text = (
             f"--manifest {manifest} --out {run} --profile test --clip models/clip --lr 1e-3"
             f" --sr-init models/sr.safetensors --batch-size 2 --steps {STEPS} --log-every 1"
-            " --checkpoint-every 2 --sample-every 100 --workers 2 --max-skipped 0.4"
+            " --checkpoint-every 2 --sample-every 100 --workers 2 --max-skipped 0.4 --split all"
         )
         return self.start("train", *text.split())
 

@@ -137,11 +137,33 @@ def test_fine_tuning_moves_the_sr_network_alone(
     assert 0 < max(changes) < 5e-7
 
 
+def test_small_pictures_alone_make_a_set_that_frozen_encoders_train_on(
+    mine: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, run = tmp_path / "mine.parquet", tmp_path / "run"
+    with Image.open(mine / "small.png") as picture:
+        picture.crop((0, 0, 56, 56)).save(mine / "least.png")
+    assert make(mine / "least.png", clip, out, "--k", "4") == 0
+    assert "no hr patch: no picture has 224 pixels each way" in capsys.readouterr().out
+    assert {(r["role"], r["x"], r["y"]) for r in rows(out)} == {("lr", 0, 0)}
+    (mine / "least.png").unlink()
+    assert make(mine / "small.png", clip, out, "--k", "4") == 0
+    argv = [
+        "--manifest", str(out), "--profile", "test", "--clip", str(clip), "--steps", "1",
+        "--batch-size", "2", "--out", str(run),
+    ]  # fmt: skip
+    assert trainer.run.main(argv) == 1
+    assert "no 'hr' rows" in capsys.readouterr().err and not run.exists()
+    assert trainer.run.main([*argv, "--freeze-encoders"]) == 0
+    assert (run / "model.safetensors").is_file()
+
+
 def test_mistakes_get_one_line(
     mine: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "mine.parquet"
-    assert make(mine / "small.png", clip, out) == 1
+    small = str(mine / "small.png")
+    assert make(mine / "small.png", clip, out, "--hr-images", small) == 1
     assert "no picture is large enough for 'hr' patches of 224 pixels (" in (
         error := capsys.readouterr().err
     )

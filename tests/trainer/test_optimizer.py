@@ -94,3 +94,60 @@ def test_parts_that_draw_random_numbers_draw_the_same_twice() -> None:
     )
     assert torch.equal(torch.cat(calls[:3]), torch.cat(calls[3:]))
     assert not torch.equal(calls[0], network(parts[0][0]))
+
+
+def test_the_loss_scale_is_that_of_pytorchs_grad_scaler() -> None:
+    """Through overflows and growth; both skip the same updates and end at the same weights."""
+    (ours, _), (plain, _) = networks(), networks()
+    optimizer = Optimizer([(list(ours.parameters()), 1e-2)], clip=0.5, half=True)
+    assert optimizer.loss_scale is not None
+    optimizer.loss_scale.patience = 3
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=3)
+    adam = torch.optim.Adam(plain.parameters(), lr=1e-2)
+    inputs = torch.randn(12, 5, 4)
+    for number in range(12):
+        overflows = number in (1, 6, 7)
+
+        def loss_of(network: nn.Linear, x: Tensor = inputs[number]) -> Tensor:
+            loss: Tensor = network(x).square().mean()
+            return loss
+
+        for network in (ours, plain):
+            network.zero_grad()
+        optimizer.scaled(lambda _: loss_of(ours))([]).backward()
+        scaler.scale(loss_of(plain)).backward()
+        if overflows:
+            for network in (ours, plain):
+                assert network.weight.grad is not None
+                network.weight.grad[0, 0] = torch.inf
+        scaler.unscale_(adam)
+        norm = nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+        scaler.step(adam)
+        scaler.update()
+        (found,) = optimizer.norms()
+        torch.testing.assert_close(found, torch.tensor(0.0) if overflows else norm)
+        assert optimizer.numbers()["skipped_update"] == float(overflows)
+        optimizer.update(found[None])
+        assert optimizer.loss_scale.scale == scaler.get_scale(), number
+        torch.testing.assert_close(ours.weight, plain.weight, atol=1e-6, rtol=1e-5)
+    again = Optimizer([(list(ours.parameters()), 1e-2)], half=True)
+    again.load_state_dict(optimizer.state_dict())
+    assert again.loss_scale is not None
+    assert again.loss_scale.scale == optimizer.loss_scale.scale
+    assert again.loss_scale.updates == optimizer.loss_scale.updates
+
+
+def test_gradients_that_overflow_at_any_scale_are_no_matter_of_the_scale() -> None:
+    (network, _) = networks()
+    optimizer = Optimizer([(list(network.parameters()), 1e-2)], half=True)
+    before = network.weight.clone()
+    for _ in range(16):
+        network(torch.full((1, 4), torch.inf)).sum().backward()
+        (norm,) = optimizer.norms()
+        assert norm == 0  # so that the run goes on
+        optimizer.update(norm[None])
+    network(torch.full((1, 4), torch.inf)).sum().backward()
+    (norm,) = optimizer.norms()
+    assert not norm.isfinite()  # the run ends and names the step
+    optimizer.update(norm[None])
+    assert torch.equal(network.weight, before)

@@ -370,3 +370,26 @@ def test_fine_tuning_with_the_encoders_of_another_run(
     save_clip(tmp_path / "other", embed_dim=32)
     with pytest.raises(UserError, match=r"run trained another CLIP than .*other; pass the same"):
         loop.train(tuned.model_copy(update={"clip": str(tmp_path / "other")}))
+
+
+def test_a_float16_run_scales_its_losses_and_resumes(
+    manifest: Path, models: Path, tmp_path: Path
+) -> None:
+    """The norms are those of float32 within its rounding, so the scale is gone from them."""
+    runs = {
+        name: config(manifest, models, tmp_path / name, precision=precision, steps=3)
+        for name, precision in (("half", "float16"), ("parts", "float16"), ("full", "float32"))
+    }
+    for name in ("half", "full"):
+        loop.train(runs[name])
+    loop.train(runs["parts"].model_copy(update={"steps": 1}))
+    loop.train(runs["parts"])
+    half, full = (stats(runs[name].folder) for name in ("half", "full"))
+    assert half == stats(runs["parts"].folder)
+    for ours, theirs in zip(half, full, strict=True):
+        assert (ours["loss_scale"], ours["skipped_update"]) == (2**16, 0)
+        for norm in ("gradient_norm_sr", "gradient_norm_encoders", "total"):
+            assert ours[norm] == pytest.approx(theirs[norm], rel=0.05)
+    assert "loss_scale" not in full[0]
+    state = checkpoint.load(runs["half"].folder)
+    assert state and state["optimizer"]["loss_scale"][1] == 3  # updates in a row

@@ -17,7 +17,7 @@ The replacement depends on the manifest alone, so that threads, processes and re
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from schemas.manifest import PATCH_SIZE, Manifest, ManifestError, Role
-from trainer.config import Augmentation, Degradation, Pairing
-from trainer.data.index import ROLES
+from trainer.config import Augmentation, Degradation, Pairing, Split
+from trainer.data.index import NO_ROLE, ROLES
 from trainer.data.prefetch import ahead
 from trainer.data.reader import COLUMNS, LARGE_ROW_GROUP, BadRow, Reader, decode
 from trainer.data.realesrgan import degrade
@@ -63,8 +63,9 @@ class Patches:
     """The patches of a manifest, read lazily. Thread-safe.
 
     degradation: of LR patches (table 5). pairing: an LR patch is paired with an HR patch of its own
-    photograph, or with any of the window. augmentation: of both roles. Raises ManifestError at once
-    if the manifest has no row or lacks a role.
+    photograph, or with any of the window. augmentation: of both roles. split: `train` leaves out
+    the rows that the manifest holds out. needed: the roles that are read; without `hr`, batches
+    have no HR patch. Raises ManifestError at once if the manifest has no row of a needed role.
     """
 
     def __init__(
@@ -74,14 +75,23 @@ class Patches:
         degradation: Degradation = "none",
         pairing: Pairing = "photograph",
         augmentation: Augmentation = "all",
+        split: Split = "all",
+        needed: Sequence[Role] = ("lr", "hr"),
     ):
         self.manifest, self.seed = manifest, seed
         self.degradation, self.pairing = degradation, pairing
         self.symmetries = SYMMETRIES[augmentation]
-        self.reader = Reader(manifest, cache_rows=WINDOW + LARGE_ROW_GROUP)
-        self.rows = {
-            role: np.flatnonzero(self.reader.index.role == n) for n, role in enumerate(ROLES)
-        }
+        self.needed = needed
+        self.reader = Reader(manifest, WINDOW + LARGE_ROW_GROUP, needed)
+        index = self.reader.index
+        self.held_out = index.held_out if split == "train" else np.zeros_like(index.held_out)
+        self.role = np.where(self.held_out, np.int8(NO_ROLE), index.role)  # in training
+        self.rows = {role: np.flatnonzero(self.role == n) for n, role in enumerate(ROLES)}
+        if lacking := [role for role in needed if not len(self.rows[role])]:
+            raise ManifestError(
+                f"{manifest.path}: no '{lacking[0]}' row has the split `train`, all are held out",
+                "pass --split all, or keep rows of that split in the query",
+            )
         self.epoch = lru_cache(maxsize=2)(self._epoch)
 
     def __len__(self) -> int:
@@ -111,12 +121,14 @@ class Patches:
     def _pairs(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The pairs of a window, (n, 2), shuffled."""
         photograph, chunk_of = self.reader.index.photograph, self.reader.chunk_of
-        role = self.reader.index.role
+        role = self.role
         lr, hr = (rng.permutation(rows[role[rows] == number]) for number in range(len(ROLES)))
         lr = lr[_spread(photograph[lr], rng)]
         lr = lr[_spread(chunk_of[lr], rng)]
         if not len(hr):
             hr = rng.permutation(self.rows["hr"])
+        if not len(hr):
+            return np.stack([lr, np.full_like(lr, -1)], axis=1)  # no HR patch is needed
         any_hr = np.resize(hr, len(lr))
         if self.pairing == "random":
             return np.stack([lr, any_hr], axis=1)
@@ -140,7 +152,8 @@ class Patches:
         pairs = np.array([self.epoch(i // len(self))[i % len(self)] for i in numbers])
         skipped: list[BadRow] = []
         lr, lr_captions, lr_rows = self._patches(pairs[:, 0].tolist(), "lr", numbers, skipped)
-        hr, hr_captions, hr_rows = self._patches(pairs[:, 1].tolist(), "hr", numbers, skipped)
+        hr_pairs = pairs[:, 1].tolist() if "hr" in self.needed else []
+        hr, hr_captions, hr_rows = self._patches(hr_pairs, "hr", numbers[: len(hr_pairs)], skipped)
         return Batch(lr, hr, lr_captions, hr_captions, lr_rows, hr_rows, skipped)
 
     def _patches(

@@ -6,7 +6,7 @@ its turn comes (see trainer/data/dataset.py).
 """
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 
 from lasr.errors import one_line
 from schemas.columns import convert
-from schemas.manifest import PATCH_SIZE, PATCHES, Manifest, ManifestError
+from schemas.manifest import PATCH_SIZE, PATCHES, Manifest, ManifestError, Role
 
 COLUMNS = ["image_id", "role", "size", "caption"]
+SPLIT = "split"  # a column that a manifest may lack
 NO_ROLE = -1
 ROLES = list(PATCH_SIZE)  # a role is its position here
 
@@ -41,6 +42,7 @@ class Index:
     photograph: np.ndarray  # int64: the same number for rows of one photograph
     role: np.ndarray  # int8: 0 lr, 1 hr, NO_ROLE
     fault: np.ndarray  # int8: FINE, or one of the others above
+    held_out: np.ndarray  # bool: whether its split is another than `train`; False if it has none
 
     @property
     def faulty(self) -> np.ndarray:
@@ -63,21 +65,25 @@ class Index:
         return _FAULTS[fault]
 
 
-def read_index(manifest: Manifest, footers: list[pq.FileMetaData]) -> Index:
+def read_index(
+    manifest: Manifest, footers: list[pq.FileMetaData], needed: Sequence[Role] = ("lr", "hr")
+) -> Index:
     """Read the index of a manifest; no pixel is read.
 
-    Raises ManifestError: a file is gone, there is no row, or none of one role.
+    needed: roles of which there has to be a row. Raises ManifestError: a file is gone, there is no
+    row, or none of a needed role.
     """
+    columns = [*COLUMNS, SPLIT] if SPLIT in manifest.schema.names else COLUMNS
     checked = [each for f, footer in zip(manifest.files, footers, strict=True)
-               for each in _read_file(f, footer)]  # fmt: skip
-    photographs, roles, faults = zip(*checked, strict=True) if checked else ((), (), ())
+               for each in _read_file(f, footer, columns)]  # fmt: skip
+    photographs, roles, faults, held_out = zip(*checked, strict=True) if checked else ((),) * 4
     if not sum(map(len, roles)):
         raise ManifestError(f"{manifest.path}: no rows", "loosen the query, or build it again")
     chunks = [chunk for column in photographs for chunk in column.chunks]
     codes = pa.chunked_array(chunks, pa.string()).dictionary_encode().combine_chunks().indices
-    index = Index(codes.to_numpy(), np.concatenate(roles), np.concatenate(faults))
-    for number, name in enumerate(ROLES):
-        if not (index.role == number).any():
+    index = Index(codes.to_numpy(), *map(np.concatenate, (roles, faults, held_out)))
+    for name in needed:
+        if not (index.role == ROLES.index(name)).any():
             if damaged := int((index.fault == UNREADABLE).sum()):
                 raise ManifestError(
                     f"{manifest.path}: {damaged} of {len(index.role)} rows are in damaged parts of"
@@ -86,30 +92,31 @@ def read_index(manifest: Manifest, footers: list[pq.FileMetaData]) -> Index:
                 )
             raise ManifestError(
                 f"{manifest.path}: no '{name}' rows, training needs both roles",
-                "select both in the WHERE clause",
+                "select both in the WHERE clause, or pass --freeze-encoders, which needs lr alone",
             )
     return index
 
 
-_Checked = tuple[pa.ChunkedArray, np.ndarray, np.ndarray]  # photograph, role and fault
+# Photograph, role, fault, and whether it is held out.
+_Checked = tuple[pa.ChunkedArray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def _read_file(file: Path, footer: pq.FileMetaData) -> list[_Checked]:
+def _read_file(file: Path, footer: pq.FileMetaData, columns: list[str]) -> list[_Checked]:
     """The index of a file. A damaged one is read by row groups and columns."""
     with opened(file, footer) as part:
         try:
             return [
                 _check(pa.Table.from_batches([batch]), damaged=False)
-                for batch in part.iter_batches(2**16, columns=COLUMNS)
+                for batch in part.iter_batches(2**16, columns=columns)
             ]
         except READ_ERRORS as error:
             damage(file, error)
         checked = []
         for group in range(footer.num_row_groups):
-            columns = {name: _column(file, part, group, name) for name in COLUMNS}
-            damaged = any(column is None for column in columns.values())
+            found = {name: _column(file, part, group, name) for name in columns}
+            damaged = any(column is None for column in found.values())
             nothing = pa.chunked_array([pa.nulls(footer.row_group(group).num_rows)])
-            filled = {k: nothing if c is None else c for k, c in columns.items()}
+            filled = {k: nothing if c is None else c for k, c in found.items()}
             checked.append(_check(pa.table(filled), damaged))
         return checked
 
@@ -123,7 +130,7 @@ def _column(file: Path, part: pq.ParquetFile, group: int, name: str) -> pa.Chunk
 
 
 def _check(table: pa.Table, damaged: bool) -> _Checked:
-    """Photograph, role and fault of each row of a table, all of it if it is damaged."""
+    """What the index holds of each row of a table, all of it if it is damaged."""
     sizes = table["size"].cast(pa.int64(), safe=False)  # a size may be beyond 32 bit
     table = convert(table.drop_columns(["size"]), PATCHES)
     image_id, caption = table["image_id"], pc.utf8_trim_whitespace(table["caption"])
@@ -140,7 +147,10 @@ def _check(table: pa.Table, damaged: bool) -> _Checked:
         [UNREADABLE, NO_PHOTOGRAPH, NO_SUCH_ROLE, OTHER_SIZE, NO_CAPTION],
         FINE,
     )
-    return pc.fill_null(image_id, ""), role.astype(np.int8), fault.astype(np.int8)
+    held_out = np.zeros(len(table), bool)
+    if SPLIT in table.column_names:
+        held_out = _plain(pc.fill_null(pc.not_equal(table[SPLIT], "train"), False))
+    return pc.fill_null(image_id, ""), role.astype(np.int8), fault.astype(np.int8), held_out
 
 
 def _plain(column: pa.ChunkedArray) -> np.ndarray:

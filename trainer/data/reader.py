@@ -12,7 +12,7 @@ import mmap
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
@@ -62,17 +62,18 @@ class Reader:
     """The rows of a manifest. Thread-safe.
 
     cache_rows: rows whose encoded patches may stay in memory; the least recently used chunks are
-    dropped first. Raises ManifestError at once if the manifest has no row or lacks a role.
+    dropped first. needed: roles that it has to have. Raises ManifestError at once if the manifest
+    has no row or lacks such a role.
     """
 
-    def __init__(self, manifest: Manifest, cache_rows: int):
+    def __init__(self, manifest: Manifest, cache_rows: int, needed: Sequence[Role] = ("lr", "hr")):
         self.manifest, self.cache_rows = manifest, cache_rows
         self._footers = [read_footer(file) for file in manifest.files]
         self._digests = [digest_of(file) for file in manifest.files]
         self._large = [_largest_group(footer) > LARGE_ROW_GROUP for footer in self._footers]
         self.chunks = self._find_chunks()
         self.chunk_of = np.repeat(np.arange(len(self.chunks)), [c.rows for c in self.chunks])
-        self.index: Index = read_index(manifest, self._footers)
+        self.index: Index = read_index(manifest, self._footers, needed)
         self._cache: OrderedDict[int, Future[pa.Table | str]] = OrderedDict()
         self._copies: dict[int, _Copy] = {}
         self._lock, self._copying = threading.Lock(), threading.Lock()
@@ -96,7 +97,7 @@ class Reader:
 
         A row that cannot be used gives a BadRow. Raises ManifestError: a file is gone.
         """
-        numbers = self.chunk_of[rows].tolist()
+        numbers = self.chunk_of[np.asarray(rows, np.int64)].tolist()
         chunks = {number: self._chunk(number) for number in dict.fromkeys(numbers)}
         for row, number in zip(rows, numbers, strict=True):
             chunk = chunks[number]

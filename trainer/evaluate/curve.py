@@ -2,9 +2,11 @@
 
     lasr evaluate --images mine/ --weights mine@0=start.pth data/runs/mine/weights
     lasr curve data/evaluation
+    lasr curve data/runs/mine
 
 A method called NAME@STEP is a point of the curve NAME. Any other method is a horizontal line to
-compare with. Needs the extra `evaluate`.
+compare with. Needs the extra `evaluate`. Of the folder of a run, it writes run.html: the run's
+losses, validations, samples and settings on one page.
 """
 
 import sys
@@ -26,7 +28,9 @@ from trainer.evaluate import scores
 class CurveConfig(BaseModel):
     """The flags of `lasr curve`."""
 
-    evaluation: Path = Field(description="folder that `lasr evaluate` wrote")
+    evaluation: Path = Field(
+        description="folder that `lasr evaluate` wrote, or of a run, which gets a run.html"
+    )
     metrics: list[str] = Field([], description="one diagram each (default: all that were scored)")
     out: Path | None = Field(
         None,
@@ -36,7 +40,10 @@ class CurveConfig(BaseModel):
 
 
 def run(config: CurveConfig) -> None:
-    """Write the PNG and the CSV. Raises UserError: the evaluation has no checkpoints."""
+    """Write the PNG and the CSV, or a run's page. Raises UserError: there is nothing to draw."""
+    if (config.evaluation / "stats.jsonl").is_file():
+        draw_run(config)
+        return
     out = config.out or config.evaluation / "curve.png"
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: not the name of a PNG", "use one that ends in .png")
@@ -59,6 +66,22 @@ def run(config: CurveConfig) -> None:
         pyarrow.csv.write_csv(pa.Table.from_pylist(points), temporary)
     _draw(out, titles, points)
     say(f"{out} and {out.with_suffix('.csv').name}")
+
+
+def draw_run(config: CurveConfig) -> None:
+    """Write the page of a run. Raises UserError: it cannot be written."""
+    from trainer.watch.page import NAME, write_page  # loads PyTorch
+
+    if config.out or config.metrics:
+        flag = "--out" if config.out else "--metrics"
+        raise UserError(
+            f"{flag}: {config.evaluation} is a run, whose page is {NAME} in its folder",
+            f"omit {flag}, or give a folder that `lasr evaluate` wrote",
+        )
+    page = config.evaluation / NAME
+    if not write_page(config.evaluation):
+        raise UserError(f"{page}: not written, see above")
+    say(f"{page}")
 
 
 def _point(row: dict[str, Any]) -> dict[str, Any]:

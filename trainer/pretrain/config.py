@@ -1,14 +1,15 @@
 """The settings of `lasr pretrain`: one model for its flags and the run's config.json."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lasr.device import Device
 from lasr.flags import Sections
-from trainer.config import CompileMode, Precision
+from trainer.config import CompileMode
 
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 SIZE = {"features": 64, "blocks": 23, "growth": 32}  # the published RRDB
 # A resumed run may have other values of these. --steps is not among them: the schedule of the
 # learning rate depends on it.

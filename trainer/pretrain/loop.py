@@ -38,6 +38,7 @@ README = """\
 - `stats.jsonl`: one line per log step: L1, learning rate, gradient norm, colour shift, seconds per
   step, and the shares of the time spent waiting for data and waiting for the device; and one per
   validation: PSNR on Y in dB of photographs held out and of the pictures of `--validate-on`
+- `run.html`: the curves, samples over time and settings on one page, as of the last checkpoint
 - `events.out.tfevents.*`: the same and the samples, for `tensorboard --logdir {folder}`
 - `samples/`: LR, bicubic and SR of the same patches during training
 - `checkpoint.pt`: everything needed to resume exactly; `checkpoint.previous.pt` is the checkpoint
@@ -88,10 +89,11 @@ def pretrain(
         )  # fmt: skip
 
         # --- Train --------------------------------------------------------------------------------
-        def validate() -> dict[str, float]:
-            return validation(step.average or step.sr_network)
-
         run_log = RunLog(config.folder, done, command, README)
+
+        def validate(number: int) -> None:
+            run_log.scalars(number, validation(step.average or step.sr_network))
+
         try:
             with enough_memory(config, device, world, "training"):
                 samples = photographs.batch(0, SAMPLES).lr.to(device)
@@ -104,7 +106,7 @@ def pretrain(
 
         # --- Write the final weights --------------------------------------------------------------
         paths = sorted(save_weights(config.folder, step), key=lambda path: "ema" not in path.name)
-        return Result(paths, validate(), validation.bicubic)
+        return Result(paths, validation(step.average or step.sr_network), validation.bicubic)
 
 
 def prepare(config: PretrainConfig) -> tuple[PretrainConfig, torch.device, Located | None]:
