@@ -51,18 +51,13 @@ class Lite0(nn.Module):
         self.layers = tuple(layers)
         self.stem = _folded(network.conv_stem, network.bn1)
         (separable,), (first, second) = network.blocks[0], network.blocks[1][:2]
-        last = _folded(second.conv_pw, second.bn1)
-        kept = [i for i in range(last[0].out_channels) if i not in without]
-        last[0].weight, last[0].bias = (
-            nn.Parameter(tensor[kept]) for tensor in (last[0].weight, last[0].bias)
-        )
         self.expansion = nn.Sequential(
             _folded(separable.conv_dw, separable.bn1),
             _folded(separable.conv_pw, separable.bn2),
             _folded(first.conv_pw, first.bn1),
             _folded(first.conv_dw, first.bn2),
             _folded(first.conv_pwl, first.bn3),
-            last,
+            _folded(second.conv_pw, second.bn1, without),
         )
         _without_strides([self.stem, self.expansion])
         self.requires_grad_(False).eval()
@@ -80,9 +75,17 @@ class Lite0(nn.Module):
         return {layer: found[layer] for layer in self.layers}
 
 
-def _folded(convolution: nn.Module, norm: Any) -> nn.Sequential:
-    """A convolution with the batch norm after it in its weights, and the activation of timm's."""
-    return nn.Sequential(fuse_conv_bn_eval(convolution, norm), norm.act)
+def _folded(convolution: nn.Conv2d, norm: Any, without: Sequence[int] = ()) -> nn.Sequential:
+    """A convolution with timm's batch norm after it in its weights, and the norm's activation.
+
+    without: channels of the result to leave out.
+    """
+    folded = fuse_conv_bn_eval(convolution, norm)
+    assert folded.bias is not None
+    kept = [i for i in range(folded.out_channels) if i not in without]
+    folded.out_channels = len(kept)
+    folded.weight, folded.bias = (nn.Parameter(x[kept]) for x in (folded.weight, folded.bias))
+    return nn.Sequential(folded, norm.act)
 
 
 def _without_strides(modules: Sequence[nn.Module]) -> None:
