@@ -223,7 +223,7 @@ def load_step(
     sr_network = load_sr(weights.sr).to(device)
     encoders = load_encoders(weights.clip, device)
     if config.encoders is not None:
-        checkpoint.load_trained_encoders(config.encoders, encoders, config.clip_name)
+        checkpoint.load_trained_encoders(config.encoders, encoders, weights.clip.name)
     vgg = load_vgg(weights.vgg, config.vgg_layers).to(device)
     return TrainStep(config, sr_network, encoders, vgg, world)
 

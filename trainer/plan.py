@@ -10,6 +10,7 @@ from lasr.device import pick_device, pick_precision
 from lasr.errors import UserError
 from lasr.lock import check_free
 from lasr.weights.locate import Located, locate_all
+from lasr.weights.registry import TABLE
 from schemas.manifest import SCALE, Role, open_manifest
 from trainer import checkpoint
 from trainer.checkpoint import RunConfig, check_folder
@@ -42,11 +43,29 @@ class RunWeights:
         }
 
 
+def weight_names(config: TrainConfig) -> list[str]:
+    """Names or paths of the weights of the SR network, the CLIP and the VGG term.
+
+    A profile's weights change between versions: those of `offline` were once random. A run that
+    took its profile's resumes with the same ones.
+    """
+    names = {"sr_init": config.sr_name, "clip": config.clip_name, "vgg": config.vgg_name}
+    try:
+        before, identities = checkpoint.read_config(config.folder)
+    except UserError:  # no run yet, or one that the checks of the folder refuse
+        return list(names.values())
+    for field, identity in identities.items():
+        own = identity.partition("@")[0]
+        given = before.profile != config.profile or getattr(before, field) or getattr(config, field)
+        if own in TABLE and not given:
+            names[field] = own
+    return list(names.values())
+
+
 def find_weights(config: TrainConfig) -> RunWeights:
     """Locate the run's weights. Raises WeightsError that names all that are missing."""
-    return RunWeights(
-        *locate_all((config.sr_name, "sr"), (config.clip_name, "clip"), (config.vgg_name, "vgg"))
-    )
+    sr, clip, vgg = weight_names(config)
+    return RunWeights(*locate_all((sr, "sr"), (clip, "clip"), (vgg, "vgg")))
 
 
 def open_patches(config: TrainConfig, processes: int = 1) -> Patches:

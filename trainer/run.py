@@ -44,7 +44,7 @@ def run(config: TrainConfig) -> None:
     started = time.monotonic()
     if "RANK" not in os.environ:
         checkpoint.check_folder(config.folder, config.inputs)
-    for note in notes(config.sr_name, config.clip_name, config.vgg_name):
+    for note in notes(*plan.weight_names(config)):
         print(note, file=sys.stderr)
     if config.dry_run:
         from trainer.watch.cost import dry_run

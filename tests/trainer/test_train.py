@@ -321,6 +321,36 @@ def test_going_back_is_refused_and_paths_may_change(
         loop.train(settings.model_copy(update={"steps": 5, "ema": 0.9}))
 
 
+def test_a_run_keeps_the_weights_that_its_profile_had_when_it_started(
+    manifest: Path, models: Path, tmp_path: Path
+) -> None:
+    """`offline` meant random networks once; `test` does now, so it plays the old `offline`."""
+    plain = {"clip": None, "sr_init": None, "steps": 2}
+    old = config(manifest, models, tmp_path / "run", **plain)
+    loop.train(old)
+    path = old.folder / "config.json"
+    written = json.loads(path.read_text())
+    assert written["clip"] is None and written["weights"]["clip"] == "tiny-clip@built-in"
+    path.write_text(json.dumps(written | {"profile": "offline"}))
+    typed = old.model_copy(update={"profile": "offline", "steps": 3})
+    named = {"clip": "tiny-clip", "vgg": "tiny-vgg", "sr_init": "tiny-rrdb"}
+    random = [named["sr_init"], named["clip"], named["vgg"]]
+    assert plan.weight_names(typed) == random
+    loop.train(typed)  # as it was typed then
+    assert json.loads(path.read_text())["clip"] is None  # so that it also resumes next time
+    # With the names in full, as the change log of that version says.
+    loop.train(typed.model_copy(update=named | {"steps": 4}))
+    assert [line["step"] for line in stats(old.folder)] == [1, 2, 3, 4]
+    other = typed.model_copy(update={"out": tmp_path / "new"})
+    trained = ["rrdb-small", "clip-small", "lite0-features"]
+    assert plan.weight_names(other) == trained
+    path.write_text(json.dumps(written | {"profile": "offline"}))
+    changed = typed.model_copy(update={"profile": "default"})
+    assert plan.weight_names(changed)[1] == "clip-vit-l-14"  # another profile is another wish
+    with pytest.raises(UserError, match=r"holds a run with weights = .*tiny-clip.*now it is"):
+        loop.train(typed.model_copy(update={"clip": str(models / "clip")}))
+
+
 def test_the_folder_explains_itself_and_tensorboard_has_scalars_and_pictures(
     manifest: Path, models: Path, tmp_path: Path
 ) -> None:

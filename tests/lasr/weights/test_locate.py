@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lasr.weights.__main__ import main, markdown
-from lasr.weights.locate import PROFILES, TABLE, WeightsError, locate, locate_all
+from lasr.weights.locate import PROFILES, TABLE, WeightsError, locate, locate_all, notes
 from tests.support.upstream import any_content
 
 ROOT = Path(__file__).parents[3]
@@ -34,6 +34,12 @@ def test_every_profile_names_weights_of_the_right_kind() -> None:
     assert all(TABLE[name].built_in for name in PROFILES["test"].values())
     offline = [TABLE[name] for name in PROFILES["offline"].values()]
     assert all(entry.built_in or entry.packaged for entry in offline)
+
+
+def test_every_network_of_the_profile_offline_has_a_note() -> None:
+    names = [PROFILES["offline"][kind] for kind in ("sr", "clip", "vgg")]
+    assert [line.partition(":")[0] for line in notes(*names)] == names
+    assert "perceptual term" in notes(*names)[2]
 
 
 def test_every_entry_is_complete() -> None:
