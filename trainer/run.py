@@ -37,7 +37,7 @@ def run(config: TrainConfig) -> None:
     if "RANK" not in os.environ:  # other ranks learn of errors once all are connected
         check_folder(config.folder, [config.manifest])
         open_manifest(config.manifest)
-    from trainer import checkpoint, loop  # loads PyTorch, after the manifest is checked
+    from trainer import checkpoint, loop, plan  # loads PyTorch, after the manifest is checked
     from trainer.data.skipped import NAME, read_skipped
     from trainer.distributed import world_from_environment
 
