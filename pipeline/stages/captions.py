@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 FEATURES_VERSION = 1  # raise it when a patch gets other image features than before
 VERSION = 1  # raise it when the same features get other words than before
 DICTIONARY = Path(__file__).with_name("dictionary.txt")
-BATCH = {"cpu": 16, "cuda": 128}  # patches per CLIP call
+# Patches per CLIP call. On a CPU the activations of more leave its cache.
+BATCH = {"cpu": 4, "cuda": 128}
 RANKED = 16  # rows of features per product with the words' embeddings
 
 
@@ -118,6 +119,8 @@ class Captioner:
         from lasr.weights.clip import load_clip
 
         self.clip = load_clip(clip, device)
+        # A convolution on a CPU otherwise converts its input and its output.
+        self.clip.model.visual.to(memory_format=torch.channels_last)
         self.words = list(words)
         _check_length(self.clip, self.words)
         self.device = device
@@ -160,7 +163,7 @@ class Captioner:
             batch = batch.pin_memory()
         with torch.inference_mode():
             moved = batch.to(self.device, non_blocking=True)
-            pictures = moved.permute(0, 3, 1, 2).contiguous().float()
+            pictures = moved.float().permute(0, 3, 1, 2)  # in channels_last
             pictures.div_(255).sub_(self._mean).div_(self._std)
             with self._autocast():
                 features = self.clip.model.encode_image(pictures).float()
