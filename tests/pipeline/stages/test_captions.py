@@ -5,11 +5,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from clip_interrogator import Config, Interrogator, LabelTable
 from PIL import Image
 
 from lasr.errors import UserError
+from lasr.weights.clip import load_clip
 from lasr.weights.locate import locate
 from pipeline.stages.captions import DICTIONARY, Captioner, dictionary_sha256, read_dictionary
 from tests.support.upstream import save_clip
@@ -53,6 +55,36 @@ def test_words_equal_clip_interrogators_rank(captioner: Captioner, photographs: 
         embeddings = torch.from_numpy(np.stack(table.embeds))
         cosines = (features.float() @ embeddings.T)[0].sort(descending=True).values[:24]
         np.testing.assert_allclose(caption.scores, cosines, atol=1e-5)
+
+
+def test_batch_norms_are_folded_where_the_features_stay(tmp_path: Path, photographs: Path) -> None:
+    """CLIP's modified ResNet: its own features, and a network in which the norms come first."""
+    save_clip(tmp_path, resnet=True)
+    located, patches = locate(str(tmp_path), "clip"), crops(photographs)[:3]
+    with torch.no_grad():
+        clip = load_clip(located, CPU)
+        for module in clip.model.visual.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):  # nothing is left at 0 or 1
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+        safetensors.torch.save_file(
+            clip.model.state_dict(), tmp_path / "open_clip_model.safetensors"
+        )
+    folded = Captioner(located, WORDS, CPU)
+    assert not any(isinstance(x, torch.nn.BatchNorm2d) for x in folded.clip.model.visual.modules())
+    clip = load_clip(located, CPU)
+    with torch.inference_mode():
+        batch = torch.stack([clip.preprocess(Image.fromarray(patch)) for patch in patches])
+        expected = clip.model.encode_image(batch, normalize=True).numpy()
+    found = folded.features([folded.prepare(patch) for patch in patches])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # The norm after the first convolution becomes one that belongs to another place.
+    wrong = Captioner(located, WORDS, CPU)
+    visual = wrong.clip.model.visual = clip.model.visual
+    first = visual.conv1.forward
+    visual.conv1.forward = lambda x: first(x).relu()
+    wrong._fold_norms()
+    assert wrong.clip.model.visual is visual
 
 
 def test_a_batch_answers_for_each_of_its_patches(captioner: Captioner, photographs: Path) -> None:
