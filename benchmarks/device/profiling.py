@@ -61,12 +61,14 @@ def profiled(work: Callable[[], object], device: torch.device, rows: int = 22) -
     def of_host(event: Any) -> float:
         return float(event.self_cpu_time_total)
 
-    kernels = [e for e in averages if str(e.device_type).endswith("CUDA")]
+    on_device = [e for e in averages if str(e.device_type).endswith("CUDA")]
+    # Not the regions of record_function, which span the kernels in them.
+    kernels = [e for e in on_device if not getattr(e, "is_user_annotation", False)]
     kinds = by_kind((e.key, of_device(e), e.count) for e in kernels)
     lines = [f"{time / 1e3:9.2f} ms {calls:6d}  {kind}" for kind, (time, calls) in kinds.items()]
     for title, events, key in (
         ("kernels by device time", kernels, of_device),
-        ("operators by host time", [e for e in averages if e not in kernels], of_host),
+        ("operators by host time", [e for e in averages if e not in on_device], of_host),
     ):
         total = sum(map(key, events))
         lines.append(f"{title}: {total / 1e3:.1f} ms in {sum(e.count for e in events)} calls")
