@@ -88,7 +88,7 @@ def test_towers_are_those_of_their_libraries(clip: Clip) -> None:
     expected = lite0.forward_head(lite0.forward_features(batch), pre_logits=True)
     torch.testing.assert_close(clip.model.visual.trunk(batch), expected)
     # It still knows what the classifier knew.
-    assert lite0(batch).topk(5).indices[0].isin(torch.tensor([281, 282, 285])).any()
+    assert {281, 282, 285} & set(lite0(batch).topk(5).indices[0].tolist())
     folder = PARTS["model.safetensors"].parent
     tokenizer = AutoTokenizer.from_pretrained(folder)
     minilm = AutoModel.from_pretrained(folder).eval()
@@ -149,18 +149,19 @@ COLOURED = {
 
 
 def test_it_knows_the_colour_of_what_it_has_not_seen(clip: Clip) -> None:
-    """Shares over photographs: `python -m benchmarks.clip_small`."""
-    noise = np.random.default_rng(0).normal(0, 8, (224, 224, 3))  # a surface, not a drawing
+    """On photographs: `python -m benchmarks.clip_small`. Before its norms were trained: 1 of 9."""
+    luma = data.stereo_motorcycle()[0][:400, :400].mean(axis=2, keepdims=True) / 255
+    luma = 0.7 + 0.6 * (luma - luma.mean())
     names = list(COLOURED)
     pixels = torch.stack([
-        clip.preprocess(Image.fromarray((noise + COLOURED[name]).clip(0, 255).astype(np.uint8)))
+        clip.preprocess(Image.fromarray((luma * COLOURED[name]).clip(0, 255).astype(np.uint8)))
         for name in names
     ])  # fmt: skip
     with torch.no_grad():
         images = clip.model.encode_image(pixels, normalize=True)
         texts = clip.model.encode_text(clip.tokenize(names), normalize=True)
     found = [names[i] for i in (images @ texts.T).argmax(dim=1)]
-    assert sum(a == b for a, b in zip(found, names, strict=True)) >= 7, found
+    assert sum(a == b for a, b in zip(found, names, strict=True)) >= 5, found
 
 
 def test_without_the_packages_one_line_says_what_to_install(
