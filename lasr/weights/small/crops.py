@@ -116,6 +116,7 @@ class Crop:
     y: int
     side: int  # in pixels of the photograph as `read` returns it
     known: frozenset[str]  # what `altered` and `measured` say
+    shares: np.ndarray  # of COLOURS among its pixels
 
     def without_pixels(self) -> "Crop":
         """What is known of it alone."""
@@ -141,7 +142,9 @@ def random_crops(
             pixels, known = altered(pixels, rng)
         elif index % 3 == 2:
             pixels = coloured(pixels, rng)
-        yield Crop(pixels, number, x, y, side, frozenset(known | measured(pixels)))
+        shares = np.bincount(colours(pixels).ravel(), minlength=len(COLOURS)) / SIDE**2
+        known |= measured(pixels, shares)
+        yield Crop(pixels, number, x, y, side, frozenset(known), shares)
 
 
 def altered(pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, set[str]]:
@@ -186,8 +189,11 @@ def coloured(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (share * 255 * x + (1 - share) * pixels).clip(0, 255).round().astype(np.uint8)
 
 
-def measured(pixels: np.ndarray) -> set[str]:
-    """The properties that the pixels of a crop tell: brightness, colour, sharpness."""
+def measured(pixels: np.ndarray, shares: np.ndarray) -> set[str]:
+    """The properties that the pixels of a crop tell: brightness and colour.
+
+    shares: of COLOURS.
+    """
     known = set[str]()
     luma = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     mean = luma.mean()
@@ -195,7 +201,6 @@ def measured(pixels: np.ndarray) -> set[str]:
         known.add("bright")
     elif mean < DARK:
         known.add("dark")
-    shares = np.bincount(colours(pixels).ravel(), minlength=len(COLOURS)) / SIDE**2
     if shares.max() > DOMINANT:
         known.add(COLOURS[int(shares.argmax())])
     return known

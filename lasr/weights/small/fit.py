@@ -1,6 +1,7 @@
 """Learn the heads of `clip-small`: what joins an image classifier and a text encoder.
 
-Both towers stay as they are. Three sources say which words belong to a crop of a photograph:
+The text tower stays as it is, the image tower but for a few batch norms (colour.py). Three
+sources say which words belong to a crop of a photograph:
 
 - ConSE (Norouzi et al. 2014): the classifier's best 20 classes, each shared among the words that
   the text encoder finds near its name and definition. Photographs show few of the 1,000 classes, so
@@ -17,6 +18,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +33,15 @@ from lasr.cli import progress
 from lasr.files import write_bytes
 from lasr.weights.clip import Clip, load_towers
 from lasr.weights.digests import sha256
-from lasr.weights.small import crops
+from lasr.weights.small import colour, crops
+from lasr.weights.small.colour import Tower
 from lasr.weights.small.towers import lite0
 
 SEED = 0
 CROPS = 72  # of each photograph
 STEPS, BATCH, MADE = 1200, 192, 64  # MADE: features of classes that no photograph shows
+COLOUR = 0.7  # weight of the words for colours; of light and faults 0.15
+THREADS = 2  # sums in one order: the same numbers on every machine of one kind
 HEAD = Path(__file__).with_name("head.safetensors")
 RECORD = HEAD.with_suffix(".json")
 
@@ -78,9 +83,10 @@ OVERLAP = 0.3  # share of a crop that a region covers, so that its words count
 
 @dataclass
 class Samples:
-    """Crops: features (n, 1280) of the image tower, and what is known of each."""
+    """Crops: what the image tower gives for each, and what is known of it."""
 
-    features: Tensor
+    maps: Tensor  # within the tower, see `Tower`
+    classified: Tensor  # (n, 1280) features that the classifier takes
     crops: list[crops.Crop]  # their pixels are dropped
     sizes: list[tuple[int, int]]  # width and height of each photograph
 
@@ -102,45 +108,58 @@ def group_labels(samples: Sequence[crops.Crop], group: str) -> Tensor:
     return torch.tensor(labels)
 
 
-def extract(clip: Clip, found: dict[crops.Photograph, Path], count: int, seed: int) -> Samples:
-    """Features of `count` random crops of each photograph."""
-    features, every, sizes = [], [], []
-    trunk = clip.model.visual.trunk.to(memory_format=torch.channels_last)
-    with progress(len(found), "photographs", "photographs") as bar:
-        for number, path in enumerate(found.values()):
-            picture = crops.read(path)
-            sizes.append(picture.shape[1::-1])
-            rng = np.random.default_rng([seed, number])
-            some = list(crops.random_crops(picture, number, count, rng))
-            for start in range(0, count, 32):
-                pixels = np.stack([crop.pixels for crop in some[start : start + 32]])
-                features.append(image_features(trunk, torch.from_numpy(pixels)))
-            every += [crop.without_pixels() for crop in some]
+def group_shares(samples: Sequence[crops.Crop], group: str) -> Tensor:
+    """How far each list of GROUPS[group] applies to each crop, (n, lists); zeros: not known."""
+    if group == "colour":
+        return torch.from_numpy(np.stack([crop.shares for crop in samples])).float()
+    labels = group_labels(samples, group)
+    shares = F.one_hot(labels.clamp(min=0), len(GROUPS[group])).float()
+    return shares * (labels >= 0).unsqueeze(1)
+
+
+def extract(tower: Tower, found: dict[crops.Photograph, Path], count: int, seed: int) -> Samples:
+    """What a tower gives for `count` random crops of each photograph."""
+
+    def one(number: int, path: Path) -> Samples:
+        picture = crops.read(path)
+        rng = np.random.default_rng([seed, number])
+        some = list(crops.random_crops(picture, number, count, rng))
+        maps = [
+            tower.maps(torch.from_numpy(np.stack([crop.pixels for crop in some[i : i + 32]])))
+            for i in range(0, count, 32)
+        ]
+        plain = [crop.without_pixels() for crop in some]
+        joined = torch.cat(maps)
+        return Samples(joined, tower.features(joined), plain, [picture.shape[1::-1]])
+
+    parts = []
+    with ThreadPoolExecutor() as pool, progress(len(found), "photographs", "photographs") as bar:
+        for part in pool.map(one, range(len(found)), found.values()):
+            parts.append(part)
             bar.update()
-    return Samples(torch.cat(features), every, sizes)
-
-
-@torch.no_grad()
-def image_features(trunk: nn.Module, pixels: Tensor) -> Tensor:
-    """Features (n, 1280) of crops (n, SIDE, SIDE, 3) uint8."""
-    batch = ((pixels.permute(0, 3, 1, 2).float() - 127) / 128).contiguous(
-        memory_format=torch.channels_last
+    return Samples(
+        torch.cat([part.maps for part in parts]),
+        torch.cat([part.classified for part in parts]),
+        [crop for part in parts for crop in part.crops],
+        [part.sizes[0] for part in parts],
     )
-    result: Tensor = trunk(batch)
-    return result
 
 
-@torch.no_grad()
 def text_features(clip: Clip, texts: Sequence[str]) -> Tensor:
     """Pooled features (n, 384) of texts before the head, not normalised."""
     text, tokens = clip.model.text, clip.tokenize(list(texts))
     lengths = (tokens != 0).sum(dim=1)
     features = torch.empty(len(texts), 384)
-    for rows in lengths.argsort().split(64):  # alike in length: less is padded
+
+    @torch.no_grad()
+    def fill(rows: Tensor) -> None:
         some = tokens[rows, : int(lengths[rows].max())]
         mask = (some != 0).long()
         hidden = text.transformer(input_ids=some, attention_mask=mask)
         features[rows] = text.pooler(hidden, mask)
+
+    with ThreadPoolExecutor() as pool:  # alike in length: less is padded
+        list(pool.map(fill, lengths.argsort(stable=True).split(64)))
     return features
 
 
@@ -245,10 +264,14 @@ def fit(
     clip: Clip,
     classifier: nn.Linear,
     samples: Samples,
+    features: Tensor,
     photographs: Sequence[crops.Photograph],
     words: Sequence[str],
 ) -> Heads:
-    """The heads learned from samples of these photographs. words: the dictionary's."""
+    """The heads learned from samples of these photographs.
+
+    features: of the samples, as the heads take them. words: the dictionary's.
+    """
     torch.manual_seed(SEED)
     draw = torch.Generator().manual_seed(SEED)
     others = {word for each in photographs for region in each.regions for word in region.words}
@@ -258,18 +281,19 @@ def fit(
     conse = Conse(classifier, clip, texts, phrases)
     named = region_shares(samples, photographs, every)
     share = 0.7 * (named.sum(dim=1, keepdim=True) > 0)
-    targets = share * named + (1 - share) * conse(samples.features)
+    targets = share * named + (1 - share) * conse(samples.classified)
     groups = [
         (
             text_features(clip, [text for some in lists.values() for text in some]),
             [len(some) for some in lists.values()],
-            group_labels(samples.crops, group),
-            0.5 if group == "colour" else 0.15,
+            group_shares(samples.crops, group),
+            COLOUR if group == "colour" else 0.15,
         )
         for group, lists in GROUPS.items()
     ]
-    heads = Heads(samples.features)
-    limit = samples.features.max(dim=0).values * 1.3
+    torch.set_num_threads(THREADS)
+    heads = Heads(features)
+    limit = features.max(dim=0).values * 1.3
     slow = [heads.text.weight]
     fast = [p for name, p in heads.named_parameters() if name != "text.weight"]
     optimizer = torch.optim.AdamW(
@@ -279,21 +303,18 @@ def fit(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     with progress(STEPS, "fitted", "steps") as bar:
         for _ in range(STEPS):
-            rows = torch.randint(len(samples.features), (BATCH,), generator=draw)
-            x, y = samples.features[rows], targets[rows]
-            base = samples.features[torch.randint(len(samples.features), (2, MADE), generator=draw)]
+            rows = torch.randint(len(features), (BATCH,), generator=draw)
+            x, y = features[rows], targets[rows]
+            base = features[torch.randint(len(features), (2, MADE), generator=draw)]
             made = conse.made(base.mean(dim=0), limit, draw)
             every_image = heads.images(torch.cat([x, made]))
             wanted = torch.cat([y, conse(made)])
             logits = heads.scale.exp() * every_image @ heads.texts(texts).T
             loss = -(wanted * logits.log_softmax(dim=1)).sum(dim=1).mean()
-            for features, sizes, labels, weight in groups:
-                scores = group_scores(heads, every_image[:BATCH], features, sizes)
-                known = labels[rows]
-                if (known >= 0).any():
-                    loss = loss + weight * F.cross_entropy(
-                        heads.scale.exp() * scores, known, ignore_index=-1
-                    )
+            for listed, sizes, wanted_lists, weight in groups:
+                scores = group_scores(heads, every_image[:BATCH], listed, sizes)
+                told = wanted_lists[rows] * (heads.scale.exp() * scores).log_softmax(dim=1)
+                loss = loss - weight * told.sum() / wanted_lists[rows].sum().clamp(min=1)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -313,7 +334,7 @@ def make(parts: dict[str, Path], folders: Sequence[Path], dictionary: Path) -> d
 
     parts: the files of the towers by name. folders: of unpacked Debian packages. Raises UserError.
     """
-    torch.set_num_threads(1)  # sums in one order: the same numbers on every machine of one kind
+    torch.set_num_threads(1)  # several crops are in work at a time
     torch.manual_seed(SEED)
     clip = load_towers(parts)
     network = lite0(parts["efficientnet-lite0-57934424.pth"])
@@ -321,14 +342,23 @@ def make(parts: dict[str, Path], folders: Sequence[Path], dictionary: Path) -> d
     found = crops.find(photographs, folders)
     lines = dictionary.read_text().splitlines()
     words = [word for line in lines if (word := line.split("#")[0].strip())]
-    samples = extract(clip, found, CROPS, SEED)
-    heads = fit(clip, network.classifier, samples, photographs, words)
-    write_bytes(HEAD, safetensors.torch.save(heads.tensors()))
+    tower = Tower(network)
+    samples = extract(tower, found, CROPS, SEED)
+    shares = group_shares(samples.crops, "colour")
+    colour.tune(tower, samples.maps, samples.classified, shares, SEED)
+    with ThreadPoolExecutor() as pool:
+        features = torch.cat(list(pool.map(tower.features, samples.maps.split(CROPS))))
+    heads = fit(clip, network.classifier, samples, features, photographs, words)
+    tensors = heads.tensors() | {
+        f"visual.trunk.{name}": norm.detach().half() for name, norm in tower.trained().items()
+    }
+    write_bytes(HEAD, safetensors.torch.save(tensors))
     record = {
         "made by": "lasr weights make clip-small",
         "seed": SEED,
         "crops": len(samples.crops),
         "steps": STEPS,
+        "batch norms": {"steps": colour.STEPS, "weight of colours": colour.WEIGHT},
         "dictionary": hashlib.sha256("\n".join(words).encode()).hexdigest(),
         "towers": {name: sha256(path) for name, path in parts.items()},
         "licences": LICENCES,
