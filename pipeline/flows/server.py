@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ EMBEDDED = Path(__file__).with_name("embedded.py")
 SERVES = {
     "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1",
 }  # fmt: skip
+REVIVALS = 3  # of an embedded server that ends by itself
 Client = dict[str, str]  # the environment variables by which a process uses an embedded server
 
 _running: "tuple[subprocess.Popen[bytes], Client] | None" = None  # the one of this process
@@ -52,7 +54,7 @@ def connect() -> Client | None:
     if server := prefect.server():
         prefect.check_server(server)
         return None
-    if _running is None or _running[0].poll() is not None:
+    if _running is None:
         _start()
     assert _running
     return _running[1]
@@ -119,10 +121,32 @@ def _embedded(variables: dict[str, str]) -> None:
     environment = {**os.environ, **SERVES, **variables, prefect.URL: ""}
     environment = {k: v for k, v in environment.items() if v or k not in prefect.DATABASE}
     environment["PREFECT_SERVER_API_AUTH_STRING"] = password
-    with socket.socket() as listening, tempfile.TemporaryFile() as output:
-        listening.bind(("127.0.0.1", 0))
+    with tempfile.TemporaryFile() as output:
+        process, port = _launch(0, environment, output)
+        address = f"http://127.0.0.1:{port}/api"
+        client = {prefect.URL: address, prefect.AUTH: password}
+        # Registered before Prefect's own, so that it runs after Prefect has sent its last lines.
+        atexit.register(_stop_running)
+        _running = process, client
+        with _variables(client | {"PREFECT_SERVER_EPHEMERAL_ENABLED": "0"}):
+            load_flow()  # meanwhile
+        try:
+            _wait(process, address, output)
+        except NotStarted:
+            _stop(process)
+            _running = None
+            raise
+    threading.Thread(target=_revive, args=(port, environment), name="revive", daemon=True).start()
+
+
+def _launch(
+    port: int, environment: dict[str, str], output: IO[bytes] | int
+) -> tuple["subprocess.Popen[bytes]", int]:
+    """Start a server process on a port of this machine, 0 for a free one; returns both."""
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", port))
         listening.listen(128)
-        address = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
         descriptor = listening.fileno()
         process = subprocess.Popen(
             [sys.executable, "-P", str(EMBEDDED), str(descriptor), str(os.getpid())],
@@ -133,18 +157,43 @@ def _embedded(variables: dict[str, str]) -> None:
             stderr=output,
             start_new_session=True,  # Ctrl-C in a terminal is for the command alone
         )
-        # Registered before Prefect's own, so that it runs after Prefect has sent its last lines.
-        atexit.register(_stop, process)
-        listening.close()  # the process has it: what connects now waits until it serves
-        client = {prefect.URL: address, prefect.AUTH: password}
-        with _variables(client | {"PREFECT_SERVER_EPHEMERAL_ENABLED": "0"}):
-            load_flow()  # meanwhile
+        # The process has the socket: what connects now waits until it serves.
+        return process, int(listening.getsockname()[1])
+
+
+def _revive(port: int, environment: dict[str, str]) -> None:
+    """Start the embedded server again when it ends by itself, with its address and database.
+
+    Prefect asks a server that is gone for each task and event again, for seconds each: the build
+    would go on for hours after its last part.
+    """
+    global _running
+    for left in reversed(range(REVIVALS + 1)):
+        if _running is None:
+            return
+        process, client = _running
+        status = process.wait()
+        if _running is None:  # this command ends
+            return
+        if not left:
+            break
+        log.warning("Prefect's embedded server ended (%s); it is started again", status)
         try:
-            _wait(process, address, output)
-        except NotStarted:
-            _stop(process)
-            raise
-    _running = process, client
+            _running = _launch(port, environment, subprocess.DEVNULL)[0], client
+        except OSError as error:
+            log.warning("it cannot be started: %s", error)
+            break
+    line = "error: Prefect's embedded server ends again and again; what is done is kept: run `lasr"
+    print(f"{line} doctor`, then the same command again", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _stop_running() -> None:
+    """Stop the embedded server, which ends with its command."""
+    global _running
+    if _running is not None:
+        (process, _), _running = _running, None
+        _stop(process)
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

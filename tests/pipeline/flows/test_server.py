@@ -110,6 +110,25 @@ def test_the_embedded_server_ends_with_a_command_that_is_killed(
     assert gone(server)
 
 
+def test_a_server_that_is_killed_is_started_again(stub: dict[str, str], tmp_path: Path) -> None:
+    """With its address, so that Prefect's clients find it; and the third time is the last."""
+    body = """
+import httpx, os, psutil
+for _ in range(server.REVIVALS + 1):
+    before = server._running[0]
+    before.kill()
+    while server._running[0] is before:
+        time.sleep(0.05)
+    print(server._running[0].pid, httpx.get(client["PREFECT_API_URL"] + "/health").text, flush=True)
+"""
+    command, server = start(body, stub, tmp_path)
+    assert command.stdout
+    lines = command.stdout.read().splitlines()
+    assert command.wait(200) == 1 and [line.split()[1] for line in lines] == ["true"] * 3
+    pids = [server, *(int(line.split()[0]) for line in lines)]
+    assert len(set(pids)) == len(pids) and all(gone(pid) for pid in pids)
+
+
 def test_a_terminals_ctrl_c_does_not_reach_the_server(stub: dict[str, str], tmp_path: Path) -> None:
     """It would end before the command has reported to it."""
     body = f"import signal; signal.signal(2, lambda *a: None); print('ready', flush=True); {WAIT}"
