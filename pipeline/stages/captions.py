@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from lasr.weights.clip import Clip, Preprocess
 
-FEATURES_VERSION = 2  # raise it when a patch gets other image features than before
+FEATURES_VERSION = 1  # raise it when a patch gets other image features than before
 VERSION = 1  # raise it when the same features get other words than before
 DICTIONARY = Path(__file__).with_name("dictionary.txt")
 # Patches per CLIP call. On a CPU the activations of more leave its cache.
