@@ -93,9 +93,10 @@ def run_stages(config: BuildConfig) -> None:
 
 def run_flow(config: BuildConfig) -> None:
     """Build through the Prefect flow."""
-    from pipeline.flows import flow as flows
+    from pipeline.flows import server
 
-    flows.build(config)
+    embedded = server.connect()
+    server.load_flow().build(config, embedded=embedded)
 
 
 def run_loop(config: BuildConfig, models: Any) -> None:

@@ -131,9 +131,10 @@ class Manifest:
         """
         states = []
         for file in self.files:
-            more = pq.read_metadata(file).metadata or {}
-            former = json.loads(more.get(FORMER_KEY.encode(), b"null"))
-            states.append(tuple(former or (file.name, file.stat().st_size)))
+            with damage_named(file):
+                more = pq.read_metadata(file).metadata or {}
+                former = json.loads(more.get(FORMER_KEY.encode(), b"null"))
+                states.append(tuple(former or (file.name, file.stat().st_size)))
         return hashlib.sha256(repr(sorted(states)).encode()).hexdigest()[:12]
 
 
@@ -241,7 +242,7 @@ def digest_of(file: Path) -> ParquetDigest | None:
 
 
 def _content_digest(file: Path) -> str:
-    with open(file, "rb") as content:
+    with damage_named(file), open(file, "rb") as content:
         if digest := parquet_digest(content):
             return digest.content
         content.seek(0)

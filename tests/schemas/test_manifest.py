@@ -215,3 +215,13 @@ def test_a_digest_covers_every_byte(tmp_path: Path, groups: int) -> None:
         # Only the place of the digest is damaged: a part's name says that there should be one.
         with contextlib.suppress(OSError):
             assert pq.read_table(path).equals(table)
+
+
+@pytest.mark.parametrize("name", ["identity", "former_identity"])
+def test_damage_after_a_manifest_was_opened_is_named(name: str, tmp_path: Path) -> None:
+    one = tmp_path / "one.parquet"
+    write(one, [row()])
+    manifest = open_manifest(one)
+    one.write_bytes(one.read_bytes()[:207])
+    with pytest.raises(ManifestError, match=r"one\.parquet: damaged"):
+        getattr(manifest, name)

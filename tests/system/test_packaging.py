@@ -32,6 +32,7 @@ DATA = {
     "lasr/weights/small/photographs.txt",
     "trainer/evaluate/parameters/brisque_allmodel.xz",
     "trainer/evaluate/parameters/niqe_pris_params.npz",
+    *(f"trainer/watch/templates/run.{kind}" for kind in ("css", "html")),
 }
 MADE = re.compile(r"^(PKG-INFO|setup\.cfg|la_sr\.egg-info/|dist/|build/)|__pycache__/|_cache/")
 SECRET = ("docker/.env", "data/weights/model.bin")  # files of a user, which git ignores

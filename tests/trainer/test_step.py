@@ -105,7 +105,9 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole(
     torch.testing.assert_close(total_parts, total, atol=1e-6, rtol=1e-5)
     ours, expected = (gradients([*x.sr_parameters, *x.encoder_parameters]) for x in (parts, whole))
     for gradient, right in zip(ours, expected, strict=True):
-        torch.testing.assert_close(gradient, right, atol=1e-6, rtol=1e-4)
+        # Sums in another order: what cancels has the rounding of what is large.
+        atol = max(1e-6, 5e-5 * float(right.abs().max()))
+        torch.testing.assert_close(gradient, right, atol=atol, rtol=1e-4)
 
 
 def test_encoders_that_see_one_size_and_sr_pictures_as_low_quality(

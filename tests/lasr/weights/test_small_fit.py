@@ -25,12 +25,13 @@ NOTHING = np.empty(0, np.uint8)
 )  # fmt: skip
 def test_colours_and_light_have_their_names(rgb: tuple[int, ...], known: set[str]) -> None:
     pixels = np.broadcast_to(np.array(rgb, np.uint8), (crops.SIDE, crops.SIDE, 3)).copy()
-    assert crops.measured(pixels) == known
+    shares = np.bincount(crops.colours(pixels).ravel(), minlength=len(crops.COLOURS))
+    assert crops.measured(pixels, shares / shares.sum()) == known
 
 
 def test_each_fault_names_its_own_group_alone() -> None:
     kinds = [frozenset[str](), frozenset({"blurry"}), frozenset({"noisy", "red"})]
-    some = [crops.Crop(NOTHING, 0, 0, 0, 56, known) for known in kinds]
+    some = [crops.Crop(NOTHING, 0, 0, 0, 56, known, NOTHING) for known in kinds]
     labels = {group: group_labels(some, group).tolist() for group in GROUPS}
     assert labels["sharpness"] == [0, 1, -1] and labels["noise"] == [0, -1, 1]
     assert labels["quality"] == [0, 1, 1] and labels["light"] == [-1, -1, -1]
@@ -54,8 +55,8 @@ def test_words_of_regions_count_by_what_a_crop_covers() -> None:
     right = crops.Region((5, 0, 10, 10), ("tree",))
     photograph = crops.Photograph("package", "file", False, (left, right))
     places = [(0, 0, 50), (50, 0, 50), (30, 0, 40), (140, 0, 50)]
-    some = [crops.Crop(NOTHING, 0, *place, frozenset()) for place in places]
-    samples = Samples(torch.zeros(4, 1280), some, [(100, 100)])
+    some = [crops.Crop(NOTHING, 0, *place, frozenset(), NOTHING) for place in places]
+    samples = Samples(torch.empty(4, 0), torch.zeros(4, 1280), some, [(100, 100)])
     shares = region_shares(samples, [photograph], ["tree", "sky", "blue"])
     assert shares[0, 0] == 0 and shares[0, 1] > shares[0, 2] > 0
     assert shares[1].tolist() == [1, 0, 0]
