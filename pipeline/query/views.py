@@ -1,5 +1,6 @@
 """A DuckDB connection with the views of a manifest."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from lasr.errors import one_line
 from pipeline.query.limits import limit
 from pipeline.query.sandbox import readable_files
-from schemas.manifest import PATCHES, Manifest, open_manifest
+from schemas.manifest import PATCHES, DamagedError, Manifest, open_manifest
+
+log = logging.getLogger(__name__)
 
 _NUMBERS = {
     field.name: {pa.int32(): "INTEGER", pa.float32(): "FLOAT"}[field.type]
@@ -46,19 +50,31 @@ def with_views(manifest: Manifest) -> duckdb.DuckDBPyConnection:
     """Return a new in-memory database with the views of a manifest.
 
     The views are `patches`, `words`, `pairs`, `images` and `duplicates`. Those whose columns or
-    files are missing are left out.
+    files are missing are left out, and those of damaged files with a warning. Raises DamagedError.
     """
     connection = duckdb.connect()
     # Not stored in a database file: its relative paths would break in another working directory.
     # Folders such as `role=lr` above a manifest are no columns of it.
-    patches = connection.read_parquet(
-        [str(file) for file in manifest.files], hive_partitioning=False
-    )
+    try:
+        patches = connection.read_parquet(
+            [str(file) for file in manifest.files], hive_partitioning=False
+        )
+    except (
+        duckdb.IOException,
+        duckdb.InvalidInputException,
+    ) as error:  # damaged since it was opened
+        raise DamagedError(manifest.path, error) from error
     patches.project(_projection(manifest.schema)).create_view("patches")
     for file in readable_files(manifest)[1:]:
         if file.suffix == ".parquet" and file.is_file():
-            beside = connection.read_parquet(str(file), hive_partitioning=False)
-            beside.create_view(file.name.split(".")[-2])
+            name = file.name.split(".")[-2]
+            try:
+                beside = connection.read_parquet(str(file), hive_partitioning=False)
+            except (duckdb.IOException, duckdb.InvalidInputException) as error:
+                reason = one_line(error, 200)
+                log.warning("%s: damaged, there is no view '%s' (%s)", file, name, reason)
+            else:
+                beside.create_view(name)
     columns = manifest.schema.names
     if "words" in columns:
         connection.execute(f"CREATE VIEW words AS {_words(columns)}")

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.query.__main__ import main
-from schemas.manifest import OPTIONAL, open_manifest
+from pipeline.query.views import with_views
+from schemas.manifest import OPTIONAL, ManifestError, open_manifest
 from tests.support.damage import flip
 from trainer.data.dataset import COLUMNS, Patches
 
@@ -288,6 +289,31 @@ def test_an_answer_that_repeats_patches_is_not_saved(
     for saved in ("data/mine.parquet", "o.parquet"):
         ids = pq.read_table(saved, columns=["patch_id"])["patch_id"].to_pylist()
         assert len(ids) == len(set(ids)) == rows
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 cut", b"x" * 900])
+def test_a_damaged_catalogue_costs_its_view_alone(
+    content: bytes, project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    catalogue = project / "data/images.parquet"
+    catalogue.unlink()
+    catalogue.write_bytes(content)
+    assert main(["SELECT count(*) AS n FROM patches", "--format", "csv"]) == 0
+    out, error = capfd.readouterr()
+    assert out.startswith("n\n") and "data/images.parquet: damaged" in error
+    assert error.count("\n") == 1
+    assert main(["SELECT * FROM images"]) == 1
+    assert "behind 'images' are missing; build it again" in capfd.readouterr().err
+
+
+def test_damage_after_a_manifest_was_opened_is_one_line(project: Path) -> None:
+    copy = project / "copy.parquet"
+    shutil.copytree(project / "data/patches.parquet", copy)
+    manifest = open_manifest(copy)
+    part = sorted(copy.iterdir())[0]
+    part.write_bytes(part.read_bytes()[:300])
+    with pytest.raises(ManifestError, match="damaged"):
+        with_views(manifest)
 
 
 def test_a_damaged_part_is_not_saved(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
