@@ -5,14 +5,12 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import pyarrow.parquet as pq
-from torch import Tensor
 
 from benchmarks.proof.squeeze import distance
 from lasr.errors import UserError
 from lasr.pictures.read import read_rgb
-from schemas.manifest import SCALE
-from trainer.evaluate.resize import reduce
 from trainer.sheets import colour_shift
+from trainer.watch.validation import consistency
 
 Scores = dict[str, dict[str, float]]  # by method and metric
 
@@ -60,17 +58,12 @@ def measured(made: Path, images: Path, reference: Path | None) -> dict[str, floa
     found: dict[str, list[float]] = {}
     for path in sorted(images.iterdir()):
         lr, sr = read_rgb(path), read_rgb(made / f"{path.stem}.png")
-        found.setdefault("consistency", []).append(psnr(reduce(sr, SCALE).float(), lr))
+        found.setdefault("consistency", []).append(consistency(sr, lr))
         found.setdefault("colour shift", []).append(float(colour_shift(sr[None], lr[None])))
         if reference:
             true = read_rgb(reference / path.name)
             found.setdefault("squeeze", []).append(float(distance(sr[None], true[None])))
     return {name: mean(values) for name, values in found.items()}
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    """PSNR of pictures in [0, 1] in dB, over all channels."""
-    return float(-10 * (a - b).square().mean().clamp_min(1e-10).log10())
 
 
 def table(scores: Scores, metrics: Sequence[str]) -> str:
