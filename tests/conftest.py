@@ -36,13 +36,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# They take longest, so they start first: the workers of `pytest -n 2` then end together.
+# They take longest, so they start first: the workers then end together.
 LONGEST = (
-    "system/test_ray.py", "system/flow/test_commands.py", "trainer/test_distributed.py",
-    "system/test_kill.py", "system/test_resume.py", "system/test_chaos.py",
-    "system/test_benchmarks.py", "pipeline/report/test_report.py", "trainer/test_train.py",
-    "system/test_readme.py", "trainer/test_export.py", "trainer/test_step.py",
-    "system/test_extend.py", "system/test_packaging.py", "system/test_object_storage.py",
+    "system/flow/test_commands.py", "system/test_ray.py", "trainer/test_distributed.py",
+    "system/test_benchmarks.py", "trainer/test_train.py", "system/test_kill.py",
+    "system/test_chaos.py", "system/test_readme.py", "trainer/test_step.py",
+    "pipeline/report/test_report.py", "trainer/test_failures.py", "system/test_object_storage.py",
+    "system/test_proof.py", "trainer/test_export.py", "lasr/test_api.py", "system/test_extend.py",
+    "system/test_profiles.py", "system/test_compatible.py", "system/test_safety.py",
+    "pipeline/test_finetune.py", "trainer/watch/test_run.py", "pipeline/stages/test_select.py",
+    "system/test_damage.py", "lasr/test_commands.py", "pipeline/inputs/test_changes.py",
+    "lasr/doctor/test_doctor.py", "system/test_resume.py", "system/test_packaging.py",
 )  # fmt: skip
 
 
