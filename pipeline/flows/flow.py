@@ -29,6 +29,8 @@ from pydantic import ValidationError
 
 from lasr.cli import progress
 from lasr.errors import UserError, is_out_of_memory, of_machine, one_line, printable
+from lasr.terminal.output import interjected
+from lasr.terminal.summary import counted
 from pipeline.config import BuildConfig
 from pipeline.flows import artifacts
 from pipeline.flows.plugin import setup_environment
@@ -77,8 +79,9 @@ def _build_patches(**parameters: Any) -> Any:
     except (UserError, OSError, ValidationError) as error:
         failure = _user_error(error)
         return Failed(message=str(failure), data=failure)  # raising it would log a traceback
-    log = get_run_logger()
-    log.info("%s: %d lr and %d hr patches", summary.manifest, *summary.patches.values())
+    lr, hr = summary.patches.values()
+    about = f"{summary.manifest}: {lr} lr and {counted(hr, 'hr patch')}"
+    get_run_logger().info(about)  # the command itself prints more
     if StoragePath(summary.manifest).is_local:
         artifacts.show_overview(Path(summary.manifest))
     else:
@@ -98,7 +101,8 @@ def _user_error(error: UserError | OSError | ValidationError) -> UserError:
 
 def _make_parts(build: "Build") -> list[str]:
     """Make the parts that are missing, here or on Ray. Returns their names."""
-    get_run_logger().info("%d photographs, %d to do", build.plan.photographs, build.to_do)
+    found = counted(build.plan.photographs, "photograph")
+    get_run_logger().info("%s, %d to do", found, build.to_do, extra={"ours": True})
     if not build.plan.to_do:
         return []
     with progress(build.to_do, "photographs", "img") as bar:
@@ -135,9 +139,11 @@ def _here(build: "Build", bar: Any) -> Iterator[str]:
 
     def check() -> None:
         if stop and stop.is_set():
-            raise Stopped(f"{len(made)} of {parts} parts made")
+            raise Stopped(f"{len(made)} of {counted(parts, 'part')} made")
 
-    def tick(photographs: int) -> None:
+    def tick(photographs: float) -> None:
+        if not bar.n:
+            bar.unpause()  # loading the networks tells nothing about the rate
         bar.update(photographs)
         check()
 
@@ -204,10 +210,12 @@ def _until_stopped() -> Iterator[None]:
 
     def interrupted(*_: object) -> None:
         if stop.is_set():
-            os.write(2, b"stopped at once; run the same command to resume\n")
+            os.write(2, interjected("stopped at once; run the same command to resume"))
             os._exit(130)  # the embedded server sees that, and ends
         stop.set()
-        os.write(2, b"stopping after the photographs in work; Ctrl-C again stops at once\n")
+        os.write(
+            2, interjected("stopping after the photographs in work; Ctrl-C again stops at once")
+        )
 
     before, token = signal.signal(signal.SIGINT, interrupted), _stop.set(stop)
     try:
@@ -232,8 +240,10 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     if _own_run.get() and str(record.msg).startswith("Finished in state Failed"):
         return False  # the command says it itself
     record.msg, record.args = printable(record.getMessage()), ()  # names of files are foreign
-    if _embedded.get() and str(record.msg).startswith("View at "):
-        return False  # the embedded server has no web pages
+    if str(record.msg).startswith("View at "):
+        if _embedded.get():
+            return False  # the embedded server has no web pages
+        record.ours = True  # shown without --verbose, too
     return not isinstance(error, FailedRun)  # Prefect wraps the state that the flow returned
 
 

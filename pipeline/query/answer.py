@@ -19,6 +19,7 @@ from lasr.files import atomic_path
 from lasr.marks import KEY
 from lasr.ownership import is_ours
 from lasr.terminal.output import say
+from lasr.terminal.summary import counted
 from pipeline.query.limits import limit, out_of_memory, watched
 from pipeline.query.sandbox import confine, read_only, readable_files, refusal
 from pipeline.query.save import save
@@ -91,8 +92,7 @@ def _save(
     if answer is None:
         raise UserError("SQL: this statement has no answer to save", "SELECT the patches")
     roles = save(answer, manifest, sql, target, stop)
-    say(f"{target}: {roles['lr']} lr and {roles['hr']} hr patches")
-    say(f"train on it: lasr train --manifest {target}")
+    say(f"{target}: {roles['lr']} lr and {counted(roles['hr'], 'hr patch')}")
 
 
 def _show(answer: duckdb.DuckDBPyRelation) -> None:

@@ -147,7 +147,12 @@ def _write(config: FeaturesConfig, views: list[View], note: str) -> None:
     say(f"written: {out}/{FIGURE}, {COORDINATES}, {SCORES}")
 
 
-main = Command(FeaturesConfig, run, name="lasr features", about=__doc__, weights=True)
+main = Command(
+    FeaturesConfig, run, name="lasr features", about=__doc__, weights=True,
+    following=lambda config: [
+        "lasr", "compare", "--manifest", config.manifest, "--weights", config.weights,
+    ],
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lasr.terminal.summary import counted
 from schemas.manifest import PATCH_SIZE, SCALE
 from trainer.config import TrainConfig
 from trainer.distributed import World
@@ -101,8 +102,9 @@ def dry_run(config: TrainConfig, processes: int = 1) -> str:
     return "\n".join(
         [
             *described(checked, processes),
-            f"time:     {_duration(left * seconds)} for {left} steps of {seconds:.3g} s, measured"
-            f" here{_ALONE if processes > 1 else ''}; reading patches and validation come on top",
+            f"time:     {_duration(left * seconds)} for {counted(left, 'step')} of {seconds:.3g} s,"
+            f" measured here{_ALONE if processes > 1 else ''}; reading patches and validation come"
+            " on top",
             _memory_line(memory, device),
             _disk_line(needed, config.folder),
         ]
