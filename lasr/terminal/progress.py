@@ -75,7 +75,7 @@ def _bar_class() -> Any:
     """tqdm, imported on use; it counts what is finished and estimates from what is begun, too."""
     from tqdm import tqdm
 
-    class _Bar(tqdm):  # type: ignore[type-arg]
+    class _Bar(tqdm):  # type: ignore[misc, type-arg]
         @staticmethod
         def format_meter(n: float, total: float, elapsed: float, **more: Any) -> str:
             if more.get("rate") is None and elapsed:

@@ -118,7 +118,7 @@ class SkippedRows:
 
 def append_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     """Append lines of JSON, durably: a checkpoint may follow."""
-    with open(path, "a", encoding="utf-8") as file:
+    with open(path, "a", encoding="utf-8", newline="\n") as file:
         file.write("".join(json.dumps(line) + "\n" for line in lines))
         file.flush()
         os.fsync(file.fileno())

@@ -1,8 +1,6 @@
 """What a run will take: a few measured steps of it, and what it will write. Nothing is written."""
 
-import resource
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lasr.system import calls
 from lasr.terminal.summary import counted
 from schemas.manifest import PATCH_SIZE, SCALE
 from trainer.config import TrainConfig
@@ -70,8 +69,7 @@ def peak_memory(device: torch.device) -> int:
     """The most memory so far, in bytes: of the GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return calls.peak_memory()
 
 
 def disk(config: TrainConfig, step: "TrainStep", validated: bool) -> Disk:
