@@ -61,7 +61,7 @@ def machine_memory() -> int:
     total = physical_memory() or UNKNOWN_MEMORY
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
-            return min(total, int(Path(limit).read_text()))
+            return min(total, int(Path(limit).read_text("utf-8")))
         except (OSError, ValueError):  # no container, or one without a limit
             continue
     return total

@@ -21,7 +21,7 @@ _QUERY_LIMITED_INFORMATION, _STILL_ACTIVE = 0x1000, 259  # processthreadsapi.h
 NO_SHARING = (5, 32)  # winerror.h: access denied, sharing violation
 
 
-def _libc() -> Any:
+def libc() -> Any:
     """The C library of this process; None on Windows, which has no such handle."""
     try:
         return ctypes.CDLL(None, use_errno=True)
@@ -43,11 +43,11 @@ def exchange(first: Path, second: Path) -> bool:
 
     Linux has renameat2 for it, macOS renamex_np, Windows nothing.
     """
-    libc = _libc()
+    library = libc()
     names = os.fsencode(first), os.fsencode(second)
-    if renameat2 := getattr(libc, "renameat2", None):
+    if renameat2 := getattr(library, "renameat2", None):
         status = renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
-    elif renamex_np := getattr(libc, "renamex_np", None):
+    elif renamex_np := getattr(library, "renamex_np", None):
         status = renamex_np(names[0], names[1], _RENAME_SWAP)
     else:
         return False

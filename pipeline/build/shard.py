@@ -12,17 +12,16 @@ networks' batches always have the same size, padded if necessary. So rows are eq
 was cut into shards or interrupted.
 """
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import cv2
 import pyarrow as pa
 
 from lasr.device import ahead
+from lasr.system import calls
 from pipeline.build.batches import add_captions, bounded_map, estimate
 from pipeline.build.cache import Cache
 from pipeline.build.models import Job, Models, load_models
@@ -121,6 +120,5 @@ def share_arenas() -> None:
     By default each thread gets its own heap, and photographs of many sizes leave holes in all of
     them: peak memory then grows with the number of photographs. Does nothing without glibc.
     """
-    if sys.platform == "linux":
-        with suppress(AttributeError):  # musl has no mallopt
-            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
+    if mallopt := getattr(calls.libc(), "mallopt", None):
+        mallopt(M_ARENA_MAX, 2)

@@ -4,11 +4,12 @@ import ast
 import io
 import logging
 import os
-import pty
 import re
 import shlex
+import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +63,15 @@ class Terminal(io.TextIOWrapper):
         return lines
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setattr(sys, "stdout", sys.stderr)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    assert isinstance(sys.stderr, Terminal)
-    return sys.stderr
+def terminal_of(patch: pytest.MonkeyPatch, **variables: str) -> Terminal:
+    """A terminal in the place of both streams. In a test: pytest sets them after fixtures."""
+    stream = Terminal()
+    for name in ("stdout", "stderr"):
+        patch.setattr(sys, name, stream)
+    patch.delenv("NO_COLOR", raising=False)
+    for name, value in {"TERM": "xterm", **variables}.items():
+        patch.setenv(name, value)
+    return stream
 
 
 def work(_: Dish) -> None:
@@ -83,7 +85,8 @@ def work(_: Dish) -> None:
         raise UserError("burnt", "cook again")
 
 
-def test_lines_go_above_a_bar_which_leaves_nothing(terminal: Terminal) -> None:
+def test_lines_go_above_a_bar_which_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = terminal_of(monkeypatch)
     assert command(work) == 1
     assert "cooked:  33%" in terminal.raw()
     lines = ["INFO: a line of the log", "a line that is printed", "error: burnt; cook again", ""]
@@ -112,10 +115,7 @@ def test_fractions_count_for_the_rate_and_are_not_shown(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("columns", [40, 80])
 def test_a_bar_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fcntl
-    import struct
-    import termios
-
+    fcntl, termios, pty = map(pytest.importorskip, ("fcntl", "termios", "pty"))
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     with os.fdopen(slave, "w") as stream:
@@ -167,18 +167,16 @@ def test_what_libraries_say(flag: str | None, capsys: pytest.CaptureFixture[str]
     assert lines == {None: all_lines[1:], "--quiet": []}.get(flag, all_lines)
 
 
+@pytest.mark.parametrize(
+    ("variables", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+)
 def test_colours_are_for_terminals_that_want_them(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+    variables: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    terminal = terminal_of(monkeypatch, **variables)
     assert command(work) == 1
-    assert "\x1b[1;31merror:\x1b[0m burnt" in terminal.raw()
-    for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
-        with monkeypatch.context() as patch:
-            patch.setenv(name, value)
-            patch.setattr(sys, "stderr", plain := Terminal())
-            patch.setattr(sys, "stdout", plain)
-            assert command(work) == 1
-            assert "error: burnt" in plain.raw() and "\x1b[1" not in plain.raw()
+    assert ("\x1b[1;31merror:\x1b[0m burnt" in terminal.raw()) == coloured
+    assert ("\x1b[1" in terminal.raw()) == coloured and "burnt" in terminal.raw()
 
 
 def test_a_dry_run_names_the_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,18 +273,29 @@ def test_the_next_command_can_be_typed(name: str) -> None:
     by_name[following].flags.parse(argv)
 
 
+# Numbers that are never one, or no numbers.
+PLURAL = {
+    "2 * config.k", "processes", "world_size", "len(files)", "ROLES[row['role']]", "SCALE", "rows",
+}  # fmt: skip
+
+
 def test_no_number_stands_beside_a_plural() -> None:
-    """`{len(files)} files` is wrong for one file: `counted` knows the singular."""
-    nouns = "photographs|pictures|patches|files|parts|rows|checks|processes|methods|networks"
+    """`{len(rows)} rows` is wrong for one row: `counted` knows the singular."""
+    nouns = "photographs|pictures|patches|files|parts|rows|checks|processes|methods|networks|steps"
     wrong = []
     for package in ("lasr", "pipeline", "trainer", "schemas"):
         for path in (Path(cli.__file__).parents[1] / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):
-                    text = "".join(
-                        part.value if isinstance(part, ast.Constant) else "\0"
-                        for part in node.values
-                    )
-                    if re.search(rf"(^|[^\w%/.] ?)\0 ({nouns})\b", text) and "of \0" not in text:
-                        wrong.append(f"{path}:{node.lineno}: {ast.unparse(node)}")
+                    wrong += [f"{path}: {text}" for text in beside_plurals(node, nouns)]
     assert not wrong, "\n".join(wrong)
+
+
+def beside_plurals(text: ast.JoinedStr, nouns: str) -> Iterator[str]:
+    before = ""
+    for number, noun in pairwise(text.values):
+        if isinstance(number, ast.FormattedValue) and isinstance(noun, ast.Constant):
+            value, is_part = ast.unparse(number.value), before.endswith(("of ", "of its "))
+            if re.match(rf" ({nouns})\b", str(noun.value)) and not is_part and value not in PLURAL:
+                yield f"{value}{noun.value}"
+        before = str(number.value) if isinstance(number, ast.Constant) else ""
