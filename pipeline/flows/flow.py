@@ -1,6 +1,5 @@
 """The flow `build-patches`: its task for each part, the form of its parameters, its errors."""
 
-import inspect
 import logging
 import os
 import signal
@@ -10,12 +9,13 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from prefect import flow, get_run_logger, task
 from prefect.exceptions import CancelledRun, FailedRun
 from prefect.futures import as_completed
+from prefect.runtime import flow_run
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
@@ -28,20 +28,21 @@ from prefect.utilities.annotations import unmapped
 from pydantic import ValidationError
 
 from lasr.cli import progress
-from lasr.errors import UserError, is_out_of_memory, of_machine, one_line, printable
+from lasr.errors import UserError, is_out_of_memory, one_line, printable
 from lasr.terminal.output import interjected
 from lasr.terminal.summary import counted
 from pipeline.config import BuildConfig
 from pipeline.flows import artifacts
+from pipeline.flows.form import described, signature_of, user_error
 from pipeline.flows.plugin import setup_environment
-from pipeline.roots import VARIABLE, check_parameters, check_photographs, roots
+from pipeline.roots import check_parameters, check_photographs
 from pipeline.storage import StoragePath
 
 if TYPE_CHECKING:
     from pipeline.build.parts import Shard
     from pipeline.build.plan import Build, Prepared
 
-__all__ = ["build", "build_patches", "serve", "setup_environment"]
+__all__ = ["build", "build_patches", "setup_environment"]
 
 NAME = "build-patches"
 ABOUT = "Photographs to a manifest of far (LR) and near (HR) patches with captions."
@@ -77,7 +78,7 @@ def _build_patches(**parameters: Any) -> Any:
     except Stopped as stopped:
         return Cancelled(message=str(stopped))
     except (UserError, OSError, ValidationError) as error:
-        failure = _user_error(error)
+        failure = user_error(error)
         return Failed(message=str(failure), data=failure)  # raising it would log a traceback
     lr, hr = summary.patches.values()
     about = f"{summary.manifest}: {lr} lr and {counted(hr, 'hr patch')}"
@@ -87,16 +88,6 @@ def _build_patches(**parameters: Any) -> Any:
     else:
         artifacts.show_counts(summary)
     return asdict(summary)
-
-
-def _user_error(error: UserError | OSError | ValidationError) -> UserError:
-    """The error as the user reads it."""
-    if isinstance(error, UserError):
-        return error
-    if isinstance(error, OSError):
-        return of_machine(error)
-    wrong = [(".".join(map(str, e["loc"])) or "parameters", e["msg"]) for e in error.errors()]
-    return UserError(", ".join(f"{field}: {message}" for field, message in wrong))
 
 
 def _make_parts(build: "Build") -> list[str]:
@@ -124,7 +115,7 @@ def _task_options() -> dict[str, Any]:
     # One task for each part, not for each photograph: a task costs tens of milliseconds.
     return {
         "name": "build-part",
-        "task_run_name": "{shard.name}",
+        "task_run_name": "{shard.about}",
         "retries": RETRIES,
         "retry_delay_seconds": RETRY_SECONDS,
         "retry_condition_fn": _is_transient,
@@ -251,42 +242,30 @@ for _logger in ("prefect.task_runs", "prefect.flow_runs"):
     logging.getLogger(_logger).addFilter(_without_traceback)
 
 
-def _signature() -> inspect.Signature:
-    """The fields of BuildConfig as parameters of the flow: Prefect's form has the same fields."""
-    return inspect.Signature(
-        [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                annotation=Annotated[field.annotation, field],  # with its bounds
-                default=inspect.Parameter.empty if field.is_required() else field.default,
-            )
-            for name, field in BuildConfig.model_fields.items()
-            if name != "dry_run"
-        ]
-    )
+def _run_name() -> str:
+    """What a run does, in the list of runs: its manifest, its photographs, its profile."""
+    given = flow_run.get_parameters()
+    config = BuildConfig.model_construct(**given)
+    images = [StoragePath(str(path)).name or str(path) for path in given.get("images", [])]
+    more = f" and {len(images) - 1} more" if len(images) > 1 else ""
+    return f"{StoragePath(config.out).name} from {''.join(images[:1])}{more} ({config.profile})"
 
 
-def _docstring() -> str:
-    """The descriptions of the fields, where Prefect's form reads them."""
-    fields = BuildConfig.model_fields.items()
-    return "\n".join([ABOUT, "", "Args:", *(f"    {name}: {f.description}" for name, f in fields)])
-
-
-_build_patches.__signature__ = _signature()  # type: ignore[attr-defined]
-_build_patches.__doc__ = _docstring()
+_build_patches.__signature__ = signature_of(BuildConfig, {"dry_run"})  # type: ignore[attr-defined]
+_build_patches.__doc__ = described(BuildConfig, ABOUT)
 
 # One part at a time: inside a part, decoding, networks and PNG writing overlap already.
 build_patches = flow(
     name=NAME,
     description=ABOUT,
+    flow_run_name=_run_name,
     task_runner=ThreadPoolTaskRunner(max_workers=1),
     validate_parameters=False,  # BuildConfig validates them
 )(_build_patches)
 
 
 @contextmanager
-def _reachable_server() -> Iterator[None]:
+def reachable_server() -> Iterator[None]:
     """Turn the error of a server that does not answer into a UserError."""
     try:
         yield
@@ -314,7 +293,7 @@ def build(
         if embedded:
             settings = {s: embedded[s.name] for s in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}
             stack.enter_context(temporary_settings(settings))
-        stack.enter_context(_reachable_server())
+        stack.enter_context(reachable_server())
         if config.runner == "local":
             stack.enter_context(_until_stopped())
         state = build_patches(**config.model_dump(exclude={"dry_run"}), return_state=True)
@@ -329,10 +308,3 @@ def build(
                 " same command then continues",
             ) from error
     return result
-
-
-def serve() -> None:
-    """Serve the deployment from this folder until stopped. Raises UserError."""
-    print(f"runs may read and write below {', '.join(roots())} ({VARIABLE})", flush=True)
-    with _reachable_server():
-        build_patches.serve(name=NAME)
