@@ -28,7 +28,7 @@ def end_with(parent: int) -> None:
     else:
         while os.getppid() == parent:
             time.sleep(PAUSE)
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
     time.sleep(GRACE)
     os._exit(1)
 

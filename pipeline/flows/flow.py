@@ -33,7 +33,7 @@ from lasr.terminal.output import interjected
 from lasr.terminal.summary import counted
 from pipeline.config import BuildConfig
 from pipeline.flows import artifacts
-from pipeline.flows.form import described, signature_of, user_error
+from pipeline.flows.form import shaped, user_error
 from pipeline.flows.plugin import setup_environment
 from pipeline.roots import check_parameters, check_photographs
 from pipeline.storage import StoragePath
@@ -251,9 +251,6 @@ def _run_name() -> str:
     return f"{StoragePath(config.out).name} from {''.join(images[:1])}{more} ({config.profile})"
 
 
-_build_patches.__signature__ = signature_of(BuildConfig, {"dry_run"})  # type: ignore[attr-defined]
-_build_patches.__doc__ = described(BuildConfig, ABOUT)
-
 # One part at a time: inside a part, decoding, networks and PNG writing overlap already.
 build_patches = flow(
     name=NAME,
@@ -261,7 +258,7 @@ build_patches = flow(
     flow_run_name=_run_name,
     task_runner=ThreadPoolTaskRunner(max_workers=1),
     validate_parameters=False,  # BuildConfig validates them
-)(_build_patches)
+)(shaped(_build_patches, BuildConfig, ABOUT, {"dry_run"}))
 
 
 @contextmanager

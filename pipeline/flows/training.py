@@ -28,7 +28,7 @@ from lasr.errors import UserError
 from lasr.terminal.summary import counted, typed
 from lasr.weights.locate import Profile
 from pipeline.flows.artifacts import optional
-from pipeline.flows.form import described, signature_of, user_error
+from pipeline.flows.form import shaped, user_error
 from pipeline.roots import check_paths
 
 NAME = "train-and-evaluate"
@@ -245,8 +245,6 @@ def _run_name() -> str:
     return f"{start}train {config.folder.name}: {counted(config.steps, 'step')}{scores}"
 
 
-_train_and_evaluate.__signature__ = signature_of(TrainingConfig)  # type: ignore[attr-defined]
-_train_and_evaluate.__doc__ = described(TrainingConfig, ABOUT)
 train_and_evaluate = flow(
     name=NAME, description=ABOUT, flow_run_name=_run_name, validate_parameters=False
-)(_train_and_evaluate)
+)(shaped(_train_and_evaluate, TrainingConfig, ABOUT))

@@ -147,7 +147,7 @@ def test_schedules() -> None:
     assert ServeConfig().schedules() == []
     both: dict[str, Any] = {"images": ["a"], "cron": "x", "every": 60}
     for wrong in ({"cron": "0 3 * * *"}, {"images": ["a"]}, both):
-        with pytest.raises(ValueError, match="--images|two schedules"):
+        with pytest.raises(ValueError, match=r"--images|two schedules"):
             ServeConfig(**wrong)
 
 
