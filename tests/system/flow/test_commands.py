@@ -150,7 +150,7 @@ def test_the_served_deployment(photographs: Path, server: Project) -> None:
         assert about["tags"] == ["la-sr"]
         tasks = server.ask("task_runs", flow_runs={"id": {"any_": [about["id"]]}})
         names = sorted(task["name"] for task in tasks)
-        assert names == ["1 photograph: coffee.png", "2 photographs: astronaut.png to chelsea.png"]
+        assert names == ["1 photograph: china.jpg", "2 photographs: astronaut.png to chelsea.png"]
         check_artifacts(server, about["id"])
 
         outside = server.folder.parent / "somewhere-else" / "patches.parquet"
