@@ -15,9 +15,21 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from lasr import help as pages
 from lasr.errors import UserError, is_out_of_memory, of_machine, one_line, printable
-from lasr.flags import HELP, HELP_ALL, HELP_SHORT, Config, Flags, UsageError, summary
-from lasr.terminal.output import safe_streams, until_pipe_closes
+from lasr.flags import (
+    HELP,
+    HELP_ALL,
+    HELP_SHORT,
+    QUIET,
+    VERBOSE,
+    WEIGHTS_DIR,
+    Config,
+    Flags,
+    UsageError,
+    summary,
+)  # fmt: skip
+from lasr.terminal.output import be_quiet, is_quiet, safe_streams, until_pipe_closes
 from lasr.terminal.progress import progress, set_up_logging
+from lasr.terminal.summary import say_next
 from lasr.weights.locate import use_folder
 
 if TYPE_CHECKING:
@@ -28,6 +40,11 @@ __all__ = ["Command", "Group", "Lazy", "progress", "refuse", "run_command", "sho
 OURS = ("lasr", "pipeline", "trainer", "schemas", "benchmarks")
 STOPPED = "stopped; run the same command again to resume"
 LESS_MEMORY = ("batch_size", "tile", "patches", "shard_size")  # fields: with less, less is needed
+# Commands with --weights-dir: where one needed it, the next one that is named needs it, too.
+TAKE_WEIGHTS = {
+    "build", "finetune-set", "train", "pretrain", "upscale", "evaluate", "compare", "features",
+    "export", "weights", "metrics",
+}  # fmt: skip
 
 
 @dataclass
@@ -40,7 +57,8 @@ class Command(Generic[Config]):
 
     model: the pydantic model whose fields are the flags. run: what to do with an instance of it;
     it raises UserError where the user can help. name, about, positional, weights, configurable: see
-    Flags.
+    Flags. following: the words of the command to type next, once `run` is done, with the paths that
+    it wrote; none where there is no such command. After --dry-run it is the command itself.
     """
 
     model: type[Config]
@@ -50,6 +68,7 @@ class Command(Generic[Config]):
     positional: str = ""
     weights: bool = False
     configurable: bool = False
+    following: Callable[[Config], Sequence[object]] | None = None
     line: str = field(default="", init=False)  # the command line of the last call
 
     @property
@@ -78,7 +97,24 @@ class Command(Generic[Config]):
         if "weights_dir" in common:
             use_folder(str(common["weights_dir"]))
         less = [self.flags.label(name) for name in LESS_MEMORY if name in self.model.model_fields]
-        return run_command(lambda: self.run(config), bool(common.get("debug")), less)
+
+        def body() -> None:
+            self.run(config)
+            if os.environ.get("RANK", "0") == "0":  # under torchrun, one process of many says it
+                say_next(self._following(config, common, argv))
+
+        return run_command(body, bool(common.get("debug")), less, _loudness(common))
+
+    def _following(
+        self, config: Config, common: Mapping[str, object], argv: Sequence[str]
+    ) -> Sequence[object]:
+        if getattr(config, "dry_run", False):
+            return [*self.name.split(), *(w for w in argv if w.partition("=")[0] != "--dry-run")]
+        words = list(self.following(config) if self.following else ())
+        takes = words and words[1] in TAKE_WEIGHTS and WEIGHTS_DIR not in words
+        if takes and "weights_dir" in common:
+            words += [WEIGHTS_DIR, common["weights_dir"]]
+        return words
 
     @property
     def summary(self) -> str:
@@ -172,21 +208,36 @@ def refuse(error: UsageError) -> int:
     return 2
 
 
+def _loudness(common: Mapping[str, object]) -> str:
+    """The flag among --quiet and --verbose that was given."""
+    return next((flag for flag in (QUIET, VERBOSE) if common.get(flag.strip("-"))), "")
+
+
 def run_command(
-    command: Callable[[], object], debug: bool = False, less: Sequence[str] = ()
+    command: Callable[[], object], debug: bool = False, less: Sequence[str] = (), loudness: str = ""
 ) -> int:
     """Run a command's body; an error becomes one line on stderr. Returns the exit status.
 
     debug: log at debug level and show the traceback of an unexpected error; so does LASR_DEBUG=1.
-    less: flags to lower where memory runs out.
+    less: flags to lower where memory runs out. loudness: --quiet, --verbose or neither.
     """
     debug = debug or os.environ.get("LASR_DEBUG", "0") not in ("", "0")
-    with safe_streams():
-        return _run(command, debug, less)
+    before = is_quiet()
+    be_quiet(loudness == QUIET)
+    try:
+        with safe_streams():
+            return _run(command, debug, less, loudness)
+    finally:
+        be_quiet(before)
 
 
-def _run(command: Callable[[], object], debug: bool, less: Sequence[str]) -> int:
-    set_up_logging(logging.DEBUG if debug else logging.INFO, OURS)
+def _run(command: Callable[[], object], debug: bool, less: Sequence[str], loudness: str) -> int:
+    ours, others = logging.INFO, logging.WARNING
+    if loudness == QUIET:
+        ours = others = logging.ERROR
+    if loudness == VERBOSE or debug:
+        others = logging.INFO
+    set_up_logging(logging.DEBUG if debug else ours, OURS, others)
     try:
         with until_pipe_closes():
             command()

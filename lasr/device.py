@@ -11,19 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from lasr.errors import UserError
+from lasr.system.calls import physical_memory
 
 if TYPE_CHECKING:
     import torch
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 Item = TypeVar("Item")
+UNKNOWN_MEMORY = 8 * 2**30  # bytes, where the system does not say
+# Operators that Apple's GPUs lack run on the CPU. PyTorch reads this when it is imported.
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 
 def pick_device(wanted: Device) -> torch.device:
-    """The device to use; `auto` is a GPU if PyTorch sees one.
+    """The device to use; `auto` is a GPU if PyTorch sees one: CUDA's, or else Apple's (MPS).
 
-    Raises UserError: `cuda`, and PyTorch sees no GPU.
+    Raises UserError: `cuda` or `mps`, and PyTorch sees no such GPU.
     """
     import torch
 
@@ -32,37 +36,49 @@ def pick_device(wanted: Device) -> torch.device:
             "--device cuda: PyTorch sees no GPU here",
             "check `nvidia-smi` and the installed PyTorch build, or use --device cpu",
         )
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        raise UserError(
+            "--device mps: PyTorch sees no GPU of Apple here",
+            "it takes macOS 14 on Apple silicon; or use --device cpu",
+        )
+    if wanted in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    is_apple = wanted == "mps" or (wanted == "auto" and torch.backends.mps.is_available())
+    return torch.device("mps" if is_apple else "cpu")
 
 
 def device_name(device: torch.device) -> str:
     """The GPU's name, or CPU: to note beside a score or a time."""
     import torch
 
+    if device.type == "mps":
+        return "Apple GPU (MPS)"
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def machine_memory() -> int:
     """Bytes of the machine's memory, or of the container's limit, whichever is less."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = physical_memory() or UNKNOWN_MEMORY
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
-            return min(total, int(Path(limit).read_text()))
+            return min(total, int(Path(limit).read_text("utf-8")))
         except (OSError, ValueError):  # no container, or one without a limit
             continue
     return total
 
 
 def pick_precision(wanted: Precision, device: torch.device, old_gpu: Precision) -> Precision:
-    """The precision to use: `auto` is bfloat16 on a GPU that computes in it, and float32 on a CPU.
+    """The precision to use: `auto` is bfloat16 on CUDA's GPUs that compute in it, else float32.
 
-    old_gpu: what `auto` is on a GPU without bfloat16. Raises UserError: tf32 on a CPU.
+    old_gpu: what `auto` is on one of CUDA's without bfloat16. Raises UserError: tf32 elsewhere.
     """
     import torch
 
-    if device.type == "cpu":
+    if device.type != "cuda":
         if wanted == "tf32":
-            raise UserError("--precision tf32: only GPUs compute in it", "use float32 on a CPU")
+            raise UserError(
+                "--precision tf32: only GPUs of NVIDIA compute in it", "use float32 here"
+            )
         return "float32" if wanted == "auto" else wanted
     if wanted != "auto":
         return wanted

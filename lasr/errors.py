@@ -23,6 +23,7 @@ _NO_MEMORY = (
     "insufficient memory",
 )  # fmt: skip
 
+_NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _noted: set[type[BaseException]] = set()
 
 
@@ -54,7 +55,10 @@ def written_out(character: str) -> str:
 
 def no_space(error: BaseException) -> bool:
     """Whether a disk, or the user's part of it, is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        getattr(errno, "EDQUOT", None),
+    )
 
 
 def of_machine(error: OSError, path: str | Path | None = None) -> UserError:

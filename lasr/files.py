@@ -2,8 +2,6 @@
 
 import codecs
 import contextlib
-import ctypes
-import errno
 import hashlib
 import itertools
 import os
@@ -12,9 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lasr.errors import UserError, no_space, of_machine
+from lasr.system.calls import exchange as _exchange
+from lasr.system.calls import sync_folder as fsync_folder
 
-_RENAME_EXCHANGE = 2  # linux/fs.h
-_AT_FDCWD = -100
+__all__ = [
+    "NAME_MAX", "IsOurs", "atomic_path", "beside", "foreign", "fsync_folder", "move_aside",
+    "read_text", "remove", "replace_file", "replace_folder", "write_bytes",
+]  # fmt: skip
+
 NAME_MAX = 255  # bytes of a name, on nearly all file systems
 _MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
@@ -76,7 +79,7 @@ def atomic_path(path: Path, is_ours: IsOurs | None = None) -> Iterator[Path]:
         raise foreign(temporary)
     try:
         yield temporary
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file:  # Windows syncs only what may be written
             os.fsync(file.fileno())
         if is_ours is None:
             os.replace(temporary, path)
@@ -95,15 +98,6 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable: a power failure would otherwise undo a rename."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def replace_file(new: Path, old: Path, is_ours: IsOurs) -> None:
@@ -144,10 +138,11 @@ def move_aside(path: Path, ending: str) -> Path:
 def replace_folder(new: Path, old: Path, is_ours: IsOurs) -> None:
     """Replace `old` (nothing, an empty folder or one of ours) by the folder `new`.
 
-    On Linux the two names are exchanged in one step (renameat2), so that a reader always sees one
-    of them. Without that call there is a gap of microseconds between two renames. is_ours: whether
-    a folder may be deleted; it is asked about the one that was swapped out, which otherwise gets
-    its name back. Raises UserError: it is not ours.
+    On Linux and macOS the two names are exchanged in one step, so that a reader always sees one of
+    them. Where that is not possible there is a gap of microseconds between two renames.
+
+    is_ours: whether a folder may be deleted; it is asked about the one that was swapped out, which
+    otherwise gets its name back. Raises UserError: it is not ours.
     """
     fsync_folder(new)
     if not os.path.lexists(old):
@@ -184,16 +179,3 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two names in one step; False where that is not possible. Raises OSError."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        return False
-    names = os.fsencode(first), os.fsencode(second)
-    if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
-        return True
-    if (code := ctypes.get_errno()) in (errno.EINVAL, errno.ENOSYS):  # not on this file system
-        return False
-    raise OSError(code, os.strerror(code), str(second))

@@ -28,9 +28,13 @@ Sections = Mapping[str, Sequence[str]]  # title on a help page: names of fields
 
 HELP, HELP_SHORT, HELP_ALL = "--help", "-h", "--help-all"
 WEIGHTS_DIR, DEBUG, CONFIG = "--weights-dir", "--debug", "--config"
+QUIET, VERBOSE = "--quiet", "--verbose"
+SHORT = {HELP: HELP_SHORT, QUIET: "-q", VERBOSE: "-v"}
 COMMON = {  # flags that are no fields: metavar and description
     CONFIG: ("FILE", "read options from a TOML file or a run's config.json; flags given here win"),
     WEIGHTS_DIR: ("DIR", "folder of model weights (default: $LASR_WEIGHTS, else data/weights)"),
+    QUIET: ("", "print errors and the result only"),
+    VERBOSE: ("", "log what libraries say, too, such as Prefect"),
     DEBUG: ("", "log more, and show the traceback of an error (or set LASR_DEBUG=1)"),
     HELP: ("", "show the common options"),
     HELP_ALL: ("", "show all options"),
@@ -106,7 +110,7 @@ class Flags(Generic[Config]):
         words = None if argv is None else {word.partition("=")[0] for word in argv}
 
         def is_wanted(label: str) -> bool:
-            return words is None or label in words
+            return words is None or label in words or SHORT.get(label) in words
 
         parameters = [
             self._parameter(name)
@@ -114,7 +118,7 @@ class Flags(Generic[Config]):
             if self.is_positional(name) or is_wanted(self.label(name))
         ]
         for flag in filter(is_wanted, self.common):
-            names = (flag, HELP_SHORT) if flag == HELP else (flag,)
+            names = (flag, SHORT[flag]) if flag in SHORT else (flag,)
             options = cyclopts.Parameter(name=names, negative=(), help=COMMON[flag][1])
             kind = Path if COMMON[flag][0] else bool
             name = flag.strip("-").replace("-", "_")
@@ -154,7 +158,7 @@ class Flags(Generic[Config]):
 
         see = f"see `{self.name} --help`"
         known = [self.label(n) for n in self.model.model_fields if not self.is_positional(n)]
-        refuse_unknown_flags(argv, [*known, *self.common, HELP_SHORT], see)
+        refuse_unknown_flags(argv, [*known, *self.common, *SHORT.values()], see)
         options: dict[str, Any] = {"exit_on_error": False, "print_error": False, "verbose": False}
         try:
             _, bound, _ = self.app(argv).parse_args(list(argv), **options)

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from lasr.errors import UserError
 from lasr.ownership import is_lock, refused
+from lasr.system.calls import is_alive
 
 LOCK, HOLDER = "lock", "lock.json"
 
@@ -96,13 +97,7 @@ def is_dead(content: bytes) -> bool:
     holder = parse(content)
     if holder is None or holder["host"] != socket.gethostname():
         return False
-    try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+    return not is_alive(holder["pid"])
 
 
 def parse(content: bytes) -> dict[str, Any] | None:

@@ -15,6 +15,8 @@ from pathlib import Path
 from lasr.errors import UserError
 from lasr.files import atomic_path
 from lasr.marks import has_mark, param_owns
+from lasr.system.calls import as_slashes
+from lasr.system.names import check_names
 
 _Id = tuple[int, int]  # device and inode
 
@@ -45,6 +47,7 @@ def check_file(path: Path, inputs: Iterable[object] = (), flag: str = "--out") -
     over. Raises UserError; nothing was changed.
     """
     _check_name(path, flag)
+    check_names([path], flag)
     _check_parent(path, flag)
     check_apart(path, inputs, flag)
     if path.is_symlink():
@@ -74,6 +77,8 @@ def check_folder(
         raise refused(path, "is a link to nothing", flag)
     if path.exists() and not path.is_dir():
         raise refused(path, "is a file, and a folder is to be written", flag)
+    files = list(files)
+    check_names([path, *files], flag)
     for file in files:
         _check_parent(file, flag)
         if os.path.lexists(file) and not is_ours(file):
@@ -141,6 +146,7 @@ def refused(path: object, why: str, flag: str = "--out") -> UserError:
 
 def check_name(text: str, flag: str = "--out") -> None:
     """Refuse a name that is empty, the current folder, the root, one above, or a bare `~`."""
+    text = as_slashes(text)
     if not text.strip("/ ") or text.rstrip("/").rsplit("/", 1)[-1] in ("", ".", ".."):
         raise UserError(
             f"{flag} '{text}': names no file or folder", "give a name such as data/mine"

@@ -15,6 +15,8 @@ from lasr.cli import refuse, run_command
 from lasr.errors import UserError
 from lasr.flags import UsageError
 from lasr.ownership import check_folder, own_path, refused
+from lasr.terminal.output import say
+from lasr.terminal.summary import counted
 
 PHOTOGRAPHS = {
     "sklearn": ("datasets/images", ("china.jpg", "flower.jpg")),
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(words) != 1:
         return refuse(UsageError("one FOLDER is needed", "see the first lines of pipeline/demo.py"))
     return run_command(
-        lambda: print(f"{len(copy_photographs(Path(words[0])))} photographs in {words[0]}")
+        lambda: say(f"{counted(len(copy_photographs(Path(words[0]))), 'photograph')} in {words[0]}")
     )
 
 

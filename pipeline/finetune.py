@@ -24,7 +24,7 @@ from lasr.errors import UserError
 from lasr.ownership import check_file, own_path
 from lasr.pictures.samples import LARGEST
 from lasr.pictures.search import expand_lists
-from lasr.terminal.output import say
+from lasr.terminal.output import note, say
 from lasr.weights.locate import PROFILES, Profile, locate, notes, untrained
 from pipeline.build.workers import cut_out
 from pipeline.inputs.photographs import Found, find
@@ -187,8 +187,8 @@ def random_patches(photograph: Photograph, role: Role, k: int, seed: int) -> lis
 def run(config: FinetuneConfig) -> None:
     """Write the manifest and print a summary."""
     check_output(config)
-    for note in notes(config.clip_name):
-        print(note, file=sys.stderr)
+    for line in notes(config.clip_name):
+        note(line)
     counts = write_manifest(config)
     print(f"patches:   {counts['lr']} lr, {counts['hr']} hr")
     if not counts["hr"]:
@@ -198,7 +198,14 @@ def run(config: FinetuneConfig) -> None:
     say(f"catalogue: {images_path(config.out)}")
 
 
-main = Command(FinetuneConfig, run, name="lasr finetune-set", about=__doc__, weights=True)
+def following(config: FinetuneConfig) -> list[object]:
+    """The next command: training on it."""
+    return ["lasr", "train", "--manifest", config.out, "--profile", config.profile]
+
+
+main = Command(
+    FinetuneConfig, run, name="lasr finetune-set", about=__doc__, weights=True, following=following
+)
 
 if __name__ == "__main__":
     sys.exit(main())

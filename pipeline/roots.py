@@ -48,6 +48,13 @@ def check_parameters(config: BuildConfig) -> None:
         )
 
 
+def check_paths(paths: Iterable[tuple[str, str]]) -> None:
+    """Refuse paths outside the roots, each with the flag that names it. Raises UserError."""
+    allowed = roots()
+    for flag, path in paths:
+        _check(path, allowed, flag)
+
+
 def check_photographs(paths: Iterable[StoragePath]) -> None:
     """Refuse photographs that a list, glob or link finds outside the roots. Raises UserError."""
     allowed = roots()

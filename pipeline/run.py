@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from lasr.cli import Command
 from lasr.errors import UserError
+from lasr.terminal.output import note
 from lasr.weights.locate import notes
 from pipeline.config import BuildConfig
+from pipeline.storage import StoragePath
 
 if TYPE_CHECKING:
     from pipeline.summary import Summary
@@ -31,8 +33,8 @@ def run(config: BuildConfig) -> None:
     started = time.monotonic()
     prepared = prepare(config)
     check_free(config.work)
-    for note in notes(config.depth_name, config.clip_name):
-        print(note, file=sys.stderr)
+    for line in notes(config.depth_name, config.clip_name):
+        note(line)
     if config.dry_run:
         print(plan_build(prepared).summary())
         return
@@ -88,7 +90,19 @@ def build_patches(
         return finish(build, made)
 
 
-main = Command(BuildConfig, run, name="lasr build", about=__doc__, weights=True, configurable=True)
+def following(config: BuildConfig) -> list[object]:
+    """The next command: the report, which reads local files; then training."""
+    out = StoragePath(config.out)
+    if not out.is_local:
+        return ["lasr", "train", "--manifest", config.out, "--profile", config.profile]
+    report = out.path.with_name(f"{out.name.removesuffix('.parquet')}.html")
+    return ["lasr", "report", "--manifest", config.out, "--out", report]
+
+
+main = Command(
+    BuildConfig, run, name="lasr build", about=__doc__, weights=True, configurable=True,
+    following=following,
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from lasr.errors import UserError, no_space, of_machine, one_line
 from lasr.files import NAME_MAX, foreign, fsync_folder, remove, replace_file
+from lasr.system.calls import unnamed_file
 from schemas.digest import BinaryFile, Damaged, parquet_digest
 
 _BLOCK = 1 << 22  # bytes per write of an upload
@@ -193,7 +194,7 @@ class StoragePath:
             if is_ours and not self.is_local and self.exists() and not is_ours(self):
                 raise foreign(self.uri)
             if self.is_local:
-                with open(temporary, "rb") as file:
+                with open(temporary, "r+b") as file:  # Windows syncs only what may be written
                     os.fsync(file.fileno())
                 if is_ours:
                     replace_file(temporary, self.path, lambda path: is_ours(StoragePath(str(path))))
@@ -253,12 +254,12 @@ def scratch(folder: StoragePath, name: str) -> Iterator[Path]:
     disk. Its name ends in `.tmp`, because Parquet readers take every `*.parquet` for a part, and
     because a rerun after a kill finds and removes it by that suffix. The name is unique: on a
     shared disk two machines may work on one shard, if one was considered lost too early.
-    For object storage the file has no name, so that nothing is left behind after a kill.
+    For object storage the file has no name on Linux, so that nothing is left behind after a kill.
     """
     with reported(folder, "written"):
         if not folder.is_local:
-            with tempfile.TemporaryFile() as file:
-                yield Path(f"/proc/self/fd/{file.fileno()}")
+            with unnamed_file() as path:
+                yield path
             return
         folder.path.mkdir(parents=True, exist_ok=True)
         unique = f"{uuid.uuid4().hex[:8]}.tmp"

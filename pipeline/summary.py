@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from lasr.errors import printable
 from lasr.pictures.formats import by_suffix, why_not_read
+from lasr.terminal.summary import counted
 from pipeline.inputs.photographs import Found
 
 NAMED = 5  # photographs that a line names
@@ -50,10 +51,9 @@ class Summary:
             lines.append(f"kept:        {photographs(self.kept)} out of reach; their rows stay")
         if self.passed:
             lines.append(f"passed over: {self.passed}")
-        files = "1 file" if self.parts == 1 else f"{self.parts} files"
         lines += [
             f"patches:     {self.patches['lr']} lr, {self.patches['hr']} hr",
-            f"manifest:    {printable(self.manifest)} ({files})",
+            f"manifest:    {printable(self.manifest)} ({counted(self.parts, 'file')})",
             f"catalogue:   {printable(self.images)}",
         ]
         return "\n".join(lines)
@@ -105,7 +105,7 @@ def describe_found(found: Sequence[Found]) -> list[tuple[str, str]]:
 
 def photographs(number: int) -> str:
     """A number with its noun."""
-    return "1 photograph" if number == 1 else f"{number} photographs"
+    return counted(number, "photograph")
 
 
 def _names(names: Sequence[str], count: int) -> str:

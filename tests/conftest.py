@@ -33,8 +33,9 @@ torch.set_num_threads(1)
 # A shell ignores Ctrl-C for what it starts in the background, and commands under test inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+if hang_up and signal.getsignal(hang_up) is signal.SIG_IGN:  # as under nohup
+    signal.signal(hang_up, signal.SIG_DFL)
 
 # They take longest, so they start first: the workers then end together.
 LONGEST = (

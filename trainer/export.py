@@ -100,7 +100,17 @@ def run(config: ExportConfig) -> None:
         say(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-main = Command(ExportConfig, run, name="lasr export", about=__doc__, weights=True)
+def following(config: ExportConfig) -> list[object]:
+    """The next command: upscaling with the same network here, to compare with the other program."""
+    weights: object = config.weights
+    if Path(config.weights).is_dir():
+        weights = Path(config.weights) / "model.safetensors"
+    return ["lasr", "upscale", "--weights", weights, "PICTURE", "--out", "data/upscaled"]
+
+
+main = Command(
+    ExportConfig, run, name="lasr export", about=__doc__, weights=True, following=following
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -25,6 +25,7 @@ from lasr.cli import progress
 from lasr.device import pick_precision
 from lasr.errors import UserError, is_out_of_memory, one_line, writing
 from lasr.lock import sole_writer
+from lasr.terminal.summary import counted
 from trainer import checkpoint
 from trainer.checkpoint import RunConfig
 from trainer.config import TrainConfig
@@ -94,9 +95,9 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
                 watcher = Watcher(config, patches, given, train_step)
             done = resume(config, train_step, world)
         log.info(
-            "%d patches a step, %d on each of %d processes, %s on %s, after step %d",
-            config.batch_size, config.batch_size // world.size, world.size, config.precision,
-            device, done,
+            "%s a step, %d on each of %s, %s on %s, after step %d",
+            counted(config.batch_size, "patch"), config.batch_size // world.size,
+            counted(world.size, "process"), config.precision, device, done,
         )  # fmt: skip
 
         # --- Train --------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import torch
 from lasr.device import pick_device, pick_precision
 from lasr.errors import UserError
 from lasr.lock import check_free
+from lasr.terminal.summary import counted
 from lasr.weights.locate import Located, locate_all
 from lasr.weights.registry import TABLE
 from schemas.manifest import SCALE, Role, open_manifest
@@ -87,7 +88,7 @@ def open_patches(config: TrainConfig, processes: int = 1) -> Patches:
         most = len(patches) // processes * processes
         fix = "build the manifest from more photographs, or with a larger --k"
         raise UserError(
-            f"{config.manifest}: {len(patches)} lr patches are fewer than a batch of"
+            f"{config.manifest}: {counted(len(patches), 'lr patch')}, fewer than a batch of"
             f" {config.batch_size}",
             f"pass --batch-size {most}, or {fix}" if most >= 2 else fix,
         )
@@ -126,7 +127,7 @@ def check_watching(config: TrainConfig, patches: Patches) -> list[Look]:
         find_wandb()
     looks = given(config)
     if held := int(patches.held_out.sum()):
-        log.info("%d rows of the manifest are held out for validation", held)
+        log.info("%s of the manifest held out for validation", counted(held, "row"))
     else:
         other = "--split all" if config.split == "all" else "the manifest holds none out"
         log.info("all rows are trained on (%s)", other)
@@ -215,10 +216,10 @@ def described(checked: Plan, processes: int) -> list[str]:
         f"manifest: {config.manifest}, {len(patches.rows['lr'])} lr and"
         f" {len(patches.rows['hr'])} hr patches{f', {faulty} of them unusable' * (faulty > 0)}"
         f"{f'; {held} are held out' * (held > 0)}",
-        f"run:      {config.steps} steps of {config.batch_size}, {epochs:.1f} epochs,"
+        f"run:      {counted(config.steps, 'step')} of {config.batch_size}, {epochs:.1f} epochs,"
         f" x{SCALE} on {checked.device}, {config.precision}{f', {done} of them done' * (done > 0)}",
         f"batch:    {config.batch_size} LR and as many HR patches,"
-        f" {config.batch_size // processes} on each of {processes} processes",
+        f" {config.batch_size // processes} on each of {counted(processes, 'process')}",
         f"weights:  {', '.join(checked.weights.identities.values())}",
         f"folder:   {config.folder}",
     ]

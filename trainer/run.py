@@ -21,7 +21,8 @@ from typing import Any
 from lasr.cli import Command
 from lasr.errors import UserError, one_line
 from lasr.ownership import check_folder
-from lasr.terminal.output import say
+from lasr.terminal.output import note, say
+from lasr.terminal.summary import counted
 from lasr.weights.locate import notes
 from schemas.manifest import open_manifest
 from trainer.config import TrainConfig
@@ -44,8 +45,8 @@ def run(config: TrainConfig) -> None:
     started = time.monotonic()
     if "RANK" not in os.environ:
         checkpoint.check_folder(config.folder, config.inputs)
-    for note in notes(*plan.weight_names(config)):
-        print(note, file=sys.stderr)
+    for line in notes(*plan.weight_names(config)):
+        note(line)
     if config.dry_run:
         from trainer.watch.cost import dry_run
 
@@ -55,11 +56,11 @@ def run(config: TrainConfig) -> None:
     say(f"weights: {', '.join(map(str, weights))} (.pth: Real-ESRGAN's layout)")
     say(f"samples: {config.folder / 'samples'}")
     if skipped := len(read_skipped(config.folder, config.steps)):
-        say(f"skipped: {skipped} rows of the manifest, listed in {config.folder / NAME}")
+        rows = counted(skipped, "row")
+        say(f"skipped: {rows} of the manifest, listed in {config.folder / NAME}")
     say(f"page:    {config.folder / 'run.html'}")
     say(f"stats:   {config.folder / 'stats.jsonl'} (tensorboard --logdir {config.folder})")
     print(f"time:    {time.monotonic() - started:.0f} s")
-    say(f"next:    lasr upscale --weights {weights[0]} PICTURE --out data/upscaled")
 
 
 def run_on_other_rank(config: TrainConfig) -> None:
@@ -101,7 +102,17 @@ def train(manifest: str | os.PathLike[str], **parameters: Any) -> list[Path]:
     return loop.train(config, "the call of lasr.train")
 
 
-main = Command(TrainConfig, run, name="lasr train", about=__doc__, weights=True, configurable=True)
+def following(config: TrainConfig) -> list[object]:
+    """The next command: what the network does to far patches of the manifest."""
+    sheet = config.folder / "compare.png"
+    paths = ["--manifest", config.manifest, "--weights", config.folder, "--out", sheet]
+    return ["lasr", "compare", *paths]
+
+
+main = Command(
+    TrainConfig, run, name="lasr train", about=__doc__, weights=True, configurable=True,
+    following=following,
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -84,7 +84,7 @@ class RunLog:
         with writing(self._path, RESUME):
             lines = trim_lines(self._path, done or -1)  # a run that starts again logs step 0 again
             self.validations = [line for line in lines if line.get("kind") == VALIDATION]
-            self._stats = open(self._path, "a")  # noqa: SIM115  (closed by close)
+            self._stats = open(self._path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115  (closed by close)
         readme = folder / "README.md"
         if not os.path.lexists(readme) or is_ours(readme):  # else somebody wrote into it
             text = signed(about.format(name=folder.name, folder=folder, command=command)).encode()

@@ -24,6 +24,7 @@ from lasr.cli import Command
 from lasr.doctor import prefect
 from lasr.doctor.checks import Result, disk, gpu, loads, packages, weights, writable
 from lasr.errors import UserError, one_line
+from lasr.terminal.summary import counted
 from lasr.weights.locate import weights_folder
 from lasr.weights.registry import Kind, Profile
 
@@ -103,12 +104,23 @@ def run(config: DoctorConfig) -> None:
     failed = [result.about for result in results if result.level == "wrong"]
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(results)} checks failed: {', '.join(dict.fromkeys(failed))}",
+            f"{len(failed)} of {counted(len(results), 'check')} failed:"
+            f" {', '.join(dict.fromkeys(failed))}",
             "follow the advice given with each",
         )
 
 
-main = Command(DoctorConfig, run, name="lasr doctor", about=__doc__)
+def following(config: DoctorConfig) -> list[object]:
+    """The next command: the first of the program that was checked."""
+    if config.json_:
+        return []
+    profile = ["--profile", config.profile]
+    if config.program == "trainer":
+        return ["lasr", "train", "--manifest", "data/patches.parquet", *profile]
+    return ["lasr", "build", "--images", "PHOTOGRAPHS", *profile]
+
+
+main = Command(DoctorConfig, run, name="lasr doctor", about=__doc__, following=following)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,6 +18,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from lasr.errors import UserError
+from lasr.terminal.summary import counted
 from lasr.weights.locate import found, locate_all, weights_folder, with_needs
 from lasr.weights.registry import PROFILES, TABLE, Kind, Profile, Weights
 
@@ -152,9 +153,9 @@ def disk(data: Path, profile: Profile, kinds: tuple[Kind, ...], photographs: int
         fetch = sum(entry.megabytes for entry in missing)
     free, need = shutil.disk_usage(folder).free / 1e6, build + train + fetch
     seen = (
-        f"{free / 1e3:.1f} GB free at {folder}, {need / 1e3:.1f} GB needed ({photographs}"
-        f" photographs {build / 1e3:.1f}, training {train / 1e3:.1f}, weights to fetch"
-        f" {fetch / 1e3:.1f})"
+        f"{free / 1e3:.1f} GB free at {folder}, {need / 1e3:.1f} GB needed"
+        f" ({counted(photographs, 'photograph')} {build / 1e3:.1f}, training {train / 1e3:.1f},"
+        f" weights to fetch {fetch / 1e3:.1f})"
     )
     if free < need:
         raise UserError(seen, "free some space, or use --data on another disk")

@@ -7,7 +7,8 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
+from weakref import WeakSet
 
 from lasr.errors import written_out
 
@@ -29,9 +30,39 @@ def escaped(text: str) -> str:
     return _CONTROL.sub(lambda found: written_out(found[0]), text)
 
 
+_quiet = False  # of the command that runs
+
+
+def be_quiet(quiet: bool) -> None:
+    """Whether this command says no more than its errors and its result: flag --quiet."""
+    global _quiet
+    _quiet = quiet
+
+
+def is_quiet() -> bool:
+    """Whether this command says no more than its errors and its result."""
+    return _quiet
+
+
 def say(text: object = "") -> None:
     """Print one line that holds names of files: a newline in a name does not begin another line."""
-    print(re.sub(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]", " ", str(text)), flush=True)
+    print(_on_one_line(text), flush=True)
+
+
+def note(text: object) -> None:
+    """Print one line on standard error that is no part of the result; nothing with --quiet."""
+    if not _quiet:
+        print(_on_one_line(text), file=sys.stderr, flush=True)
+
+
+def _on_one_line(text: object) -> str:
+    return re.sub(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]", " ", str(text))
+
+
+def interjected(text: str) -> bytes:
+    """A line for `os.write`, as signal handlers need it: in place of a progress bar, if any."""
+    clear = "\r\x1b[K" if os.isatty(2) and os.name != "nt" else ""
+    return f"{clear}{text}\n".encode()
 
 
 def _replaced(error: UnicodeError) -> tuple[str, int]:
@@ -51,8 +82,31 @@ def _columns(character: str) -> int:
 codecs.register_error("lasr.terminal", _replaced)
 
 
+class Bar(Protocol):
+    """A progress bar, as tqdm's."""
+
+    def clear(self) -> None:
+        """Remove it from the terminal."""
+
+    def refresh(self) -> object:
+        """Draw it."""
+
+
+bars: "WeakSet[Bar]" = WeakSet()  # on the terminal now; what is printed goes above them
+_COLOURS = {"error:": "1;31", "WARNING:": "33", "next:": "1"}  # first words of our lines
+
+
+def has_colours(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that shows colours, and its user wants them (NO_COLOR)."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "") in ("", "dumb")
+    return stream.isatty() and not plain
+
+
 class Safe:
-    """A text stream that writes escaped text, in the characters that its encoding has."""
+    """A text stream that writes escaped text, in the characters that its encoding has.
+
+    On a terminal, lines appear above the progress bars, and the first words of ours in colour.
+    """
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -63,7 +117,16 @@ class Safe:
         encoding = self.stream.encoding
         if encoding:
             safe = safe.encode(encoding, "lasr.terminal").decode(encoding)
+        first = safe.partition(" ")[0]
+        if first in _COLOURS and has_colours(self.stream):
+            safe = f"\x1b[{_COLOURS[first]}m{first}\x1b[0m{safe[len(first) :]}"
+        shown = list(bars) if bars and self.stream.isatty() else []
+        for bar in shown:
+            bar.clear()
         self.stream.write(safe)
+        if safe.endswith("\n"):  # `print` writes the end of a line by itself
+            for bar in shown:
+                bar.refresh()
         return len(text)
 
     def writelines(self, lines: list[str]) -> None:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field
 
 from lasr.cli import Command, Group
+from lasr.flags import WEIGHTS_DIR
 from lasr.terminal.output import say
 from lasr.weights.locate import (
     WeightsError,
@@ -123,6 +124,12 @@ def _export(config: ExportConfig) -> None:
     export(config.folder, chosen(config.names))
 
 
+def _profile(names: list[str]) -> list[str]:
+    """The flag for the one profile among these names; none where there is no such one."""
+    found = [name for name in names if name in PROFILES]
+    return ["--profile", found[0]] if len(found) == 1 else []
+
+
 _COMMANDS: list[Command[Any]] = [
     Command(
         ListConfig,
@@ -130,6 +137,7 @@ _COMMANDS: list[Command[Any]] = [
         name="lasr weights list",
         about="List all weights with their licence and size, and which are on this machine.",
         weights=True,
+        following=lambda config: [] if config.markdown else ["lasr", "weights", "fetch", "default"],
     ),
     Command(
         FetchConfig,
@@ -138,6 +146,7 @@ _COMMANDS: list[Command[Any]] = [
         about="Download weights by name or profile; resumes an interrupted download.",
         positional="names",
         weights=True,
+        following=lambda config: ["lasr", "weights", "verify", *config.names],
     ),
     Command(
         VerifyConfig,
@@ -146,6 +155,7 @@ _COMMANDS: list[Command[Any]] = [
         about="Compare files with published and recorded digests.",
         positional="names",
         weights=True,
+        following=lambda config: ["lasr", "doctor", *_profile(config.names)],
     ),
     Command(
         ExportConfig,
@@ -154,6 +164,7 @@ _COMMANDS: list[Command[Any]] = [
         about="Copy weights into one folder, for a machine without a network.",
         positional="folder names",
         weights=True,
+        following=lambda config: ["lasr", "weights", "verify", WEIGHTS_DIR, config.folder],
     ),
     Command(
         MakeConfig,
@@ -161,6 +172,7 @@ _COMMANDS: list[Command[Any]] = [
         name="lasr weights make",
         about="Learn the part of clip-small that LA-SR carries, as its record says.",
         positional="name",
+        following=lambda config: ["lasr", "weights", "verify", config.name],
     ),
 ]
 

@@ -10,6 +10,7 @@ from lasr.cli import progress
 from lasr.files import atomic_path
 from lasr.ownership import check_folder, refused
 from lasr.terminal.output import say
+from lasr.terminal.summary import counted
 from lasr.weights.digests import SUMS, add_sums, format_problem, read_sums, sha256
 from lasr.weights.fetch import check_free, check_lock, owners, write_lock
 from lasr.weights.locate import (
@@ -45,10 +46,12 @@ def verify(entries: list[Weights] | None) -> None:
             bar.update()
     if defects:
         raise WeightsError(
-            f"{defects} of {len(files)} files are defective, see above",
+            f"{counted(defects, 'defective file')} of {len(files)}, see above",
             "remove them and run `lasr weights fetch` with their names",
         )
-    say(f"{len(files)} files are as published, or as recorded by fetch; folder: {folder}")
+    are = "is" if len(files) == 1 else "are"
+    checked = counted(len(files), "file")
+    say(f"{checked} {are} as published, or as recorded by fetch; folder: {folder}")
 
 
 def _chosen(entries: list[Weights] | None) -> list[Weights]:
@@ -113,9 +116,10 @@ def _export(destination: Path, files: dict[str, Path]) -> None:
             for name, path in to_copy.items():
                 _copy(path, destination / name)
                 bar.update(path.stat().st_size)
-    print(
-        f"{len(files)} files in {destination}, {len(to_copy)} of them copied now: use the folder"
-        f" with --weights-dir or LASR_WEIGHTS; `sha256sum --check {SUMS}` in it finds a bad copy"
+    say(
+        f"{counted(len(files), 'file')} in {destination}, {len(to_copy)} of them copied now:"
+        " use the folder with --weights-dir or LASR_WEIGHTS;"
+        f" `sha256sum --check {SUMS}` in it finds a bad copy"
     )
 
 

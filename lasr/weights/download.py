@@ -117,7 +117,7 @@ def _resume(client: httpx.Client, url: str, target: Path, size: int) -> None:
     if start:
         headers["Range"] = f"bytes={start}-"
         if version.is_file():  # the whole file is sent if it has changed (RFC 9110, 13.1.5)
-            headers["If-Range"] = version.read_text()
+            headers["If-Range"] = version.read_text("utf-8")
     with client.stream("GET", url, headers=headers) as response:
         if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
             if response.headers.get("Content-Range") == f"bytes */{start}":

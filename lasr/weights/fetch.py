@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from lasr.errors import UserError
 from lasr.ownership import check_folder, refused
-from lasr.terminal.output import say
+from lasr.terminal.output import note, say
 from lasr.weights.digests import SUMS, add_sums, read_sums
 from lasr.weights.download import (
     TransientError,
@@ -214,7 +213,7 @@ def write_lock(folder: Path) -> Iterator[Path]:
         try:
             lock.acquire(blocking=False)
         except filelock.Timeout:
-            print(f"another process writes to {folder}; waiting for it", file=sys.stderr)
+            note(f"another process writes to {folder}; waiting for it")
             lock.acquire()
     except OSError as error:
         raise WeightsError(

@@ -52,7 +52,7 @@ class Models:
     @property
     def on_gpu(self) -> bool:
         """Whether the networks run on a GPU."""
-        return self._device.type == "cuda"
+        return self._device.type != "cpu"
 
     @property
     def caches_maps(self) -> bool:

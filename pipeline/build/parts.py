@@ -25,7 +25,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lasr.errors import printable
 from lasr.pictures.formats import installed_extras
+from lasr.terminal.summary import counted
 from pipeline.build.fingerprint import Identities, fingerprint
 from pipeline.inputs.photographs import Found, State
 from pipeline.stages.rows import is_consistent
@@ -50,6 +52,13 @@ class Shard:
     # Photograph's name -> finished part that holds its patches, selected as this build selects, and
     # its name there.
     reusable: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def about(self) -> str:
+        """How many photographs, and which: the name of the task in Prefect's pages."""
+        names = [photograph.name for photograph in self.photographs]
+        which = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+        return f"{counted(len(names), 'photograph')}: {printable(which)}"
 
 
 @dataclass(frozen=True)

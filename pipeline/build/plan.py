@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from lasr.device import Precision, pick_device, pick_precision
 from lasr.errors import UserError
 from lasr.pictures.search import expand_lists
+from lasr.terminal.summary import counted
 from lasr.weights.locate import locate_all, untrained
 from pipeline.build.fingerprint import Identities, fingerprint, identify
 from pipeline.build.models import Job
@@ -85,8 +86,8 @@ class Build:
         reusable = sum(len(shard.reusable) for shard in self.plan.to_do)
         reused = f" ({reusable} of them keep their patches)" if reusable else ""
         return (
-            f"{self.plan.photographs} photographs, {self.plan.photographs - self.to_do} finished,"
-            f" {self.to_do} to do in {len(self.plan.to_do)} parts{reused}\n"
+            f"{photographs(self.plan.photographs)}, {self.plan.photographs - self.to_do} finished,"
+            f" {self.to_do} to do in {counted(len(self.plan.to_do), 'part')}{reused}\n"
             f"{self._inputs()}"
             f"depth: {parameters['depth_model']}\n"
             f"captions: {parameters['caption_model']}, {parameters['words']} words\n"
@@ -216,7 +217,7 @@ def _vanished(
 def _has_vanished(missing: dict[str, int]) -> UserError:
     folder, count = next(iter(missing.items()))
     return UserError(
-        f"{folder}: nothing is there, and the earlier build has {count} photographs from it",
+        f"{folder}: nothing is there, and the earlier build has {photographs(count)} from it",
         f"mount it again, or {KEEP}; if they were deleted, remove the folder, or leave it out"
         " of --images",
     )

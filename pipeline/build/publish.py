@@ -36,7 +36,7 @@ from pipeline.inputs.photographs import State
 from pipeline.outputs import is_marked, is_own_manifest, remove_own, set_aside
 from pipeline.sidecars import write_sidecars
 from pipeline.storage import StoragePath, read_table, reported, scratch
-from pipeline.summary import Summary, unused
+from pipeline.summary import Summary, photographs, unused
 from schemas.catalogue import IMAGES, beside
 from schemas.manifest import FORMER_KEY
 from schemas.parquet import ROW_GROUP, table_writer, write_table
@@ -193,7 +193,7 @@ def _nothing_usable(catalogue: pa.Table, status: dict[str, int]) -> UserError:
     common = f"; most often: {reasons.most_common(1)[0][0]}" if reasons else ""
     counts = ", ".join(f"{count} {name}" for name, count in status.items())
     return UserError(
-        f"none of {len(catalogue)} photographs gave a patch ({counts}){common}",
+        f"none of {photographs(len(catalogue))} gave a patch ({counts}){common}",
         "give other photographs, or lower --min-texture and --far-texture",
     )
 

@@ -12,16 +12,16 @@ networks' batches always have the same size, padded if necessary. So rows are eq
 was cut into shards or interrupted.
 """
 
-import ctypes
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import cv2
 import pyarrow as pa
 
 from lasr.device import ahead
+from lasr.system import calls
 from pipeline.build.batches import add_captions, bounded_map, estimate
 from pipeline.build.cache import Cache
 from pipeline.build.models import Job, Models, load_models
@@ -39,10 +39,18 @@ from schemas.manifest import PATCHES, Row
 from schemas.parquet import rows_to
 
 M_ARENA_MAX = -8  # of glibc's malloc.h
+SHARE = 1 / 3  # of the work on a photograph: distance, captions and writing count alike
+Item = TypeVar("Item")
 
 
-def build_shard(job: Job, shard: Shard, on_done: Callable[[int], object] = lambda n: None) -> str:
-    """Make the part of a shard and return its name. on_done(n) is called for every n photographs.
+def build_shard(
+    job: Job, shard: Shard, on_done: Callable[[float], object] = lambda share: None
+) -> str:
+    """Make the part of a shard and return its name.
+
+    on_done(share) is called as each photograph is worked on, with shares that sum up to one: where
+    its patches are cut out, where they have captions, and where they are written. An ETA from these
+    covers all stages, although networks take photographs in batches.
 
     A photograph that cannot be used is recorded in the catalogue and does not stop the others.
     Raises UserError: weights that cannot be loaded, a folder that cannot be written.
@@ -76,10 +84,10 @@ def build_shard(job: Job, shard: Shard, on_done: Callable[[int], object] = lambd
                 read = bounded_map(pool, worker.read, shard.photographs, limit)
                 with beside_captions(estimate(read, models), models) as estimated:
                     cropped = bounded_map(pool, worker.crop, estimated, limit)
-                    rows = add_captions(cropped, models, put_features)
-                    for entry in bounded_map(writer, finish, rows, limit=2):
+                    rows = add_captions(passing(cropped, on_done), models, put_features)
+                    for entry in bounded_map(writer, finish, passing(rows, on_done), limit=2):
                         catalogue.append(entry)
-                        on_done(1)
+                        on_done(1 - 2 * SHARE)
             for future in cache_writes:
                 future.result()
             entries = pa.Table.from_pylist(catalogue, schema=IMAGES)
@@ -87,6 +95,13 @@ def build_shard(job: Job, shard: Shard, on_done: Callable[[int], object] = lambd
     finally:
         pool.shutdown(cancel_futures=True)
         writer.shutdown(cancel_futures=True)
+
+
+def passing(items: Iterable[Item], on_done: Callable[[float], object]) -> Iterator[Item]:
+    """The same items; on_done(SHARE) is called for each."""
+    for item in items:
+        on_done(SHARE)
+        yield item
 
 
 def beside_captions(
@@ -105,6 +120,5 @@ def share_arenas() -> None:
     By default each thread gets its own heap, and photographs of many sizes leave holes in all of
     them: peak memory then grows with the number of photographs. Does nothing without glibc.
     """
-    if sys.platform == "linux":
-        with suppress(AttributeError):  # musl has no mallopt
-            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
+    if mallopt := getattr(calls.libc(), "mallopt", None):
+        mallopt(M_ARENA_MAX, 2)

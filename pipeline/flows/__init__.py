@@ -1,4 +1,4 @@
-"""The Prefect flow and deployment `build-patches`. No other package imports Prefect."""
+"""The Prefect flows `build-patches` and `train-and-evaluate`. No other package imports Prefect."""
 
 import os
 from typing import Any
@@ -10,14 +10,21 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault(
     "PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "http://127.0.0.1:4200,http://localhost:4200"
 )
+if os.environ.get("NO_COLOR"):  # https://no-color.org
+    for _name in ("PREFECT_LOGGING_COLORS", "PREFECT_CLI_COLORS"):
+        os.environ.setdefault(_name, "0")
 
 
 def __getattr__(name: str) -> Any:
-    """Import the flow when it is used. Deployments name it `pipeline.flows.build_patches`."""
+    """Import a flow when it is used. Deployments name it, as `pipeline.flows.build_patches`."""
     if name == "build_patches":
         from pipeline.flows.flow import build_patches
 
         return build_patches
+    if name == "train_and_evaluate":
+        from pipeline.flows.training import train_and_evaluate
+
+        return train_and_evaluate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

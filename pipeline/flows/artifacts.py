@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from prefect import artifacts as ui
 from prefect import get_run_logger
 
+from lasr.terminal.summary import counted
+
 if TYPE_CHECKING:
     from pipeline.summary import Summary
 
@@ -42,7 +44,7 @@ def show_counts(summary: "Summary") -> None:
     """
     with optional():
         rows = [{"status": s, "photographs": n} for s, n in sorted(summary.status.items())]
-        total = ", ".join(f"{number} {role} patches" for role, number in summary.patches.items())
+        total = ", ".join(counted(n, f"{role} patch") for role, n in summary.patches.items())
         ui.create_table_artifact(rows, f"{PREFIX}-counts", f"photographs by status; {total}")
 
 

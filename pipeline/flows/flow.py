@@ -1,6 +1,5 @@
 """The flow `build-patches`: its task for each part, the form of its parameters, its errors."""
 
-import inspect
 import logging
 import os
 import signal
@@ -10,12 +9,13 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from prefect import flow, get_run_logger, task
 from prefect.exceptions import CancelledRun, FailedRun
 from prefect.futures import as_completed
+from prefect.runtime import flow_run
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
@@ -28,18 +28,21 @@ from prefect.utilities.annotations import unmapped
 from pydantic import ValidationError
 
 from lasr.cli import progress
-from lasr.errors import UserError, is_out_of_memory, of_machine, one_line, printable
+from lasr.errors import UserError, is_out_of_memory, one_line, printable
+from lasr.terminal.output import interjected
+from lasr.terminal.summary import counted
 from pipeline.config import BuildConfig
 from pipeline.flows import artifacts
+from pipeline.flows.form import shaped, user_error
 from pipeline.flows.plugin import setup_environment
-from pipeline.roots import VARIABLE, check_parameters, check_photographs, roots
+from pipeline.roots import check_parameters, check_photographs
 from pipeline.storage import StoragePath
 
 if TYPE_CHECKING:
     from pipeline.build.parts import Shard
     from pipeline.build.plan import Build, Prepared
 
-__all__ = ["build", "build_patches", "serve", "setup_environment"]
+__all__ = ["build", "build_patches", "setup_environment"]
 
 NAME = "build-patches"
 ABOUT = "Photographs to a manifest of far (LR) and near (HR) patches with captions."
@@ -75,10 +78,11 @@ def _build_patches(**parameters: Any) -> Any:
     except Stopped as stopped:
         return Cancelled(message=str(stopped))
     except (UserError, OSError, ValidationError) as error:
-        failure = _user_error(error)
+        failure = user_error(error)
         return Failed(message=str(failure), data=failure)  # raising it would log a traceback
-    log = get_run_logger()
-    log.info("%s: %d lr and %d hr patches", summary.manifest, *summary.patches.values())
+    lr, hr = summary.patches.values()
+    about = f"{summary.manifest}: {lr} lr and {counted(hr, 'hr patch')}"
+    get_run_logger().info(about)  # the command itself prints more
     if StoragePath(summary.manifest).is_local:
         artifacts.show_overview(Path(summary.manifest))
     else:
@@ -86,19 +90,10 @@ def _build_patches(**parameters: Any) -> Any:
     return asdict(summary)
 
 
-def _user_error(error: UserError | OSError | ValidationError) -> UserError:
-    """The error as the user reads it."""
-    if isinstance(error, UserError):
-        return error
-    if isinstance(error, OSError):
-        return of_machine(error)
-    wrong = [(".".join(map(str, e["loc"])) or "parameters", e["msg"]) for e in error.errors()]
-    return UserError(", ".join(f"{field}: {message}" for field, message in wrong))
-
-
 def _make_parts(build: "Build") -> list[str]:
     """Make the parts that are missing, here or on Ray. Returns their names."""
-    get_run_logger().info("%d photographs, %d to do", build.plan.photographs, build.to_do)
+    found = counted(build.plan.photographs, "photograph")
+    get_run_logger().info("%s, %d to do", found, build.to_do, extra={"ours": True})
     if not build.plan.to_do:
         return []
     with progress(build.to_do, "photographs", "img") as bar:
@@ -120,7 +115,7 @@ def _task_options() -> dict[str, Any]:
     # One task for each part, not for each photograph: a task costs tens of milliseconds.
     return {
         "name": "build-part",
-        "task_run_name": "{shard.name}",
+        "task_run_name": "{shard.about}",
         "retries": RETRIES,
         "retry_delay_seconds": RETRY_SECONDS,
         "retry_condition_fn": _is_transient,
@@ -135,9 +130,11 @@ def _here(build: "Build", bar: Any) -> Iterator[str]:
 
     def check() -> None:
         if stop and stop.is_set():
-            raise Stopped(f"{len(made)} of {parts} parts made")
+            raise Stopped(f"{len(made)} of {counted(parts, 'part')} made")
 
-    def tick(photographs: int) -> None:
+    def tick(photographs: float) -> None:
+        if not bar.n:
+            bar.unpause()  # loading the networks tells nothing about the rate
         bar.update(photographs)
         check()
 
@@ -204,10 +201,12 @@ def _until_stopped() -> Iterator[None]:
 
     def interrupted(*_: object) -> None:
         if stop.is_set():
-            os.write(2, b"stopped at once; run the same command to resume\n")
+            os.write(2, interjected("stopped at once; run the same command to resume"))
             os._exit(130)  # the embedded server sees that, and ends
         stop.set()
-        os.write(2, b"stopping after the photographs in work; Ctrl-C again stops at once\n")
+        os.write(
+            2, interjected("stopping after the photographs in work; Ctrl-C again stops at once")
+        )
 
     before, token = signal.signal(signal.SIGINT, interrupted), _stop.set(stop)
     try:
@@ -232,8 +231,10 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     if _own_run.get() and str(record.msg).startswith("Finished in state Failed"):
         return False  # the command says it itself
     record.msg, record.args = printable(record.getMessage()), ()  # names of files are foreign
-    if _embedded.get() and str(record.msg).startswith("View at "):
-        return False  # the embedded server has no web pages
+    if str(record.msg).startswith("View at "):
+        if _embedded.get():
+            return False  # the embedded server has no web pages
+        record.ours = True  # shown without --verbose, too
     return not isinstance(error, FailedRun)  # Prefect wraps the state that the flow returned
 
 
@@ -241,42 +242,27 @@ for _logger in ("prefect.task_runs", "prefect.flow_runs"):
     logging.getLogger(_logger).addFilter(_without_traceback)
 
 
-def _signature() -> inspect.Signature:
-    """The fields of BuildConfig as parameters of the flow: Prefect's form has the same fields."""
-    return inspect.Signature(
-        [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                annotation=Annotated[field.annotation, field],  # with its bounds
-                default=inspect.Parameter.empty if field.is_required() else field.default,
-            )
-            for name, field in BuildConfig.model_fields.items()
-            if name != "dry_run"
-        ]
-    )
+def _run_name() -> str:
+    """What a run does, in the list of runs: its manifest, its photographs, its profile."""
+    given = flow_run.get_parameters()
+    config = BuildConfig.model_construct(**given)
+    images = [StoragePath(str(path)).name or str(path) for path in given.get("images", [])]
+    more = f" and {len(images) - 1} more" if len(images) > 1 else ""
+    return f"{StoragePath(config.out).name} from {''.join(images[:1])}{more} ({config.profile})"
 
-
-def _docstring() -> str:
-    """The descriptions of the fields, where Prefect's form reads them."""
-    fields = BuildConfig.model_fields.items()
-    return "\n".join([ABOUT, "", "Args:", *(f"    {name}: {f.description}" for name, f in fields)])
-
-
-_build_patches.__signature__ = _signature()  # type: ignore[attr-defined]
-_build_patches.__doc__ = _docstring()
 
 # One part at a time: inside a part, decoding, networks and PNG writing overlap already.
 build_patches = flow(
     name=NAME,
     description=ABOUT,
+    flow_run_name=_run_name,
     task_runner=ThreadPoolTaskRunner(max_workers=1),
     validate_parameters=False,  # BuildConfig validates them
-)(_build_patches)
+)(shaped(_build_patches, BuildConfig, ABOUT, {"dry_run"}))
 
 
 @contextmanager
-def _reachable_server() -> Iterator[None]:
+def reachable_server() -> Iterator[None]:
     """Turn the error of a server that does not answer into a UserError."""
     try:
         yield
@@ -304,7 +290,7 @@ def build(
         if embedded:
             settings = {s: embedded[s.name] for s in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}
             stack.enter_context(temporary_settings(settings))
-        stack.enter_context(_reachable_server())
+        stack.enter_context(reachable_server())
         if config.runner == "local":
             stack.enter_context(_until_stopped())
         state = build_patches(**config.model_dump(exclude={"dry_run"}), return_state=True)
@@ -319,10 +305,3 @@ def build(
                 " same command then continues",
             ) from error
     return result
-
-
-def serve() -> None:
-    """Serve the deployment from this folder until stopped. Raises UserError."""
-    print(f"runs may read and write below {', '.join(roots())} ({VARIABLE})", flush=True)
-    with _reachable_server():
-        build_patches.serve(name=NAME)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import IO
+from typing import IO, Any
 
 from lasr.doctor import prefect
 from lasr.errors import UserError, one_line, printable
@@ -147,18 +147,25 @@ def _launch(
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(("127.0.0.1", port))
         listening.listen(128)
-        descriptor = listening.fileno()
+        descriptor, number = listening.fileno(), int(listening.getsockname()[1])
+        inherits = os.name != "nt"
+        if not inherits:
+            listening.close()  # for a moment, another program could take the port
+        # Ctrl-C in a terminal is for the command alone.
+        apart: dict[str, Any] = {"start_new_session": True, "pass_fds": [descriptor]}
+        if not inherits:
+            apart = {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+        own = [str(descriptor if inherits else -1), str(os.getpid()), str(number)]
         process = subprocess.Popen(
-            [sys.executable, "-P", str(EMBEDDED), str(descriptor), str(os.getpid())],
+            [sys.executable, "-P", str(EMBEDDED), *own],
             env=environment,
-            pass_fds=[descriptor],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if inherits else subprocess.PIPE,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # Ctrl-C in a terminal is for the command alone
+            **apart,
         )
         # The process has the socket: what connects now waits until it serves.
-        return process, int(listening.getsockname()[1])
+        return process, number
 
 
 def _revive(port: int, environment: dict[str, str]) -> None:

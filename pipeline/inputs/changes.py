@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from lasr.cli import progress
+from lasr.terminal.summary import counted
 from pipeline.build.parts import Part
 from pipeline.inputs.photographs import Found, State
 from pipeline.storage import StoragePath
@@ -85,8 +86,8 @@ def _settle(
     }
     if old:
         log.info(
-            "%d photographs of a build by an earlier version are compared by their bytes, once",
-            len(old),
+            "compared by their bytes, once: %s of a build by an earlier version",
+            counted(len(old), "photograph"),
         )
     for photograph, digest in zip(doubtful, _hash(doubtful), strict=True):
         name = photograph.name

@@ -16,6 +16,7 @@ from lasr.pictures.find import search
 from lasr.pictures.formats import by_suffix, is_hidden, readable_suffixes
 from lasr.pictures.recognise import START, recognise
 from lasr.pictures.search import HIDDEN, File, Input, Passed, expand, split_glob
+from lasr.system.calls import as_slashes
 from pipeline.storage import StoragePath, reported
 
 State = list[int | str]
@@ -109,8 +110,9 @@ def _names(files: Iterable[tuple[str, str]]) -> dict[str, str]:
     names, taken = dict[str, str](), set[str]()
     for uri, root in files:
         # Linux allows names that are not UTF-8; the catalogue gets `\xff` spelt out.
-        relative = os.fsencode(posixpath.relpath(uri, root)).decode("utf-8", "backslashreplace")
-        name, parents = relative, root.rstrip("/").split("/")
+        inner = posixpath.relpath(as_slashes(uri), as_slashes(root))
+        relative = os.fsencode(inner).decode("utf-8", "backslashreplace")
+        name, parents = relative, as_slashes(root).rstrip("/").split("/")
         while name in taken:
             above = parents.pop() if parents else "~"
             name = f"{os.fsencode(above).decode('utf-8', 'backslashreplace')}/{name}"

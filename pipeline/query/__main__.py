@@ -107,7 +107,20 @@ def run(config: QueryConfig) -> None:
     )  # fmt: skip
 
 
-main = Command(QueryConfig, run, name="lasr query", about=__doc__, positional="sql")
+def following(config: QueryConfig) -> list[object]:
+    """The next command: training on what was saved; on a terminal, what to ask or save."""
+    if config.save:
+        return ["lasr", "train", "--manifest", config.save]
+    if config.out or not sys.stdout.isatty():  # the answer is for a file or another program
+        return []
+    if config.list:
+        return ["lasr", "query", "--ask", next(iter(QUESTIONS)), "--manifest", config.manifest]
+    return ["lasr", "query", "--list", "--manifest", config.manifest]
+
+
+main = Command(
+    QueryConfig, run, name="lasr query", about=__doc__, positional="sql", following=following
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,7 +18,9 @@ from lasr.errors import UserError
 from lasr.files import atomic_path
 from lasr.marks import KEY
 from lasr.ownership import is_ours
+from lasr.system.calls import unnamed_file
 from lasr.terminal.output import say
+from lasr.terminal.summary import counted
 from pipeline.query.limits import limit, out_of_memory, watched
 from pipeline.query.sandbox import confine, read_only, readable_files, refusal
 from pipeline.query.save import save
@@ -26,6 +28,7 @@ from pipeline.query.views import interruptible, with_views
 from schemas.manifest import OPTIONAL, Manifest
 
 Form = Literal["table", "csv", "json", "parquet"]
+DESCRIPTORS = "/dev/fd"  # where a path leads to an open file
 WIDTH = 160  # columns of a table where there is no terminal
 
 
@@ -91,8 +94,7 @@ def _save(
     if answer is None:
         raise UserError("SQL: this statement has no answer to save", "SELECT the patches")
     roles = save(answer, manifest, sql, target, stop)
-    say(f"{target}: {roles['lr']} lr and {roles['hr']} hr patches")
-    say(f"train on it: lasr train --manifest {target}")
+    say(f"{target}: {roles['lr']} lr and {counted(roles['hr'], 'hr patch')}")
 
 
 def _show(answer: duckdb.DuckDBPyRelation) -> None:
@@ -115,17 +117,28 @@ class _Printed:
     """
 
     def __enter__(self) -> "_Printed":
-        self._read, self._write = os.pipe()
-        self.path = Path(f"/dev/fd/{self._write}")
-        self._thread = Thread(target=self._copy, name="print", daemon=True)
         self._error: OSError | None = None
+        self._stack = ExitStack()
+        self._thread: Thread | None = None
+        if not os.path.isdir(DESCRIPTORS):  # noqa: PTH112  (Windows: the answer is copied at the end)
+            self.path = self._stack.enter_context(unnamed_file())
+            return self
+        self._read, self._write = os.pipe()
+        self.path = Path(f"{DESCRIPTORS}/{self._write}")
+        self._thread = Thread(target=self._copy, name="print", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        os.close(self._write)
-        if kind is not KeyboardInterrupt:
-            self._thread.join()
+        if self._thread is None:
+            with self._stack:
+                if kind is None:
+                    self._read = os.open(self.path, os.O_RDONLY)
+                    self._copy()
+        else:
+            os.close(self._write)
+            if kind is not KeyboardInterrupt:
+                self._thread.join()
         if self._error:
             raise self._error
 

@@ -32,7 +32,14 @@ def run(config: ReportConfig) -> None:
     print(f"time:   {time.monotonic() - start:.0f} s")
 
 
-main = Command(ReportConfig, run, name="lasr report", about=__doc__)
+def following(config: ReportConfig) -> list[object]:
+    """The next command: training, with the profile of the build."""
+    profile = open_manifest(config.manifest, columns=()).metadata.get("parameters", {})
+    named = ["--profile", profile["profile"]] if "profile" in profile else []
+    return ["lasr", "train", "--manifest", config.manifest, *named]
+
+
+main = Command(ReportConfig, run, name="lasr report", about=__doc__, following=following)
 
 if __name__ == "__main__":
     sys.exit(main())

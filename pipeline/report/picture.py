@@ -141,7 +141,10 @@ def run(config: PictureConfig) -> None:
     say(f"{name}: {config.out}")
 
 
-main = Command(PictureConfig, run, name="lasr picture", about=__doc__)
+main = Command(
+    PictureConfig, run, name="lasr picture", about=__doc__,
+    following=lambda config: ["lasr", "report", "--manifest", config.manifest],
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -34,7 +34,7 @@ def write_sidecars(manifest: StoragePath, metadata: dict[str, Any], work: Storag
         duplicates_path.take(temporary, is_marked)
     card = signed(data_card(manifest, metadata, catalogue, patches, duplicates))
     with scratch(work, card_path.name) as temporary:
-        temporary.write_text(card, encoding="utf-8")
+        temporary.write_bytes(card.encode())
         card_path.take(temporary, is_marked)
 
 

@@ -32,7 +32,7 @@ FEATURES_VERSION = 1  # raise it when a patch gets other image features than bef
 VERSION = 1  # raise it when the same features get other words than before
 DICTIONARY = Path(__file__).with_name("dictionary.txt")
 # Patches per CLIP call. On a CPU the activations of more leave its cache.
-BATCH = {"cpu": 4, "cuda": 128}
+BATCH = {"cpu": 4, "cuda": 128, "mps": 16}
 RANKED = 16  # rows of features per product with the words' embeddings
 
 

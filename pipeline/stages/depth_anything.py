@@ -24,7 +24,7 @@ DRAWS_NOISE = False
 # Photographs of one size per call. On an H100 four at a time are 2.8 times as fast as one by one,
 # and maps differ by up to 0.006 between the two: a batch's size must not depend on its neighbours.
 # Eight would be 1.2 times as fast as four, and oftener padded.
-BATCH = {"cpu": 1, "cuda": 4}
+BATCH = {"cpu": 1, "cuda": 4, "mps": 1}
 COMMON = (1, 5 / 4, 4 / 3, 3 / 2, 16 / 9)  # sides of cameras' pictures; others run alone
 PATCH = 14  # pixels to which sides are rounded
 _CONFIGS = ("config.json", "preprocessor_config.json")

@@ -142,6 +142,8 @@ Options:
   --out PATH              where it is cooked (default: kitchen)
 
 Common:
+  --quiet                 print errors and the result only
+  --verbose               log what libraries say, too, such as Prefect
   --debug                 log more, and show the traceback of an error (or set LASR_DEBUG=1)
   --help                  show the common options
   --help-all              show all 8 options

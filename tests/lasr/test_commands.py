@@ -252,7 +252,7 @@ def test_dry_runs_say_what_would_be_done_and_do_nothing(
     argv = ["--images", str(photographs), "--profile", "test", "--dry-run"]
     assert pipeline.run.main(argv) == 0
     text = capsys.readouterr().out
-    assert "7 photographs, 0 finished, 7 to do in 1 parts" in text and "1000 words" in text
+    assert "7 photographs, 0 finished, 7 to do in 1 part\n" in text and "1000 words" in text
     argv = ["--manifest", str(manifest), "--profile", "test", "--batch-size", "2", "--dry-run"]
     assert trainer.run.main(argv) == 0
     text = capsys.readouterr().out

@@ -147,7 +147,7 @@ def test_poor_terminals(variables: dict[str, str], tmp_path: Path) -> None:
     done = subprocess.run(command, env=variables, capture_output=True)
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
     assert done.stdout.startswith(b"v v: ??? \\x1b[2J\n") and b"??: 3/3 img" in done.stderr
-    assert json.loads(done.stdout.partition(b"\n")[2])[0]["found"] == "写é \x1b[2J"
+    assert json.loads(done.stdout[done.stdout.index(b"\n[") :])[0]["found"] == "写é \x1b[2J"
 
 
 @pytest.mark.parametrize(
@@ -172,6 +172,7 @@ def test_a_progress_bar_moves_its_cursor(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys, "stderr", stream)
     with output.safe_streams(), progress(3, "a\x1b[2J", "img") as bar:
         bar.update(3)
+        bar.refresh()
     assert "\r" in stream.text() and "a\\x1b[2J: 100%" in stream.text()
     assert "\x1b[2J" not in stream.text()
 

@@ -223,7 +223,7 @@ def test_cached_scores_are_used_as_they_were_written(
 
     content = path.read_bytes()
     ended = tally(content[: content.index(b"\n") + 1], 300, read)
-    assert ended["the same"] == 0 and "lines are damaged" in caplog.text
+    assert ended["the same"] == 0 and "damaged line" in caplog.text
     path.write_bytes(b'{"key": "old", "score": 27.125, "device": "CPU"}\n' + content)  # 0.1.0
     assert ScoreCache(path).get("old") == {"score": 27.125, "device": "CPU"}
 
@@ -331,7 +331,7 @@ def test_a_statistic_is_not_changed_by_a_line_before_it(
     path.write_bytes(b"\n".join([*lines, good[3], good[4], b'{"step": 6, "tot']))
     trim_lines(path, 3)
     assert path.read_bytes() == b"".join(line + b"\n" for line in lines)
-    assert "stats.jsonl: 4 damaged lines, left as they are: 2, 4, 5, 7" in caplog.text
+    assert "stats.jsonl: 4 damaged lines, left in place: 2, 4, 5, 7" in caplog.text
 
 
 def test_bits_flipped_while_a_build_runs_stop_it(copy: Path, built: Path) -> None:

@@ -163,7 +163,7 @@ def test_damaged_checkpoints_and_broken_losses_are_said(
 def test_a_manifest_smaller_than_a_batch_is_said(
     manifest: Path, models: Path, tmp_path: Path
 ) -> None:
-    few = r"(\d+) lr patches are fewer than a batch of 500; pass --batch-size (\d+), or build"
+    few = r"(\d+) lr patch(?:es)?, fewer than a batch of 500; pass --batch-size (\d+), or build"
     with pytest.raises(UserError, match=few) as refused:
         loop.train(config(manifest, models, tmp_path / "run", batch_size=500))
     found = re.search(few, str(refused.value))
@@ -174,9 +174,7 @@ def test_a_manifest_smaller_than_a_batch_is_said(
     sql = f"(SELECT * FROM '{manifest}/*.parquet' WHERE role = 'lr' LIMIT 1)"
     sql += f" UNION ALL (SELECT * FROM '{manifest}/*.parquet' WHERE role = 'hr' LIMIT 3)"
     duckdb.sql(f"COPY ({sql}) TO '{one}' (FORMAT parquet)")
-    with pytest.raises(
-        UserError, match="1 lr patches are fewer than a batch of 2; build"
-    ) as refused:
+    with pytest.raises(UserError, match="1 lr patch, fewer than a batch of 2; build") as refused:
         loop.train(config(one, models, tmp_path / "run"))
     assert "--batch-size" not in str(refused.value)
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from lasr.cli import Command
 from lasr.ownership import check_file
 from lasr.terminal.output import say
+from lasr.terminal.summary import counted
 from schemas.manifest import open_manifest
 
 SCALE = 3  # side of an LR pixel on the sheet
@@ -57,10 +58,16 @@ def draw_sheet(config: SheetConfig) -> None:
 def run(config: SheetConfig) -> None:
     """Draw the sheet and print its path."""
     draw_sheet(config)
-    say(f"{config.patches} patches, {config.draws} degraded copies each: {config.out}")
+    copies = counted(config.draws, "degraded copy")
+    say(f"{counted(config.patches, 'patch')}, {copies} each: {config.out}")
 
 
-main = Command(SheetConfig, run, name="lasr degradations", about=__doc__)
+main = Command(
+    SheetConfig, run, name="lasr degradations", about=__doc__,
+    following=lambda config: [
+        "lasr", "train", "--manifest", config.manifest, "--degrade", "realesrgan",
+    ],
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,6 +13,7 @@ from typing import Any
 
 from lasr.errors import UserError, writing
 from lasr.files import write_bytes
+from lasr.terminal.summary import counted
 from schemas.manifest import ManifestError
 from trainer.data.dataset import Patches
 from trainer.data.index import NO_ROLE, ROLES
@@ -40,8 +41,8 @@ def check_index(patches: Patches, share: float) -> None:
     if len(faulty) > most:
         fault, fix = index.describe(int(faulty[0]))
         raise ManifestError(
-            f"{patches.manifest.path}: {len(faulty)} of {rows} rows cannot be trained on, and"
-            f" --max-skipped {share:g} allows {most}; row {faulty[0]} {fault}",
+            f"{patches.manifest.path}: {len(faulty)} of {counted(rows, 'row')} cannot be trained"
+            f" on, and --max-skipped {share:g} allows {most}; row {faulty[0]} {fault}",
             fix,
         )
 
@@ -84,8 +85,8 @@ class SkippedRows:
         row, reason = next(iter(self.known.items()))
         rows = len(self.patches.reader.index.role)
         raise UserError(
-            f"{self.patches.manifest.path}: {len(self.known)} of {rows} rows cannot be trained on,"
-            f" and --max-skipped {self.share:g} allows {self.most}; row {row} {reason};"
+            f"{self.patches.manifest.path}: {len(self.known)} of {counted(rows, 'row')} cannot be"
+            f" trained on, and --max-skipped {self.share:g} allows {self.most}; row {row} {reason};"
             f" {NAME} in the run's folder lists all",
             "build the manifest again, or allow more and run the same command, which resumes",
         )
@@ -117,7 +118,7 @@ class SkippedRows:
 
 def append_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     """Append lines of JSON, durably: a checkpoint may follow."""
-    with open(path, "a", encoding="utf-8") as file:
+    with open(path, "a", encoding="utf-8", newline="\n") as file:
         file.write("".join(json.dumps(line) + "\n" for line in lines))
         file.flush()
         os.fsync(file.fileno())
@@ -133,7 +134,8 @@ def trim_lines(path: Path, step: int) -> list[dict[str, Any]]:
     lines = read_lines(path, step)
     if damaged := [number for number, (_, line) in enumerate(lines, start=1) if line is None]:
         some = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
-        log.warning("%s: %d damaged lines, left as they are: %s", path, len(damaged), some)
+        number = counted(len(damaged), "damaged line")
+        log.warning("%s: %s, left in place: %s", path, number, some)
     if path.exists():
         write_bytes(path, b"".join(text + b"\n" for text, _ in lines))
     return [line for _, line in lines if line is not None]

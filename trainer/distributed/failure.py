@@ -19,7 +19,6 @@ import socket
 import sys
 import threading
 import time
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -28,6 +27,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from lasr.cli import STOPPED, print_error
 from lasr.errors import UserError
+from lasr.system.calls import is_alive, is_zombie
 from trainer.distributed.world import KNOWN_TO_ALL, ReportedElsewhere, World
 
 LOOK = 0.5  # seconds between two looks of the thread
@@ -195,14 +195,4 @@ def _is_lost_connection(error: BaseException) -> bool:
 
 def _is_alive(pid: int) -> bool:
     """Whether a process of this machine runs; one that has ended stays until torchrun looks."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        # Linux: the state follows the name, which is in brackets and may hold anything.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return True
+    return is_alive(pid) and not is_zombie(pid)

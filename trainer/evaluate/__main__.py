@@ -20,6 +20,7 @@ from lasr.device import Device, pick_device
 from lasr.errors import UserError, writing
 from lasr.lock import sole_writer
 from lasr.ownership import check_folder
+from lasr.terminal.summary import counted
 from lasr.weights.digests import sha256
 from schemas.manifest import SCALE
 from trainer.evaluate import scores, testset
@@ -166,11 +167,15 @@ def _evaluate(config: EvaluateConfig, methods: list[Method]) -> None:
     print(scores.markdown(found))
     print(f"\nwritten to {config.out}: means.md, and means and scores as .csv and .parquet")
     if problems := evaluator.problems:
-        more = f", and {len(problems) - 1} more problems" if len(problems) > 1 else ""
+        rest = len(problems) - 1
+        more = f", and {counted(rest, 'more problem')}" if rest else ""
         raise UserError(f"not everything was scored: {problems[0].problem}{more}", problems[0].fix)
 
 
-main = Command(EvaluateConfig, run, name="lasr evaluate", about=__doc__, weights=True)
+main = Command(
+    EvaluateConfig, run, name="lasr evaluate", about=__doc__, weights=True,
+    following=lambda config: ["lasr", "sidebyside", config.out],
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -23,6 +23,7 @@ from lasr.device import Device, pick_device
 from lasr.errors import UserError
 from lasr.ownership import check_file
 from lasr.terminal.output import say
+from lasr.terminal.summary import counted
 from schemas.manifest import SCALE, Manifest, open_manifest
 from trainer.evaluate.methods import BICUBIC, Method, locate_weights, parse_methods
 
@@ -85,7 +86,7 @@ def run(config: CompareConfig) -> None:
             columns[method.name] = _enlarge(method, pixels, config.device)
             bar.update()
     write_sheet(config.out, columns)
-    say(f"{len(lr)} far patches, {', '.join(columns)}: {config.out}")
+    say(f"{counted(len(lr), 'far patch')}, {', '.join(columns)}: {config.out}")
 
 
 def _enlarge(method: Method, pixels: np.ndarray, device: Device) -> torch.Tensor:
@@ -101,7 +102,15 @@ def _enlarge(method: Method, pixels: np.ndarray, device: Device) -> torch.Tensor
         return torch.cat([network(one[None]).float().cpu().clamp(0, 1) for one in batch])
 
 
-main = Command(CompareConfig, run, name="lasr compare", about=__doc__, weights=True)
+def following(config: CompareConfig) -> list[object]:
+    """The next command: upscaling with the last of the networks."""
+    source = parse_methods(config.weights, [])[-1].source
+    return ["lasr", "upscale", "--weights", source, "PICTURE", "--out", "data/upscaled"]
+
+
+main = Command(
+    CompareConfig, run, name="lasr compare", about=__doc__, weights=True, following=following
+)
 
 if __name__ == "__main__":
     sys.exit(main())

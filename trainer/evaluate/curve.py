@@ -41,7 +41,7 @@ class CurveConfig(BaseModel):
 
 def run(config: CurveConfig) -> None:
     """Write the PNG and the CSV, or a run's page. Raises UserError: there is nothing to draw."""
-    if (config.evaluation / "stats.jsonl").is_file():
+    if is_run(config):
         draw_run(config)
         return
     out = config.out or config.evaluation / "curve.png"
@@ -66,6 +66,11 @@ def run(config: CurveConfig) -> None:
         pyarrow.csv.write_csv(pa.Table.from_pylist(points), temporary)
     _draw(out, titles, points)
     say(f"{out} and {out.with_suffix('.csv').name}")
+
+
+def is_run(config: CurveConfig) -> bool:
+    """Whether the folder is that of a run."""
+    return (config.evaluation / "stats.jsonl").is_file()
 
 
 def draw_run(config: CurveConfig) -> None:
@@ -130,7 +135,17 @@ def _draw(out: Path, titles: dict[str, str], points: list[dict[str, Any]]) -> No
     plt.close(figure)
 
 
-main = Command(CurveConfig, run, name="lasr curve", about=__doc__, positional="evaluation")
+def following(config: CurveConfig) -> list[object]:
+    """The next command: the pictures behind the scores, or a run's network at work."""
+    network = config.evaluation / "model.safetensors"
+    if network.is_file():
+        return ["lasr", "upscale", "--weights", network, "PICTURE", "--out", "data/upscaled"]
+    return [] if is_run(config) else ["lasr", "sidebyside", config.evaluation]
+
+
+main = Command(
+    CurveConfig, run, name="lasr curve", about=__doc__, positional="evaluation", following=following
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -244,8 +244,23 @@ def _fetch(config: FetchConfig) -> None:
 
 
 _COMMANDS: list[Command[Any]] = [
-    Command(NoFlags, _list, "lasr metrics list", "Show metrics and their weights.", weights=True),
-    Command(FetchConfig, _fetch, "lasr metrics fetch", "Download weights.", "names", weights=True),
+    Command(
+        NoFlags,
+        _list,
+        "lasr metrics list",
+        "Show metrics and their weights.",
+        weights=True,
+        following=lambda config: ["lasr", "metrics", "fetch"],
+    ),
+    Command(
+        FetchConfig,
+        _fetch,
+        "lasr metrics fetch",
+        "Download weights.",
+        "names",
+        weights=True,
+        following=lambda config: ["lasr", "metrics", "list"],
+    ),
 ]
 
 main = Group("lasr metrics", about=__doc__, sections={"Commands": _COMMANDS})

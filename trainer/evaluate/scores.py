@@ -18,6 +18,7 @@ import pyarrow.parquet
 from lasr.errors import UserError, one_line
 from lasr.marks import KEY, signed
 from lasr.ownership import is_ours, own_path, write_own
+from lasr.terminal.summary import counted
 from schemas.digest import Damaged, check_parquet
 from schemas.parquet import write_table
 
@@ -250,8 +251,8 @@ class Cache:
         if damaged:
             some = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
             log.warning(
-                "%s: %d lines are damaged, and what they held is computed again: %s",
-                *(path, len(damaged), some),
+                "%s: %s, what was there is computed again: %s",
+                *(path, counted(len(damaged), "damaged line"), some),
             )
         os.truncate(path, complete)
 

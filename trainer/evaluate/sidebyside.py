@@ -25,6 +25,7 @@ from lasr.marks import in_picture
 from lasr.ownership import check_file, check_folder, own_path
 from lasr.pictures.read import read_rgb
 from lasr.terminal.output import say
+from lasr.terminal.summary import counted
 from trainer.evaluate import scores
 from trainer.evaluate.scores import Score
 
@@ -110,7 +111,7 @@ def run(config: SideBySideConfig) -> None:
     for path, sheet in sheets.items():
         with own_path(path) as temporary:
             sheet.save(temporary, format="PNG", **in_picture())
-    say(f"{len(rows)} pictures, {len(methods)} methods: {out}")
+    say(f"{counted(len(rows), 'picture')}, {counted(len(methods), 'method')}: {out}")
 
 
 def most_textured(picture: np.ndarray, side: int) -> Crop:
@@ -246,9 +247,17 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
 
 
+def following(config: SideBySideConfig) -> list[object]:
+    """The next command: the curve of a training run, if its steps were scored."""
+    methods = {score.method for score in scores.read(config.evaluation)}
+    scored = any(method.rpartition("@")[2].isdecimal() for method in methods if "@" in method)
+    return ["lasr", "curve", config.evaluation] if scored else []
+
+
 main = Command(
-    SideBySideConfig, run, name="lasr sidebyside", about=__doc__, positional="evaluation"
-)
+    SideBySideConfig, run, name="lasr sidebyside", about=__doc__, positional="evaluation",
+    following=following,
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

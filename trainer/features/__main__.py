@@ -25,6 +25,7 @@ from lasr.errors import UserError, one_line, require
 from lasr.marks import KEY
 from lasr.ownership import check_folder, own_path, write_own
 from lasr.terminal.output import say
+from lasr.terminal.summary import counted
 from lasr.weights.locate import Located, locate, untrained
 from schemas.manifest import open_manifest
 from trainer.features.maps import View, draw
@@ -102,7 +103,7 @@ def run(config: FeaturesConfig) -> None:
             "give the folder of the run that trained this CLIP",
         ) from error
     after = encode(encoders, table, device, "features after training")
-    stages[f"after {state['step']} steps"] = after
+    stages[f"after {counted(state['step'], 'step')}"] = after
     note = "random weights: no result of the method" if untrained(trained.clip_name) else ""
     _write(config, _views(table, words, stages), note)
 
@@ -147,7 +148,12 @@ def _write(config: FeaturesConfig, views: list[View], note: str) -> None:
     say(f"written: {out}/{FIGURE}, {COORDINATES}, {SCORES}")
 
 
-main = Command(FeaturesConfig, run, name="lasr features", about=__doc__, weights=True)
+main = Command(
+    FeaturesConfig, run, name="lasr features", about=__doc__, weights=True,
+    following=lambda config: [
+        "lasr", "compare", "--manifest", config.manifest, "--weights", config.weights,
+    ],
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from lasr.errors import UserError, one_line
 from lasr.pictures.png import decode_patch
+from lasr.terminal.summary import counted
 from schemas.columns import convert
 from schemas.manifest import PATCH_SIZE, PATCHES, Manifest, ManifestError, Role
 
@@ -54,7 +55,8 @@ def choose(manifest: Manifest, per_role: int, seed: int) -> pa.Table:
         if not any(missing.values()):
             break
     if bad:
-        log.warning("%s: %d rows cannot be used and are left out", manifest.path, bad)
+        rows = counted(bad, "row")
+        log.warning("%s: %s cannot be used, left out", manifest.path, rows)
     for role, count in missing.items():
         if per_role - count < FEWEST:
             raise ManifestError(

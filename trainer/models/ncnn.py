@@ -101,7 +101,7 @@ def write_ncnn(network: RRDB, param: Path, binary: Path, half: bool) -> None:
         name = f"{layer.kind.lower()}{number}" if number else param_layer(content)
         line = f"{layer.kind:16} {name} {counts} {names} {layer.parameters}"
         lines.append(line.rstrip())
-    param.write_text("\n".join(lines) + "\n", encoding="ascii")
+    param.write_bytes(("\n".join(lines) + "\n").encode("ascii"))
 
 
 def load_runtime(param: Path, binary: Path) -> Callable[[Tensor], Tensor]:

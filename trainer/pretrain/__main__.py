@@ -37,12 +37,18 @@ def run(config: PretrainConfig) -> None:
         say(f"PSNR-Y:  {name.removeprefix('psnr_y_')} {value:.2f} dB, bicubic {bicubic:.2f} dB")
     say(f"stats:   {config.folder / 'stats.jsonl'} (tensorboard --logdir {config.folder})")
     print(f"time:    {time.monotonic() - started:.0f} s")
-    say(f"next:    lasr upscale --weights {result.weights[0]} PICTURE --out data/upscaled")
+
+
+def following(config: PretrainConfig) -> list[object]:
+    """The next command: training from these weights."""
+    weights = config.folder / f"model{'_ema' if config.ema else ''}.safetensors"
+    return ["lasr", "train", "--manifest", "data/patches.parquet", "--sr-init", weights]
 
 
 main = Command(
-    PretrainConfig, run, name="lasr pretrain", about=__doc__, weights=True, configurable=True
-)
+    PretrainConfig, run, name="lasr pretrain", about=__doc__, weights=True, configurable=True,
+    following=following,
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,6 +11,7 @@ from torch import nn
 from lasr.device import pick_device, pick_precision
 from lasr.errors import UserError
 from lasr.lock import check_free
+from lasr.terminal.summary import counted
 from lasr.weights.locate import Located, locate
 from schemas.manifest import SCALE
 from trainer import checkpoint
@@ -84,8 +85,8 @@ def pretrain(
             checkpoint.claim_folder(config, photographs.identity, identities)
             done = resume(config, step, world)
         log.info(
-            "%d patches a step, %s on %s, after step %d", config.batch_size, config.precision,
-            device, done,
+            "%s a step, %s on %s, after step %d", counted(config.batch_size, "patch"),
+            config.precision, device, done,
         )  # fmt: skip
 
         # --- Train --------------------------------------------------------------------------------
@@ -154,11 +155,11 @@ def describe(config: PretrainConfig, found: Found | None = None) -> str:
     sets = ", ".join(f"{len(pairs)} {name}" for name, pairs in validation.sets.items())
     return "\n".join(
         [
-            f"images:   {len(photographs.training)} photographs, {megabytes:.0f} MB of pixels;"
-            f" {photographs.shrunk} shrunk to {config.longest_side} pixels",
+            f"images:   {counted(len(photographs.training), 'photograph')}, {megabytes:.0f} MB of"
+            f" pixels; {photographs.shrunk} shrunk to {config.longest_side} pixels",
             f"validate: {sets.replace('_', ' ') or 'nothing'}; bicubic"
             f" {', '.join(f'{value:.2f} dB' for value in validation.bicubic.values()) or '-'}",
-            f"run:      {config.steps} steps of {config.batch_size} patches of"
+            f"run:      {counted(config.steps, 'step')} of {counted(config.batch_size, 'patch')} of"
             f" {config.patch}x{config.patch}, {epochs:.1f} epochs,"
             f" x{SCALE} on {device}, {config.precision}{f', {done} of them done' * (done > 0)}",
             f"network:  {identity}, {parameters:,} parameters",

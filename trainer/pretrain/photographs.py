@@ -27,6 +27,7 @@ from lasr.cli import progress
 from lasr.errors import UserError
 from lasr.pictures.find import find_pictures
 from lasr.pictures.read import read_picture
+from lasr.terminal.summary import counted
 from schemas.manifest import SCALE
 from trainer.data.dataset import flip_and_rotate
 from trainer.data.prefetch import ahead
@@ -84,7 +85,8 @@ class Photographs:
         held = max(1, round(config.held_out * len(order))) if config.held_out else 0
         if len(order) <= held:
             raise UserError(
-                f"--images: {len(order)} photographs, and {held} of them would be held out",
+                f"--images: {counted(len(order), 'photograph')}, and {held} of them would be"
+                " held out",
                 "give more photographs, or pass --held-out 0",
             )
         share = config.memory_mb * 2**20 // (len(order) - held)
@@ -108,13 +110,13 @@ class Photographs:
                     self.training.append(self._share_of(photograph, share))
         if not self.training:
             raise UserError(
-                f"--images: none of {len(order)} photographs can be trained on",
+                f"--images: none of {counted(len(order), 'photograph')} can be trained on",
                 f"give photographs of at least {SCALE * self.patch} pixels each way",
             )
         if self.cut:
             log.warning(
-                "%d photographs are cut to %d MB each, their share of --memory-mb",
-                self.cut, share // 2**20,
+                "%s cut to %d MB each, a share of --memory-mb",
+                counted(self.cut, "photograph"), share // 2**20,
             )  # fmt: skip
         self.identity = hashlib.sha256("".join(sorted(used)).encode()).hexdigest()[:32]
         positions = [
@@ -137,7 +139,8 @@ class Photographs:
                 twice.append(path)
             paths.setdefault(digest, path)
         if twice:
-            log.warning("%d files left out, the same as others: %s", len(twice), twice[0])
+            files = counted(len(twice), "file")
+            log.warning("%s left out, the same as others: %s", files, twice[0])
         return paths
 
     def _read(self, named: tuple[Path, str]) -> Photograph | None:

@@ -9,6 +9,7 @@ of any scale.
 """
 
 import sys
+from pathlib import Path
 
 from lasr.cli import Command
 from lasr.ownership import check_folder
@@ -33,9 +34,18 @@ def run(config: UpscaleConfig) -> None:
     upscale_files(results, located, config)
 
 
+def following(config: UpscaleConfig) -> list[object]:
+    """The next command: this network beside bicubic, where the inputs are pictures or folders."""
+    if not all(Path(path).exists() and not path.endswith(".txt") for path in config.inputs):
+        return []
+    methods = ["--weights", "bicubic", config.weights]
+    return ["lasr", "evaluate", "--images", *config.inputs, *methods]
+
+
 main = Command(
-    UpscaleConfig, run, name="lasr upscale", about=__doc__, positional="inputs", weights=True
-)
+    UpscaleConfig, run, name="lasr upscale", about=__doc__, positional="inputs", weights=True,
+    following=following,
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

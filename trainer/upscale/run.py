@@ -14,6 +14,7 @@ from lasr.pictures.read import Picture, picture_size, read_picture
 from lasr.pictures.samples import Metadata
 from lasr.pictures.write import check_format, save_picture
 from lasr.terminal.output import say
+from lasr.terminal.summary import counted
 from lasr.weights.locate import Located
 from trainer.models.load import load_model
 from trainer.upscale.config import UpscaleConfig
@@ -66,7 +67,8 @@ def upscale_files(results: dict[Path, Path], located: Located, config: UpscaleCo
     existing = f", {skipped} existed already" if skipped else ""
     say(f"upscaled: {upscaled} of {len(results)}{existing}, x{total_scale}, in {config.out}")
     if failed:
-        raise UserError(f"{len(failed)} of {len(results)} pictures failed: {'. '.join(failed)}")
+        of = counted(len(results), "picture")
+        raise UserError(f"{len(failed)} of {of} failed: {'. '.join(failed)}")
 
 
 def upscale_picture(

@@ -1,8 +1,6 @@
 """What a run will take: a few measured steps of it, and what it will write. Nothing is written."""
 
-import resource
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lasr.system import calls
+from lasr.terminal.summary import counted
 from schemas.manifest import PATCH_SIZE, SCALE
 from trainer.config import TrainConfig
 from trainer.distributed import World
@@ -69,8 +69,7 @@ def peak_memory(device: torch.device) -> int:
     """The most memory so far, in bytes: of the GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return calls.peak_memory()
 
 
 def disk(config: TrainConfig, step: "TrainStep", validated: bool) -> Disk:
@@ -101,8 +100,9 @@ def dry_run(config: TrainConfig, processes: int = 1) -> str:
     return "\n".join(
         [
             *described(checked, processes),
-            f"time:     {_duration(left * seconds)} for {left} steps of {seconds:.3g} s, measured"
-            f" here{_ALONE if processes > 1 else ''}; reading patches and validation come on top",
+            f"time:     {_duration(left * seconds)} for {counted(left, 'step')} of {seconds:.3g} s,"
+            f" measured here{_ALONE if processes > 1 else ''}; reading patches and validation come"
+            " on top",
             _memory_line(memory, device),
             _disk_line(needed, config.folder),
         ]

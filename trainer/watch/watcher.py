@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lasr.errors import writing
+from lasr.terminal.summary import counted
 from trainer.checkpoint import may_replace
 from trainer.config import TrainConfig
 from trainer.data.dataset import Patches
@@ -53,8 +54,9 @@ class Watcher:
             with undisturbed(train_step.encoders):
                 self.probe = EncoderProbe(train_step.encoders, lr, hr, words, context)
         log.info(
-            "validation every %d steps: %d LR and %d HR patches held out, %d pictures given",
-            config.cadence, len(lr.captions), len(hr.captions), len(given),
+            "validation every %s: %d LR and %s held out, %s given",
+            counted(config.cadence, "step"), len(lr.captions),
+            counted(len(hr.captions), "HR patch"), counted(len(given), "picture"),
         )  # fmt: skip
 
     def __call__(self, step: int, run_log: RunLog) -> None:

@@ -48,7 +48,7 @@ class Photograph:
 def photographs(judge: bool) -> list[Photograph]:
     """The table's photographs for the fit, or those that judge it."""
     every: list[tuple[list[str], list[Region]]] = []
-    for line in TABLE.read_text().splitlines():
+    for line in TABLE.read_text("utf-8").splitlines():
         if line.startswith("  "):
             box, _, words = line.partition(":")
             region = Region(tuple(map(float, box.split())), tuple(words.strip().split(", ")))

@@ -340,7 +340,7 @@ def make(parts: dict[str, Path], folders: Sequence[Path], dictionary: Path) -> d
     network = lite0(parts["efficientnet-lite0-57934424.pth"])
     photographs = crops.photographs(judge=False)
     found = crops.find(photographs, folders)
-    lines = dictionary.read_text().splitlines()
+    lines = dictionary.read_text("utf-8").splitlines()
     words = [word for line in lines if (word := line.split("#")[0].strip())]
     tower = Tower(network)
     samples = extract(tower, found, CROPS, SEED)

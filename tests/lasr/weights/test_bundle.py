@@ -85,7 +85,7 @@ def test_each_defect_is_one_line(
     line = next(line for line in out.splitlines() if line.startswith(str(path)))
     assert status == 1 and message in line
     assert ("truncated, or no" in line) == (fault == "cut")
-    assert "error: 1 of " in error and "files are defective, see above" in error
+    assert "error: 1 defective file of " in error and ", see above" in error
     if fault != "gone":  # a run refuses what verify finds
         kind = TABLE[name.split("/")[0]].kind
         with pytest.raises(WeightsError, match="fetch") as refused:

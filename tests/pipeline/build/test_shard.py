@@ -233,4 +233,4 @@ def test_dry_run_says_what_is_finished(build: Any, album: Path, tmp_path: Path) 
     build()
     config = BuildConfig(images=[str(album)], k=2, profile="test", out=tmp_path / "patches.parquet")
     text = plan_build(prepare(config)).summary()
-    assert "4 photographs, 0 finished, 4 to do in 1 parts\n" in text
+    assert "4 photographs, 0 finished, 4 to do in 1 part\n" in text

@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.config import BuildConfig
 from pipeline.flows import flow as flows
+from pipeline.flows.training import TrainingConfig
 from tests.support.servers import (
     PREFECT,
     ROOT,
@@ -44,7 +45,10 @@ def test_pipeline_run_builds_through_the_flow(photographs: Path, tmp_path: Path)
     done = project.pipeline_run(*flags)
     assert done.returncode == 0, done.stderr
     assert "photographs: 3: 3 ok" in done.stdout and "6 lr, 6 hr" in done.stdout
-    assert "tiny-clip: random weights" in done.stderr and "build-patches" in done.stderr
+    assert "tiny-clip: random weights" in done.stderr
+    assert "INFO: 3 photographs, 3 to do" in done.stderr and "flow run" not in done.stderr
+    last = "next: lasr report --manifest data/patches.parquet --out data/patches.html"
+    assert done.stdout.splitlines()[-1] == last
     assert counts(project.folder / "data/patches.parquet") == {"lr": 6, "hr": 6}
     assert "Traceback" not in done.stderr and "not shown" not in done.stderr
     assert done.stderr.count("recorded in a temporary database only") == 1
@@ -91,8 +95,17 @@ def test_the_server_ends_with_a_command_that_is_killed(
 
 
 def check_form(deployment: dict[str, Any]) -> None:
-    """Prefect's form: the flags of `pipeline.run` with their descriptions and bounds."""
+    """Prefect's form: the flags of `pipeline.run` with their descriptions and bounds.
+
+    No field may be null: the form shows that as a choice, "Property is type None".
+    """
     schema = deployment["parameter_openapi_schema"]
+    assert '"null"' not in json.dumps(schema)
+    assert all(field["title"] and field["description"] for field in schema["properties"].values())
+    assert deployment["tags"] == ["la-sr"]
+    if deployment["name"] != flows.NAME:
+        assert schema["properties"].keys() == TrainingConfig.model_fields.keys()
+        return
     fields = BuildConfig.model_fields
     assert schema["required"] == ["images"] and deployment["enforce_parameter_schema"]
     assert schema["properties"].keys() == fields.keys() - {"dry_run"}
@@ -102,7 +115,14 @@ def check_form(deployment: dict[str, Any]) -> None:
     assert form["k"]["minimum"] == 1 and form["k"]["default"] == 8
     assert form["strategy"]["enum"] == ["depth", "random", "overlap", "inclusion"]
     assert form["images"]["minItems"] == 1
-    assert form["min_separation"]["anyOf"][0] == {"type": "integer", "minimum": 0}
+    assert form["min_separation"]["type"] == "integer" and form["min_separation"]["minimum"] == 0
+
+
+def deployments(server: Project) -> dict[str, dict[str, Any]]:
+    return {deployment["name"]: deployment for deployment in server.ask("deployments")}
+
+
+BOTH = {"build-patches", "train-and-evaluate"}
 
 
 def test_the_served_deployment(photographs: Path, server: Project) -> None:
@@ -110,10 +130,11 @@ def test_the_served_deployment(photographs: Path, server: Project) -> None:
     run = [PREFECT, "deployment", "run"]
     server.environment["LASR_ROOTS"] = f"{photographs}:{server.folder}:s3://bucket/photos"
     with server.background(sys.executable, "-m", "pipeline.flows") as log:
-        wait_for("the deployment", lambda: server.ask("deployments"), log)
-        (deployment,) = server.ask("deployments")
+        wait_for("the deployments", lambda: deployments(server).keys() == BOTH, log)
+        for deployment in deployments(server).values():
+            check_form(deployment)
+        deployment = deployments(server)["build-patches"]
         assert deployment["description"] == flows.ABOUT
-        check_form(deployment)
 
         out = server.folder / "served.parquet"
         parameters = {"images": [str(photographs)], "profile": "test", "k": 2, "limit": 3}
@@ -124,7 +145,13 @@ def test_the_served_deployment(photographs: Path, server: Project) -> None:
         assert done.returncode == 0, done.stdout + done.stderr + log.read_text()
         assert counts(out) == {"lr": 6, "hr": 6}
         assert "3 photographs, 3 to do" in done.stdout  # log lines, not only states
-        check_artifacts(server, last_run(server)["id"])
+        about = last_run(server)
+        assert about["name"] == f"served.parquet from {photographs.name} (test)"
+        assert about["tags"] == ["la-sr"]
+        tasks = server.ask("task_runs", flow_runs={"id": {"any_": [about["id"]]}})
+        names = sorted(task["name"] for task in tasks)
+        assert names == ["1 photograph: china.jpg", "2 photographs: astronaut.png to chelsea.png"]
+        check_artifacts(server, about["id"])
 
         outside = server.folder.parent / "somewhere-else" / "patches.parquet"
         wrong = json.dumps(parameters | {"out": str(outside)})
@@ -168,9 +195,11 @@ def test_a_work_pool(photographs: Path, server: Project) -> None:
     assert created.returncode == 0, created.stdout + created.stderr
     deployed = server.run(PREFECT, "--no-prompt", "deploy", "--all")
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
-    (deployment,) = server.ask("deployments")
-    assert deployment["work_pool_name"] == "la-sr"
-    check_form(deployment)
+    assert deployments(server).keys() == BOTH
+    for deployment in deployments(server).values():
+        assert deployment["work_pool_name"] == "la-sr"
+        assert deployment["global_concurrency_limit"]["limit"] == 1
+        check_form(deployment)
     server.environment["LASR_ROOTS"] = f"{photographs}:{server.folder}"  # of the worker
     with server.background(PREFECT, "worker", "start", "--pool", "la-sr") as log:
         flags = ["-p", f'images=["{photographs}"]', "-p", "profile=offline", "-p", "limit=2"]

@@ -160,7 +160,7 @@ def test_errors_inside_the_flow_are_one_line(
     (folder := tmp_path / "photos").mkdir()
     Image.new("RGB", (100, 80)).save(folder / "sm\x1b[2Jall.png")
     config = BuildConfig(images=[str(folder)], out=tmp_path / "o.parquet", profile="test")
-    with pytest.raises(UserError, match=r"none of 1 photographs gave a patch \(1 too_small\)"):
+    with pytest.raises(UserError, match=r"none of 1 photograph gave a patch \(1 too_small\)"):
         flows.build(config)
     assert "Traceback" not in caplog.text and "\x1b[2J" not in caplog.text
 

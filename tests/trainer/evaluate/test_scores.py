@@ -42,6 +42,4 @@ def test_a_damaged_line_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         caplog.clear()
         cache = Cache(path)
         assert cache.get("c") == {"score": 1} and cache.get("b") is None
-        assert (
-            "a.jsonl: 1 lines are damaged, and what they held is computed again: 3" in caplog.text
-        )
+        assert "a.jsonl: 1 damaged line, what was there is computed again: 3" in caplog.text

@@ -225,5 +225,5 @@ def test_patches_that_cannot_be_decoded_are_left_out(
     ids = table["patch_id"].to_pylist()
     wanted = {ids[i] for i in range(len(ids)) if i not in pictures}
     assert set(chosen["patch_id"].to_pylist()) <= wanted and len(chosen) >= len(wanted) - 7
-    assert "m.parquet: 14 rows cannot be used and are left out" in caplog.text
+    assert "m.parquet: 14 rows cannot be used, left out" in caplog.text
     assert word_labels(chosen, None).tolist()

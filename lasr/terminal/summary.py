@@ -1,0 +1,38 @@
+"""What a command says at its end: numbers with their nouns, and the next command to type."""
+
+import os
+import shlex
+import subprocess
+from collections.abc import Sequence
+
+from lasr.terminal.output import is_quiet, say
+
+NEXT = "next: "
+_ENDINGS = ("s", "x", "z", "ch", "sh")  # of nouns whose plural has a syllable more
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: 1 photograph, 2 photographs, 2 patches, 0 entries.
+
+    noun: its last word is the one that changes. plural: where the rules of spelling do not give it.
+    """
+    if number == 1:
+        return f"1 {noun}"
+    if not plural:
+        if noun.endswith("y") and noun[-2:-1] not in "aeiou":
+            plural = f"{noun[:-1]}ies"
+        else:
+            plural = noun + ("es" if noun.endswith(_ENDINGS) else "s")
+    return f"{number} {plural}"
+
+
+def typed(words: Sequence[object]) -> str:
+    """A command as it is typed in a shell of this system: words with spaces are quoted."""
+    texts = [str(word) for word in words]
+    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
+
+
+def say_next(words: Sequence[object]) -> None:
+    """Name the next command, as the last line of a summary; nothing with --quiet."""
+    if words and not is_quiet():
+        say(NEXT + typed(words))
