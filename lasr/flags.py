@@ -52,8 +52,9 @@ class Flags(Generic[Config]):
     """The flags of a command.
 
     model: its fields are the flags. A class variable SECTIONS names the fields that only
-    `--help-all` shows, by section. name: as typed, `lasr build`. about: the module's docstring.
-    positional: the fields that are given without a flag, in order, separated by spaces.
+    `--help-all` shows, by section; ALIASES gives fields a short flag, as `-o`. name: as typed,
+    `lasr build`. about: the module's docstring. positional: the fields that are given without a
+    flag, in order, separated by spaces.
     weights: whether to add --weights-dir. configurable: whether to add --config.
     """
 
@@ -69,6 +70,12 @@ class Flags(Generic[Config]):
         """The less common fields, by section."""
         sections: Sections = getattr(self.model, "SECTIONS", {})
         return sections
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """The short flags of fields, by field."""
+        aliases: Mapping[str, str] = getattr(self.model, "ALIASES", {})
+        return aliases
 
     @property
     def common(self) -> list[str]:
@@ -133,9 +140,9 @@ class Flags(Generic[Config]):
         import cyclopts
 
         field, positional = self.model.model_fields[name], self.is_positional(name)
-        kind = without_none(field.annotation)
+        kind, short = without_none(field.annotation), self.aliases.get(name)
         options = cyclopts.Parameter(
-            name=None if positional else self.label(name),
+            name=None if positional else tuple(filter(None, (self.label(name), short))),
             negative=(),
             consume_multiple=(1, None) if get_origin(kind) is list else False,
             json_list=False,
@@ -154,7 +161,8 @@ class Flags(Generic[Config]):
 
         see = f"see `{self.name} --help`"
         known = [self.label(n) for n in self.model.model_fields if not self.is_positional(n)]
-        refuse_unknown_flags(argv, [*known, *self.common, HELP_SHORT], see)
+        refuse_unknown_flags(argv, [*known, *self.aliases.values(), *self.common, HELP_SHORT], see)
+        argv = self._spelt_out(argv)
         options: dict[str, Any] = {"exit_on_error": False, "print_error": False, "verbose": False}
         try:
             _, bound, _ = self.app(argv).parse_args(list(argv), **options)
@@ -179,6 +187,24 @@ class Flags(Generic[Config]):
             return self.model(**fields), given
         except ValidationError as error:
             raise UsageError(self._explain(error), see) from error
+
+    def _spelt_out(self, argv: Sequence[str]) -> list[str]:
+        """The arguments with short flags written as long ones.
+
+        One of a positional field is left out: the values after it are positional where they are.
+        """
+        end = list(argv).index("--") if "--" in argv else len(argv)
+        words = []
+        for word in argv[:end]:
+            flag, equals, value = word.partition("=")
+            field = next((f for f, short in self.aliases.items() if short == flag), None)
+            if field is None:
+                words.append(word)
+            elif not self.is_positional(field):
+                words.append(self.label(field) + equals + value)
+            elif equals:
+                words.append(value)
+        return [*words, *argv[end:]]
 
     def _read_config(self, path: Path) -> dict[str, Any]:
         """Values of fields from a file. Raises UsageError: unreadable, or an unknown option."""

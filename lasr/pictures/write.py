@@ -22,9 +22,9 @@ _QUALITY = 95  # of JPEG and WebP
 _SEGMENT = 65_000  # bytes of EXIF or XMP that a JPEG holds
 
 
-def check_format(picture: Picture, scale: int, format: Format) -> None:
-    """Raise UserError if the picture, enlarged by `scale`, cannot be saved in this format."""
-    side = scale * max(picture.pixels.shape[:2])
+def check_format(picture: Picture, size: tuple[int, int], format: Format) -> None:
+    """Raise UserError if the picture, with sides of `size`, cannot be saved in this format."""
+    side = max(size)
     if side > MAX_SIDE.get(format, side):
         raise UserError(f"{side} pixels are more than {format} can hold", "use --format png")
     if picture.alpha is not None and format == "jpg":
