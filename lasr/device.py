@@ -94,7 +94,7 @@ def machine_memory() -> int:
 def pick_precision(wanted: Precision, device: torch.device, old_gpu: Precision) -> Precision:
     """The precision to use: `auto` is bfloat16 on a GPU that computes in it, else float32.
 
-    old_gpu: what `auto` is on a GPU without bfloat16. Raises UserError: tf32 elsewhere than on CUDA.
+    old_gpu: what `auto` is on a GPU without bfloat16. Raises UserError: tf32 without CUDA.
     """
     import torch
 

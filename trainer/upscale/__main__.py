@@ -5,9 +5,9 @@ lasr upscale --weights realesrgan-x4plus -i folder/ -o upscaled --size 3840x2160
 lasr upscale --weights realesrgan-x4plus folder/ --out upscaled --passes 2
 
 The network enlarges once or several times, and a Lanczos filter takes its output to --scale or
---size. Reads 8 and 16 bit, grey, palette, transparent and CMYK pictures, upright and in sRGB; copies
-EXIF, XMP and resolution. A second call only does what is missing. Takes any weights that spandrel
-reads, of any scale.
+--size. Reads 8 and 16 bit, grey, palette, transparent and CMYK pictures, upright and in sRGB;
+copies EXIF, XMP and resolution. A second call only does what is missing. Takes any weights that
+spandrel reads, of any scale.
 """
 
 import sys
@@ -16,10 +16,11 @@ from lasr.cli import Command
 from lasr.ownership import check_folder
 from lasr.pictures.find import find_pictures
 from lasr.pictures.search import expand_lists
+from lasr.pictures.write import result_paths
 from lasr.terminal.output import say
 from lasr.weights.locate import locate
 from trainer.upscale.config import UpscaleConfig
-from trainer.upscale.results import check_targets, result_paths
+from trainer.upscale.results import check_targets
 
 
 def run(config: UpscaleConfig) -> None:

@@ -103,9 +103,10 @@ def _costs(work: _Work, located: Located, upscaling: Upscaling) -> list[str]:
     else:
         memory = f"about {_gigabytes(_resident() + needed + pixels)}, of which the largest tile"
         memory += f" takes {_gigabytes(needed)} and the largest picture {_gigabytes(pixels)}"
+    several = f"{tiles} tile{'s' * (tiles > 1)}"
     return [
-        f"network:  {located.name} on {device_name(device)}, {tiles} tile{'s' * (tiles > 1)} of at most"
-        f" {tiling.tile} pixels with {tiling.overlap} around them",
+        f"network:  {located.name} on {device_name(device)}, {several} of at most {tiling.tile}"
+        f" pixels with {tiling.overlap} around them",
         f"time:     about {_duration(seconds * area / side**2)} for the network, measured on a tile"
         f" of {side}x{side} ({seconds:.2g} s); transparency by the network doubles it",
         f"memory:   {memory}",

@@ -79,9 +79,7 @@ def fitted(
         )
         for top, bottom in parts
     ]
-    for (top, bottom), (first, _), rows in zip(
-        parts, ranges, windows(strips, ranges), strict=True
-    ):
+    for (top, bottom), (first, _), rows in zip(parts, ranges, windows(strips, ranges), strict=True):
         start = frame.margin + step * top - first
         end = min(start + step * (bottom - top), len(rows))
         box = frame.margin, start, frame.margin + frame.width, end

@@ -1,36 +1,12 @@
-"""Where results go, and whether a result exists already."""
+"""What tells results apart, and whether a result exists already."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from lasr.errors import UserError
 from lasr.pictures.write import software_tag
 from trainer.upscale.config import UpscaleConfig
-
-
-def result_paths(
-    found: dict[Path, Path], out: Path, format: str, suffix: str = ""
-) -> dict[Path, Path]:
-    """Map each picture to the path of its result: its name below `out`, in another format.
-
-    found: as `find_pictures` returns it. suffix: of the names, before that of the format. The
-    results of `a.jpg` and `a.png` in one folder are `a.jpg.png` and `a.png.png`. Raises UserError:
-    two pictures would still get the same path.
-    """
-    count = Counter(name.with_suffix("") for name in found.values())
-    source_of: dict[Path, Path] = {}
-    for path, name in found.items():
-        stem = name.with_suffix("") if count[name.with_suffix("")] == 1 else name
-        target = out / stem.with_name(f"{stem.name}{suffix}.{format}")
-        if other := source_of.get(target):
-            raise UserError(
-                f"{other} and {path} would both become {target}",
-                "give the folder that holds both, or use a separate --out for each",
-            )
-        source_of[target] = path
-    return {path: target for target, path in source_of.items()}
 
 
 def file_ids(paths: Iterable[Path]) -> set[tuple[int, int]]:
@@ -41,7 +17,7 @@ def file_ids(paths: Iterable[Path]) -> set[tuple[int, int]]:
 def check_targets(results: dict[Path, Path]) -> None:
     """Refuse results that are hard links to inputs. Raises UserError.
 
-    results: as `result_paths` returns it.
+    results: as `lasr.pictures.write.result_paths` returns it.
     """
     inputs = file_ids(results)
     for target in results.values():

@@ -34,7 +34,9 @@ def test_windows_are_the_rows_of_the_picture() -> None:
     rows = np.arange(97)[:, None, None]
     ranges = [(0, 5), (0, 40), (12, 13), (39, 97), (96, 97)]
     for heights in ((1,), (7, 30), (97,)):
-        for (first, last), got in zip(ranges, windows(strips_of(rows, *heights), ranges)):
+        for (first, last), got in zip(
+            ranges, windows(strips_of(rows, *heights), ranges), strict=True
+        ):
             assert got[:, 0, 0].tolist() == list(range(first, last))
 
 
@@ -43,9 +45,7 @@ def test_windows_are_the_rows_of_the_picture() -> None:
 def test_strips_are_resized_as_the_whole_picture(size: tuple[int, int], dtype: type) -> None:
     """Against Pillow's Lanczos of the whole, which rounds floats nowhere; up and down."""
     pixels = RNG.integers(0, 65_536, (1200, 300, 3), np.uint16)
-    got = np.concatenate(
-        list(fitted(strips_of(pixels, 130, 7), Frame(1200, 300), size, dtype))
-    )
+    got = np.concatenate(list(fitted(strips_of(pixels, 130, 7), Frame(1200, 300), size, dtype)))
     planes = [
         Image.fromarray(pixels[..., c].astype(np.float32)).resize(
             size[::-1], Image.Resampling.LANCZOS
