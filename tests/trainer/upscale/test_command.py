@@ -212,32 +212,33 @@ def test_a_size_with_metadata_suffix_and_short_flags(
     assert "a suffix is part of a name" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("channels", "dtype"), [(1, np.uint16), (2, np.uint8), (3, np.uint8), (4, np.uint16)]
+)
 def test_everything_together_in_every_depth(
     weights: Path, tmp_path: Path, channels: int, dtype: type
 ) -> None:
     """Small tiles, two passes, a size, colours, alpha, wrapped: as in one go with large tiles."""
-    y, x = np.mgrid[0:36, 0:30]
-    waves = [0.5 + 0.4 * np.sin(2 * np.pi * (x / 30 * (n + 1) + y / 36)) for n in range(channels)]
+    y, x = np.mgrid[0:24, 0:20]
+    waves = [0.5 + 0.4 * np.sin(2 * np.pi * (x / 20 + n / 3 + y / 24)) for n in range(channels)]
     most = np.iinfo(dtype).max
     pixels = np.rint(np.stack(waves, axis=2) * most).astype(dtype)
     colours = pixels[..., : 1 if channels < 3 else 3]
     alpha = pixels[..., -1] if channels in (2, 4) else None
-    picture = Picture(np.broadcast_to(colours, (36, 30, 3)), alpha, channels < 3)
+    picture = Picture(np.broadcast_to(colours, (24, 20, 3)), alpha, channels < 3)
     engine = make_engine(load_sr(str(weights)), torch.device("cpu"))
     results = []
-    for tile in (512, 17):
+    for tile in (512, 40):
         flags = {"scale": 6.5, "colour_fix": True, "wrap": True, "alpha": "lanczos"}
         upscaling = Upscaling(engine, 4, Tiling(tile, 24, wrap=True), settings(**flags))
         upscale_picture(upscaling, picture, tmp_path / f"{tile}.png", "LA-SR test")
         results.append(read_picture(tmp_path / f"{tile}.png").planes.astype(float) / most)
-    assert results[0].shape == (234, 195, channels)
-    assert np.abs(results[0] - results[1]).max() <= 2 / most + 1e-4
+    assert results[0].shape == (156, 130, channels)
+    assert np.abs(results[0] - results[1]).max() <= 1.5 / most + 1e-4
     # A network that interpolates gives back what it was given, beyond all borders, too.
-    y, x = ((np.mgrid[0:234, 0:195] + 0.5) / 6.5) - 0.5
+    y, x = ((np.mgrid[0:156, 0:130] + 0.5) / 6.5) - 0.5
     for n in range(channels):
-        wave = 0.5 + 0.4 * np.sin(2 * np.pi * (x / 30 * (n + 1) + y / 36))
+        wave = 0.5 + 0.4 * np.sin(2 * np.pi * (x / 20 + n / 3 + y / 24))
         assert np.abs(results[0][..., n] - wave).max() < 0.03
 
 
