@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound=BaseModel)
 Sections = Mapping[str, Sequence[str]]  # title on a help page: names of fields
 
+_FLAG = re.compile(r"--?[A-Za-z]\S*")
 HELP, HELP_SHORT, HELP_ALL = "--help", "-h", "--help-all"
 WEIGHTS_DIR, DEBUG, CONFIG = "--weights-dir", "--debug", "--config"
 COMMON = {  # flags that are no fields: metavar and description
@@ -191,20 +192,24 @@ class Flags(Generic[Config]):
     def _spelt_out(self, argv: Sequence[str]) -> list[str]:
         """The arguments with short flags written as long ones.
 
-        One of a positional field is left out: the values after it are positional where they are.
+        The values of a short flag for a positional field are put in front of the first flag, where
+        cyclopts expects them.
         """
         end = list(argv).index("--") if "--" in argv else len(argv)
-        words = []
+        front: list[str] = []
+        words: list[str] = []
+        target = front
         for word in argv[:end]:
             flag, equals, value = word.partition("=")
             field = next((f for f, short in self.aliases.items() if short == flag), None)
-            if field is None:
-                words.append(word)
-            elif not self.is_positional(field):
-                words.append(self.label(field) + equals + value)
-            elif equals:
-                words.append(value)
-        return [*words, *argv[end:]]
+            if field is not None and self.is_positional(field):
+                target = front
+                front += [value] if equals else []
+                continue
+            if _FLAG.fullmatch(flag):
+                target = words
+            target.append(word if field is None else self.label(field) + equals + value)
+        return [*front, *words, *argv[end:]]
 
     def _read_config(self, path: Path) -> dict[str, Any]:
         """Values of fields from a file. Raises UsageError: unreadable, or an unknown option."""
@@ -280,7 +285,7 @@ def refuse_unknown_flags(argv: Iterable[str], known: Sequence[str], see: str) ->
         if token == "--":  # no flags after it
             return
         flag = token.partition("=")[0]
-        if re.fullmatch(r"--?[A-Za-z]\S*", flag) and flag not in known:
+        if _FLAG.fullmatch(flag) and flag not in known:
             nearest = difflib.get_close_matches(flag, known, 1)
             fix = f"did you mean {nearest[0]}?" if nearest else see
             raise UsageError(f"unknown flag {flag}", fix)

@@ -16,7 +16,8 @@ _LINES = 500  # the line of a patch is this part of the photograph's longer side
 def in_colour(distance: np.ndarray) -> np.ndarray:
     """A map of h x w in 0..1 as h x w x 3 uint8: dark is near, bright is far."""
     levels = np.clip(distance * 256, 0, 255).astype(np.uint8)
-    return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_MAGMA), cv2.COLOR_BGR2RGB)
+    shown: np.ndarray = cv2.applyColorMap(levels, cv2.COLORMAP_MAGMA)[..., ::-1]
+    return np.ascontiguousarray(shown)
 
 
 def outlined(pixels: np.ndarray, patches: Iterable[Mapping[str, Any]]) -> np.ndarray:

@@ -24,7 +24,7 @@ from lasr.terminal.output import say
 from lasr.weights.locate import Located, locate
 from pipeline.build.plan import resolved_precision
 from pipeline.config import BuildConfig
-from pipeline.stages.depth import DepthConfig, load_depth, with_family
+from pipeline.stages.depth import DepthConfig, DepthModel, load_depth, with_family
 from pipeline.stages.images import Photograph, Unusable
 from pipeline.stages.rows import catalogue_row
 from pipeline.stages.select import Patch, SelectConfig, select
@@ -51,7 +51,8 @@ def chooser(build: BuildConfig) -> Callable[[Photograph], list[Patch]]:
     The estimator is located now, and loaded for the first photograph. Raises WeightsError.
     """
     located: Located = with_family(locate(build.depth_name, "depth"))
-    precision, models = resolved_precision(build), []
+    precision = resolved_precision(build)
+    models: list[DepthModel] = []
 
     def choose(photograph: Photograph) -> list[Patch]:
         if not models:

@@ -92,6 +92,8 @@ class Short(BaseModel):
         ("-i a b -o c", {"inputs": ["a", "b"], "out": "c"}),
         ("-o=c -i=a", {"inputs": ["a"], "out": "c"}),
         ("a --fast -i b --out c", {"inputs": ["a", "b"], "out": "c", "fast": True}),
+        ("a --out c --fast -i b d", {"inputs": ["a", "b", "d"], "out": "c", "fast": True}),
+        ("-o c -i a -o d -i b", {"inputs": ["a", "b"], "out": "d"}),
         ("-o c -- -i", {"inputs": ["-i"], "out": "c"}),
     ],
 )

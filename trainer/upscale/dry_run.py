@@ -170,7 +170,7 @@ def _resident() -> int:
 def _picture_bytes(size: tuple[int, int], aim: Target, upscaling: Upscaling) -> int:
     """Memory of a picture and its result, in 16 bit between the steps, of three channels."""
     (width, height), config, scale = size, upscaling.config, upscaling.scale
-    before = scale ** (aim.passes - 1)
+    before = int(scale ** (aim.passes - 1))
     wide, high = before * width, before * height  # what the last pass is given
     strips = _STRIPS * 6 * scale**2 * upscaling.tiling.step(high) * wide
     collected = 0 if config.format == "png" else 3 * aim.width * aim.height

@@ -42,7 +42,7 @@ class Target:
 
     def total(self, scale: int) -> int:
         """What the network enlarges by, in all passes."""
-        return scale**self.passes
+        return int(scale**self.passes)
 
 
 def target(width: int, height: int, scale: int, config: UpscaleConfig) -> Target:

@@ -77,4 +77,4 @@ def network_pixels(path: Path, scale: int, config: UpscaleConfig) -> int:
         passes = target(width, height, scale, config).passes
     except UserError:  # reported when the picture is read
         return 0
-    return sum(scale ** (2 * n) for n in range(passes)) * width * height
+    return sum(int(scale ** (2 * n)) for n in range(passes)) * width * height
