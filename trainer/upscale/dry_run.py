@@ -20,12 +20,14 @@ from lasr.pictures.read import TooLarge, limited, picture_size
 from lasr.weights.locate import Located
 from trainer.upscale.config import UpscaleConfig
 from trainer.upscale.picture import Target, Upscaling, target
+from trainer.upscale.resample import LANCZOS, STRIP
 from trainer.upscale.results import enlargement, is_done, software_of
 from trainer.upscale.run import start
 from trainer.upscale.tiles import Tiling
 
 _MEASURED = 160  # largest side of the tile that is measured on a CPU, where a whole one is slow
 _WARM_UP = 32
+_RESIZING = 14  # bytes per value of a strip that is resized: 16 bit, and three copies as floats
 _STRIPS = 3  # in memory at once: computed, waiting, being compressed
 _SAMPLE = 0.002  # seconds between two looks at the memory
 
@@ -173,6 +175,9 @@ def _picture_bytes(size: tuple[int, int], aim: Target, upscaling: Upscaling) -> 
     before = int(scale ** (aim.passes - 1))
     wide, high = before * width, before * height  # what the last pass is given
     strips = _STRIPS * 6 * scale**2 * upscaling.tiling.step(high) * wide
+    if config.colour_fix or (aim.width, aim.height) != (scale * wide, scale * high):
+        rows = STRIP * max(scale * high / aim.height, 1) + 2 * LANCZOS
+        strips += round(rows * scale * wide * 3 * _RESIZING)
     collected = 0 if config.format == "png" else 3 * aim.width * aim.height
     return 3 * width * height + (6 * wide * high if aim.passes > 1 else 0) + strips + collected
 

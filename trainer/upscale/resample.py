@@ -14,7 +14,7 @@ from PIL import Image
 
 LANCZOS = 3  # its reach, in pixels of the smaller picture
 VISIBLE = 0.5 / 255  # pixels with less alpha are transparent, and their colour does not matter
-_STRIP = 256  # rows
+STRIP = 256  # rows
 _SURROUNDINGS = 48  # pixels of a wrapped picture in which the nearest visible one is looked for
 
 
@@ -50,8 +50,11 @@ def windows(
             bottom += len(held[-1])
         while top + len(held[0]) <= first:
             top += len(held.popleft())
-        rows = np.concatenate(held) if len(held) > 1 else held[0]
-        yield rows[first - top : last - top]
+        start, parts = top, []
+        for strip in held:
+            parts.append(strip[max(first - start, 0) : last - start])
+            start += len(strip)
+        yield np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def fitted(
@@ -70,7 +73,7 @@ def fitted(
         return
     step = frame.height / size[0]  # rows of the picture for each of the result
     reach = math.ceil(LANCZOS * max(step, 1)) + 1
-    parts = [(top, min(top + _STRIP, size[0])) for top in range(0, size[0], _STRIP)]
+    parts = [(top, min(top + STRIP, size[0])) for top in range(0, size[0], STRIP)]
     whole = frame.height + 2 * frame.margin
     ranges = [
         (
