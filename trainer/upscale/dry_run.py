@@ -133,6 +133,8 @@ def _measure(upscaling: Upscaling, side: int, device: torch.device) -> tuple[flo
             torch.cuda.reset_peak_memory_stats(device)
             seconds()  # tunes its kernels
             return seconds(), torch.cuda.max_memory_reserved(device)
+        if upscaling.config.engine == "compile":
+            seconds()  # compiles for this size
         upscaling.engine(tile[..., :_WARM_UP, :_WARM_UP].contiguous())
         return _with_rise(seconds)
 
