@@ -242,6 +242,22 @@ def test_everything_together_in_every_depth(
         assert np.abs(results[0][..., n] - wave).max() < 0.03
 
 
+def test_colour_fix_undoes_a_shift_of_the_network(photographs: Path, tmp_path: Path) -> None:
+    def darker(x: Tensor) -> Tensor:
+        return 0.85 * torch.nn.functional.interpolate(x, scale_factor=4, mode="bicubic")
+
+    with Image.open(photographs / "coffee.png") as image:
+        pixels = np.asarray(image.convert("RGB").crop((100, 100, 180, 160)))
+    shifts = {}
+    for fix in (False, True):
+        upscaling = Upscaling(darker, 4, Tiling(), settings(scale=2.5, colour_fix=fix))
+        upscale_picture(upscaling, Picture(pixels), tmp_path / f"{fix}.png", "LA-SR test")
+        result = read_picture(tmp_path / f"{fix}.png").pixels
+        assert result.shape == (150, 200, 3)
+        shifts[fix] = np.abs(result.mean(axis=(0, 1)) - pixels.mean(axis=(0, 1))).max()
+    assert shifts[False] > 10 and shifts[True] < 0.5
+
+
 def test_alpha_by_lanczos_leaves_no_fringe(weights: Path, tmp_path: Path) -> None:
     """Orange on transparent black, as in test_tiles: every visible pixel is orange."""
     y, x = np.mgrid[0:48, 0:48]
