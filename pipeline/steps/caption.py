@@ -129,7 +129,7 @@ def caption(config: StepCaptionConfig) -> None:
     failures = for_each(found, config, least, read, quiet)
     finish()
     show.close()
-    if config.out:
+    if config.out and entries:
         _write(config.out, sidecars, entries, clip.identity)
     failures.report()
 
