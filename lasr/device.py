@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from lasr.errors import UserError
 from lasr.system.calls import physical_memory
@@ -16,7 +19,23 @@ from lasr.system.calls import physical_memory
 if TYPE_CHECKING:
     import torch
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
+_DEVICE = r"auto|cpu|cuda|cuda:[0-9]{1,3}|mps"
+_CHOICES = ["auto", "cpu", "cuda", "cuda:N", "mps"]
+
+
+def _check_device(text: str) -> str:
+    if not re.fullmatch(_DEVICE, text):
+        raise ValueError(f"choose from {', '.join(_CHOICES)}")
+    return text
+
+
+# What a device is called; a number counts PyTorch's GPUs from 0.
+Device = Annotated[
+    str,
+    AfterValidator(_check_device),
+    Field(examples=_CHOICES),
+    WithJsonSchema({"type": "string", "pattern": f"^({_DEVICE})$"}),
+]
 Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 Item = TypeVar("Item")
 UNKNOWN_MEMORY = 8 * 2**30  # bytes, where the system does not say
@@ -27,28 +46,40 @@ os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 def pick_device(wanted: Device) -> torch.device:
     """The device to use; `auto` is a GPU if PyTorch sees one: CUDA's, or else Apple's (MPS).
 
-    Raises UserError: `cuda` or `mps`, and PyTorch sees no such GPU.
+    `cuda:1` becomes the current GPU. Raises UserError: PyTorch sees no such device.
     """
     import torch
 
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if wanted == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError(
+                "--device mps: PyTorch sees no GPU of Apple here",
+                "it takes macOS 14 on Apple silicon; or use --device cpu",
+            )
+        return torch.device("mps")
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
-            "--device cuda: PyTorch sees no GPU here",
+            f"--device {wanted}: PyTorch sees no GPU here",
             "check `nvidia-smi` and the installed PyTorch build, or use --device cpu",
         )
-    if wanted == "mps" and not torch.backends.mps.is_available():
-        raise UserError(
-            "--device mps: PyTorch sees no GPU of Apple here",
-            "it takes macOS 14 on Apple silicon; or use --device cpu",
-        )
-    if wanted in ("auto", "cuda") and torch.cuda.is_available():
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if wanted == "auto" and not torch.cuda.is_available():
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if wanted in ("auto", "cuda"):
         return torch.device("cuda")
-    is_apple = wanted == "mps" or (wanted == "auto" and torch.backends.mps.is_available())
-    return torch.device("mps" if is_apple else "cpu")
+    device, count = torch.device(wanted), torch.cuda.device_count()
+    if device.index >= count:
+        raise UserError(
+            f"--device {wanted}: PyTorch sees {count} GPU{'s' if count > 1 else ''} here",
+            f"use cuda:0{f' to cuda:{count - 1}' if count > 1 else ''}",
+        )
+    torch.cuda.set_device(device)  # for whatever only says "cuda": events, streams, pinned memory
+    return device
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or CPU: to note beside a score or a time."""
+    """The GPU's name, CPU or MPS: to note beside a score or a time."""
     import torch
 
     if device.type == "mps":
