@@ -1,0 +1,153 @@
+"""Serve a page to use LA-SR in the browser: upscale, ask a manifest, look at far and near patches.
+
+    lasr ui
+    lasr ui --manifest data/patches.parquet --port 8080
+    lasr ui --host 0.0.0.0          # other machines; the page then asks for a token
+
+Drop a picture and compare it with its enlargement by a slider; ask the manifest a ready question
+or SQL and see the patches; see distance map and patches of a photograph move with k, separation
+and texture. Everything runs on this machine, and the page loads nothing from the network.
+docs/ui.md says who can read what.
+"""
+
+import ipaddress
+import os
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import BaseModel, Field
+
+from lasr.cli import Command
+from lasr.device import Device
+from lasr.errors import UserError, require
+from lasr.flags import Sections
+from lasr.pictures.samples import LARGEST
+from lasr.terminal.output import say
+from pipeline.query.limits import MEMORY_LIMIT, Memory
+from schemas.manifest import open_manifest
+
+MANIFEST = Path("data/patches.parquet")
+MAX_PIXELS = 2**24  # 16.8 megapixels: x4 takes 0.8 GB in memory while the page's preview is made
+TOKEN = "LASR_UI_TOKEN"
+SHORTEST = 16  # characters of a token
+
+
+class UiConfig(BaseModel):
+    """The flags of `lasr ui`."""
+
+    # What `--help-all` shows; `--help` shows the other fields.
+    SECTIONS: ClassVar[Sections] = {
+        "Limits": ("timeout", "memory_limit", "max_pixels", "tile"),
+    }
+
+    manifest: Path | None = Field(
+        None, description=f"the manifest to ask (default: {MANIFEST} if there is one)"
+    )
+    weights: list[str] | None = Field(
+        None, min_length=1, description="more weights to choose from: names or files"
+    )
+    runs: Path = Field(
+        Path("data/runs"), description="folder of training runs, whose networks can be chosen"
+    )
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 is every one"
+    )
+    port: int = Field(7860, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    token: bool = Field(
+        False,
+        description=f"ask for a token, as always where other machines can reach the page; ${TOKEN}"
+        " chooses it, otherwise it is random",
+    )
+    device: Device = Field("auto", description="where networks run")
+    timeout: float = Field(
+        30.0, gt=0, allow_inf_nan=False, description="seconds that a question in SQL may take"
+    )
+    memory_limit: Memory | None = Field(None, description=MEMORY_LIMIT)
+    max_pixels: int = Field(
+        MAX_PIXELS,
+        ge=1,
+        le=LARGEST,
+        description="pictures with more pixels are refused; bounds memory",
+    )
+    tile: int | None = Field(
+        None, ge=16, description="largest side of the tiles, as for `lasr upscale`"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def chosen_token(config: UiConfig) -> str | None:
+    """The token that the page asks for; None if it asks for none. Raises UserError: too short."""
+    if not config.token and is_loopback(config.host):
+        return None
+    token = os.environ.get(TOKEN, "")
+    if token and (len(token) < SHORTEST or not token.isascii() or not token.isalnum()):
+        raise UserError(
+            f"${TOKEN}: not a token of letters and digits, {SHORTEST} or more",
+            "choose a longer one, or leave it unset for a random one",
+        )
+    return token or secrets.token_hex(16)
+
+
+def listen(config: UiConfig) -> socket.socket:
+    """A socket that is bound, so that a port that is taken is said at once. Raises UserError."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(address[:2], family=family)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "not an address"
+        raise UserError(
+            f"--host {config.host} --port {config.port}: {reason}",
+            "choose another --port (0 takes a free one) or --host",
+        ) from error
+
+
+def run(config: UiConfig) -> None:
+    """Serve the page until Ctrl-C. Raises UserError."""
+    if config.manifest:
+        open_manifest(config.manifest, columns=())
+    token = chosen_token(config)
+    for name in ("starlette", "uvicorn"):
+        require(name, "ui")
+    from lasr.ui.server import Page, server
+
+    listening = listen(config)
+    host, port = listening.getsockname()[:2]
+    shown = config.host if is_loopback(config.host) else socket.gethostname()
+    shown = f"[{shown}]" if ":" in shown else shown
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)
+    with listening, tempfile.TemporaryDirectory(prefix="lasr-ui-") as folder:
+        page = Page(config, Path(folder))
+        serving = server(page, host, port, token)
+        say(f"http://{shown}:{port}/{f'?token={token}' if token else ''}")
+        say("Ctrl-C ends it; files that were dropped are deleted then")
+        try:
+            serving.run(sockets=[listening])
+        finally:
+            page.close()
+
+
+def _end(*_: object) -> None:
+    """End as Ctrl-C does, so that the temporary folder is deleted."""
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+main = Command(UiConfig, run, name="lasr ui", about=__doc__, weights=True)
+
+if __name__ == "__main__":
+    sys.exit(main())
