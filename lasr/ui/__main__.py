@@ -10,6 +10,7 @@ and texture. Everything runs on this machine, and the page loads nothing from th
 docs/ui.md says who can read what.
 """
 
+import atexit
 import ipaddress
 import os
 import secrets
@@ -139,7 +140,15 @@ def run(config: UiConfig) -> None:
         try:
             serving.run(sockets=[listening])
         finally:
-            page.close()
+            if not page.close():
+                atexit.register(_leave)  # runs first: the last one registered
+
+
+def _leave() -> None:
+    """End although a thread still computes: Python would end it within the network's C++."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(128 + signal.SIGINT)
 
 
 def _end(*_: object) -> None:

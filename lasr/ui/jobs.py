@@ -88,14 +88,15 @@ class Queue:
         """Stop a job; a running one stops after its tile."""
         self._job(id).stop.set()
 
-    def close(self) -> None:
-        """Stop everything; wait a little for what runs."""
+    def close(self) -> bool:
+        """Stop everything, and wait a little; returns whether nothing runs any more."""
         with self._changed:
             self._closed = True
             for job in self._jobs.values():
                 job.stop.set()
             self._changed.notify()
         self._thread.join(2)
+        return not self._thread.is_alive()
 
     def _job(self, id: str) -> Job:
         if id not in self._jobs:
@@ -147,6 +148,9 @@ def said(error: BaseException) -> dict[str, str]:
         return {"problem": printable(error.problem), "fix": printable(error.fix or "")}
     if is_out_of_memory(error):
         return {"problem": "out of memory", "fix": "take a smaller picture, or a smaller --tile"}
+    if isinstance(error, ImportError) and error.name:
+        problem = f"this needs {error.name}, which is not installed"
+        return {"problem": problem, "fix": "run `pip install 'la-sr[ui]'`"}
     if isinstance(error, OSError) and error.strerror:
         return {"problem": printable(str(of_machine(error))), "fix": ""}
     note_traceback(log, error)

@@ -63,9 +63,9 @@ class Page:
         self.desk = Desk(config.manifest or MANIFEST, config.timeout, config.memory_limit)
         self.max_bytes = max(_LEAST, _BYTES * config.max_pixels)
 
-    def close(self) -> None:
-        """Stop what runs."""
-        self.queue.close()
+    def close(self) -> bool:
+        """Stop what runs; returns whether it ended."""
+        return self.queue.close()
 
     def app(self) -> Starlette:
         """All addresses."""

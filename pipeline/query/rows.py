@@ -10,6 +10,7 @@ from threading import Event
 from typing import Any
 
 import duckdb
+import numpy as np
 
 from lasr.errors import UserError
 from pipeline.query.answer import sql_error
@@ -95,10 +96,7 @@ def _rows(
 ) -> Rows:
     if answer is None:
         raise UserError("SQL: this statement has no answer", "SELECT something")
-    columns = list(answer.columns)
-    if len(set(columns)) < len(columns):
-        twice = next(name for name in columns if columns.count(name) > 1)
-        raise UserError(f"SQL: two columns are called '{twice}'", "rename one with AS")
+    columns = list(answer.columns)  # query() gives each a name of its own
     kinds = list(map(str, answer.types))
     numbers = [any(word in kind for word in _NUMBERS) and kind[-1] != "]" for kind in kinds]
     numbers = [is_number and "(" not in kind.replace("DECIMAL(", "")
@@ -114,7 +112,7 @@ def _rows(
     return Rows(
         columns,
         numbers,
-        [[_plain(value) for value in row] for row in rows[:most]],
+        [[*map(_plain, row, kinds)] for row in rows[:most]],
         len(rows) > most,
         _patches(connection, ids) if ids else [],
     )
@@ -133,12 +131,14 @@ def _shown(name: str, kind: str, is_number: bool) -> str:
     return f"left(CAST({value} AS VARCHAR), {CELL}) AS {column}"
 
 
-def _plain(value: Any) -> Value:
-    """A value that JSON holds."""
+def _plain(value: Any, kind: str) -> Value:
+    """A value that JSON holds; of a 32-bit number the digits that it has."""
     if isinstance(value, Decimal):
         value = float(value)
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
+    if isinstance(value, float) and kind == "FLOAT":
+        return float(str(np.float32(value)))
     if isinstance(value, int) and abs(value) > _EXACT:
         return str(value)
     return value if value is None or isinstance(value, bool | int | float) else str(value)
