@@ -11,7 +11,6 @@ docs/ui.md says who can read what.
 """
 
 import atexit
-import ipaddress
 import os
 import secrets
 import signal
@@ -20,73 +19,14 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import ClassVar
-
-from pydantic import BaseModel, Field
 
 from lasr.cli import Command
-from lasr.device import Device
 from lasr.errors import UserError, require
-from lasr.flags import Sections
-from lasr.pictures.samples import LARGEST
 from lasr.terminal.output import say
-from pipeline.query.limits import MEMORY_LIMIT, Memory
+from lasr.ui.config import TOKEN, UiConfig, is_loopback
 from schemas.manifest import open_manifest
 
-MANIFEST = Path("data/patches.parquet")
-MAX_PIXELS = 2**24  # 16.8 megapixels: x4 takes 0.8 GB in memory while the page's preview is made
-TOKEN = "LASR_UI_TOKEN"
 SHORTEST = 16  # characters of a token
-
-
-class UiConfig(BaseModel):
-    """The flags of `lasr ui`."""
-
-    # What `--help-all` shows; `--help` shows the other fields.
-    SECTIONS: ClassVar[Sections] = {
-        "Limits": ("timeout", "memory_limit", "max_pixels", "tile"),
-    }
-
-    manifest: Path | None = Field(
-        None, description=f"the manifest to ask (default: {MANIFEST} if there is one)"
-    )
-    weights: list[str] | None = Field(
-        None, min_length=1, description="more weights to choose from: names or files"
-    )
-    runs: Path = Field(
-        Path("data/runs"), description="folder of training runs, whose networks can be chosen"
-    )
-    host: str = Field(
-        "127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 is every one"
-    )
-    port: int = Field(7860, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    token: bool = Field(
-        False,
-        description=f"ask for a token, as always where other machines can reach the page; ${TOKEN}"
-        " chooses it, otherwise it is random",
-    )
-    device: Device = Field("auto", description="where networks run")
-    timeout: float = Field(
-        30.0, gt=0, allow_inf_nan=False, description="seconds that a question in SQL may take"
-    )
-    memory_limit: Memory | None = Field(None, description=MEMORY_LIMIT)
-    max_pixels: int = Field(
-        MAX_PIXELS,
-        ge=1,
-        le=LARGEST,
-        description="pictures with more pixels are refused; bounds memory",
-    )
-    tile: int | None = Field(
-        None, ge=16, description="largest side of the tiles, as for `lasr upscale`"
-    )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def chosen_token(config: UiConfig) -> str | None:

@@ -51,4 +51,5 @@ def as_uri(pixels: np.ndarray) -> str:
 def in_magma(distance: np.ndarray) -> np.ndarray:
     """A distance map, H x W float32 in 0..1, in colours: dark is near, light is far."""
     levels = np.clip(fitting(distance, SIDE // 2) * 256, 0, 255).astype(np.uint8)
-    return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_MAGMA), cv2.COLOR_BGR2RGB)
+    colours: np.ndarray = cv2.applyColorMap(levels, cv2.COLORMAP_MAGMA)
+    return cv2.cvtColor(colours, cv2.COLOR_BGR2RGB)

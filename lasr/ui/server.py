@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 import lasr
 from lasr.errors import UserError
-from lasr.ui.__main__ import MANIFEST, UiConfig, is_loopback
+from lasr.ui.config import MANIFEST, UiConfig, is_loopback
 from lasr.ui.enlarge import Enlarger
 from lasr.ui.guard import Guard
 from lasr.ui.jobs import Answer, Job, Queue, Turns, said

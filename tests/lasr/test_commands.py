@@ -61,7 +61,7 @@ print(json.dumps([loaded, [call(argv) for argv in json.load(sys.stdin)]]))
 """
 TAKE_WEIGHTS = {
     "build", "finetune-set", "train", "pretrain", "upscale", "evaluate", "compare", "features",
-    "export",
+    "export", "ui",
 }  # fmt: skip
 
 

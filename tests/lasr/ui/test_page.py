@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lasr.ui.__main__ import UiConfig
+from lasr.ui.config import UiConfig
 from lasr.ui.server import Page, server
 from tests.lasr.ui.test_server import SECRET, as_bytes, noise
 

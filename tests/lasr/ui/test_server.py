@@ -27,7 +27,8 @@ from lasr.__main__ import main as lasr
 from lasr.errors import UserError
 from lasr.pictures.png import decode_png
 from lasr.ui import jobs
-from lasr.ui.__main__ import TOKEN, UiConfig, chosen_token, listen
+from lasr.ui.__main__ import chosen_token, listen
+from lasr.ui.config import TOKEN, UiConfig
 from lasr.ui.guard import Guard
 from lasr.ui.jobs import Job, Queue, Stopped
 from lasr.ui.photographs import FIELDS, Viewer
