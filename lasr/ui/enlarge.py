@@ -1,6 +1,7 @@
 """Upscale a dropped picture: the same file that `lasr upscale` writes, and what the page shows."""
 
 import hashlib
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,6 +94,7 @@ class Enlarger:
         before = write_preview(picture.over(BACKDROP), folder, "before")
         after = write_preview(read_picture(result, LARGEST).over(BACKDROP), folder, "after")
         size = [loaded.scale * width, loaded.scale * height]
+        command = ["--weights", weights, source.name, "--out", "upscaled"]
         return {
             "before": self._store.offer(before),
             "after": self._store.offer(after),
@@ -103,7 +105,7 @@ class Enlarger:
             "reduced": SIDE if max(size) > SIDE else 0,
             "bytes": result.stat().st_size,
             "notes": list(picture.notes),
-            "command": f"lasr upscale --weights {weights} {source.name} --out upscaled",
+            "command": f"lasr upscale {shlex.join(command)}",
         }
 
     def _load(self, weights: str) -> _Loaded:

@@ -119,6 +119,8 @@ def test_a_picture_becomes_the_file_that_the_command_writes(web: Client, tmp_pat
     answer = upscaled(web, content, "a photo.jpg")
     assert answer["state"] == "done", answer
     assert (answer["from"], answer["to"], answer["name"]) == ([40, 60], [160, 240], "a photo.png")
+    command = "lasr upscale --weights tiny-rrdb 'a photo.jpg' --out upscaled"
+    assert answer["command"] == command
     got = web.get(answer["download"], params={"as": answer["name"]})
     assert "a%20photo.png" in got.headers["content-disposition"]
     out = tmp_path / "out"
