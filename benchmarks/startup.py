@@ -31,6 +31,7 @@ MISSING = {
     "degradations": "--manifest nowhere",
     "features": "--weights nowhere --manifest nowhere",
     "upscale": "nowhere --weights nowhere --out out",
+    "ui": "--manifest nowhere",
     "export": "--weights nowhere --out out.pth",
     "evaluate": "--images nowhere --weights bicubic",
     "compare": "--manifest nowhere --weights bicubic",

@@ -25,6 +25,7 @@ SECTIONS = {
     ],
     "Use and judge": [
         Lazy("upscale", "trainer.upscale.__main__", "Enlarge pictures with a trained network"),
+        Lazy("ui", "lasr.ui.__main__", "Serve a page to upscale and to look at a training set"),
         Lazy("export", "trainer.export", "Write a trained network as ONNX, NCNN or .pth"),
         Lazy("evaluate", "trainer.evaluate.__main__", "Score networks and other methods"),
         Lazy("compare", "trainer.evaluate.compare", "Draw far patches, enlarged by networks"),

@@ -218,7 +218,7 @@ def sql_error(error: duckdb.Error, connection: duckdb.DuckDBPyConnection) -> Use
     if found := _NO_ACCESS.search(text):
         return UserError(
             f"SQL: '{found['a']}' is not a file of this manifest",
-            "--allow-files lets the SQL read and write other files",
+            "`lasr query --allow-files` lets the SQL read and write other files",
         )
     if found := _WRITES.search(text):
         return refusal(f"WITH … {found['a']}")

@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,10 +49,15 @@ def limit(
         "memory_limit": memory or f"{machine_memory() // 2 // 1_000_000}MB",
         "temp_directory": str(spill).replace("'", "''"),
         "max_temp_directory_size": f"{free // 2 // 1_000_000}MB",
-        "enable_progress_bar": "false",  # after two seconds it would print into the answer
     }
     for name, value in settings.items():
         connection.execute(f"SET {name} = '{value}'")
+    import duckdb
+
+    # After two seconds it would print into the answer. In Jupyter DuckDB refuses to touch it where
+    # ipywidgets is missing, and shows none.
+    with suppress(duckdb.InvalidInputException):
+        connection.execute("SET enable_progress_bar = false")
 
 
 def watched(

@@ -28,15 +28,17 @@ def readable_files(manifest: Manifest) -> list[Path]:
     return [manifest.path, *others]
 
 
-def confine(connection: duckdb.DuckDBPyConnection, readable: Iterable[Path], target: Path) -> None:
+def confine(
+    connection: duckdb.DuckDBPyConnection, readable: Iterable[Path], target: Path | None = None
+) -> None:
     """Close everything but the given paths to a connection, irrevocably; so are all its settings.
 
-    readable: files and folders. target: the file to which the answer is written.
+    readable: files and folders. target: the file to which the answer is written, if to any.
     """
     folders = [f"{path}/" for path in readable if path.is_dir()]
     settings: dict[str, str | bool | list[str]] = {
         "allowed_directories": folders,
-        "allowed_paths": [str(path) for path in (*readable, target)],
+        "allowed_paths": [str(path) for path in (*readable, target) if path],
         "python_enable_replacements": False,  # else `FROM x` would read variables of this program
         "enable_external_access": False,
         "lock_configuration": True,
@@ -77,6 +79,6 @@ def refusal(kind: str) -> UserError:
     """Return the error for a statement that is not a question."""
     return UserError(
         f"SQL: {kind} is not a question, and only questions are answered",
-        "--save FILE.parquet writes a manifest, --out FILE an answer, and --allow-files lifts all"
-        " limits",
+        "in `lasr query`, --save FILE.parquet writes a manifest, --out FILE an answer, and"
+        " --allow-files lifts all limits",
     )

@@ -139,6 +139,7 @@ INPUTS = {
     "query SELECT_1 --manifest MANIFEST --format csv --out X/y": NEW,
     "query FROM_patches --manifest MANIFEST --save X": set(),
     "report --manifest X": set(),
+    "ui --manifest X": set(),
     "report --manifest MANIFEST --photographs 0 --pairs 0 --out X": {"missing", "odd name"},
     "picture --images PHOTOS --manifest X": set(),
     "depth X --profile test --out out": NAMED | {"/dev/null"},

@@ -61,7 +61,7 @@ print(json.dumps([loaded, [call(argv) for argv in json.load(sys.stdin)]]))
 """
 TAKE_WEIGHTS = {
     "build", "finetune-set", "depth", "patches", "caption", "train", "pretrain", "upscale",
-    "evaluate", "compare", "features", "export",
+    "evaluate", "compare", "features", "export", "ui",
 }  # fmt: skip
 
 

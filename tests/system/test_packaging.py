@@ -25,6 +25,7 @@ DATA = {
     "pipeline/query/questions.sql",
     "pipeline/report/templates/charts.html",
     *(f"pipeline/report/templates/report.{kind}" for kind in ("css", "html", "js")),
+    *(f"lasr/ui/templates/page.{kind}" for kind in ("css", "html", "js")),
     "pipeline/stages/dictionary.txt",
     "lasr/weights/small/head.json",
     "lasr/weights/small/head.safetensors",

@@ -186,3 +186,21 @@ def test_a_table_does_not_hold_what_it_cuts(
     status, out, _ = ask(manifest, capfd, sql)
     assert status == 0 and "varchar" in out and "int32[]" in out and "blob" in out and "…" in out
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+def test_limits_hold_in_jupyter_without_its_widgets() -> None:
+    code = """
+import sys, types
+ipython = sys.modules["IPython"] = sys.modules["ipykernel"] = types.ModuleType("IPython")
+ipython.get_ipython = lambda: types.SimpleNamespace(config={"IPKernelApp": {}})
+sys.modules["ipywidgets"] = None
+import duckdb
+from pipeline.query.limits import limit
+connection = duckdb.connect()
+limit(connection, "500MB")
+print(connection.sql("SELECT current_setting('memory_limit')").fetchall()[0][0])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]  # like Jupyter, it runs no file
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith("476") and not done.stderr, done.stderr

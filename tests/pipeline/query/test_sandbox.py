@@ -176,7 +176,7 @@ def test_a_manifest_in_one_file_opens_no_neighbour(
     argv = ["--manifest", "data/mine.parquet"]
     assert main(["SELECT count(*) FROM 'data/mine.parquet'", *argv]) == 0
     assert main(["FROM 'data/patches.parquet/*.parquet'", *argv]) == 1
-    assert "is not a file of this manifest; --allow-files lets" in capfd.readouterr().err
+    assert "is not a file of this manifest; `lasr query --allow-files`" in capfd.readouterr().err
 
 
 def test_who_is_told_to_may(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
