@@ -220,6 +220,24 @@ class StoragePath:
 _LOCAL = pafs.LocalFileSystem()
 
 
+def read_range(path: StoragePath, start: int, size: int) -> bytes:
+    """Some bytes of a file, fewer where it ends before. Raises OSError."""
+    if path.is_local:
+        with open(path.path, "rb") as local:
+            local.seek(start)
+            return local.read(size)
+    handler = getattr(path.fs, "handler", None)
+    if isinstance(handler, pafs.FSSpecHandler):  # whose files would read ahead
+        with handler.fs.open(path.key, "rb", cache_type="none") as file:
+            file.seek(start)
+            content: bytes = file.read(size)
+        return content
+    with path.fs.open_input_file(path.key) as remote:
+        remote.seek(start)
+        content = remote.read(size)
+    return content
+
+
 def read_table(path: StoragePath, columns: list[str] | None = None) -> pa.Table:
     """Read a Parquet file, or some of its columns. Raises OSError (also: a page has changed)."""
     return pq.read_table(
