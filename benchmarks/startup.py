@@ -22,6 +22,7 @@ MISSING = {
     "report": "--manifest nowhere",
     "picture": "--images nowhere --manifest nowhere",
     "finetune-set": "--lr-images nowhere --profile offline",
+    "convert": "nowhere --to folder --out out",
     "serve": "",  # it has no input
     "train": "--manifest nowhere --profile offline",
     "pretrain": "--images nowhere --out out",

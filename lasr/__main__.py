@@ -12,6 +12,7 @@ SECTIONS = {
         Lazy("report", "pipeline.report.__main__", "Write a page that shows a manifest"),
         Lazy("picture", "pipeline.report.picture", "Draw the patches of one photograph"),
         Lazy("finetune-set", "pipeline.finetune", "Make a manifest of given pictures to fine-tune"),
+        Lazy("convert", "pipeline.convert.__main__", "Write a manifest for other trainers"),
         Lazy("serve", "pipeline.flows.__main__", "Serve the Prefect deployment build-patches"),
     ],
     "Train": [
