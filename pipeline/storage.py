@@ -234,8 +234,8 @@ def read_range(path: StoragePath, start: int, size: int) -> bytes:
         return content
     with path.fs.open_input_file(path.key) as remote:
         remote.seek(start)
-        content = remote.read(size)
-    return content
+        some: bytes = remote.read(size)
+    return some
 
 
 def read_table(path: StoragePath, columns: list[str] | None = None) -> pa.Table:

@@ -50,7 +50,7 @@ def write_pictures(rows: Rows, out: Path, on_done: Callable[[int], object]) -> i
 
 
 def _write(path: Path, png: bytes) -> None:
-    """Write a picture, unless it is there. Without fsync: what a power failure cuts is rewritten."""
+    """Write a picture, unless it is there. No fsync: what a power failure cuts is rewritten."""
     if path.is_symlink() or path.exists():
         found = b"" if path.is_symlink() or not path.is_file() else path.read_bytes()
         if found == png:
@@ -106,7 +106,7 @@ def options(rows: Rows, out: Path) -> str:
         else ""
     )
     return f"""# Options for traiNNer-redux: python train.py -opt {OPTIONS}
-# The patches have {PATCH_SIZE["hr"]} pixels a side, and a crop needs {_MARGIN} more than lq_size * scale.
+# Patches have {PATCH_SIZE["hr"]} pixels a side; a crop needs {_MARGIN} more than lq_size * scale.
 name: lasr_x{SCALE}
 scale: {SCALE}
 num_gpu: auto

@@ -1,7 +1,7 @@
 """Tar shards as WebDataset reads them: `KEY.png`, `KEY.txt` and `KEY.json` for each patch.
 
-A shard holds patches of one split and one role, `train-hr-000000.tar`, and its first entry says in a
-comment that this project wrote it. A shard gets its name when it is finished.
+A shard holds patches of one split and one role, `train-hr-000000.tar`, and begins with a comment
+that this project wrote it. A shard gets its name when it is finished.
 """
 
 import contextlib

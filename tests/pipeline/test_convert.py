@@ -1,4 +1,4 @@
-"""A manifest for other trainers, read back by independent readers: `datasets`, and BasicSR's rules."""
+"""A manifest for other trainers, read back by `datasets`, `webdataset` and BasicSR's rules."""
 
 import hashlib
 import json
