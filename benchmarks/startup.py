@@ -29,6 +29,7 @@ MISSING = {
     "degradations": "--manifest nowhere",
     "features": "--weights nowhere --manifest nowhere",
     "upscale": "nowhere --weights nowhere --out out",
+    "push": "model nowhere owner/name",
     "export": "--weights nowhere --out out.pth",
     "evaluate": "--images nowhere --weights bicubic",
     "compare": "--manifest nowhere --weights bicubic",

@@ -23,6 +23,7 @@ SECTIONS = {
     ],
     "Use and judge": [
         Lazy("upscale", "trainer.upscale.__main__", "Enlarge pictures with a trained network"),
+        Lazy("push", "lasr.hub.__main__", "Share a data set or a network on the Hugging Face Hub"),
         Lazy("export", "trainer.export", "Write a trained network as ONNX, NCNN or .pth"),
         Lazy("evaluate", "trainer.evaluate.__main__", "Score networks and other methods"),
         Lazy("compare", "trainer.evaluate.compare", "Draw far patches, enlarged by networks"),

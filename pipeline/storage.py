@@ -46,7 +46,10 @@ def _file_system(scheme: str, bucket: str) -> pafs.FileSystem:
             return _s3(bucket)
         if scheme in ("gs", "gcs"):
             return pafs.FileSystem.from_uri(address)[0]
-        return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme)))
+        # huggingface_hub reads this variable only while it is imported.
+        hub = os.environ.get("HF_ENDPOINT") if scheme == "hf" else None
+        options = {"endpoint": hub.rstrip("/")} if hub else {}
+        return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme, **options)))
     except (pa.ArrowException, OSError, ValueError, ImportError) as error:
         raise StorageError(
             f"{address}: cannot be opened ({reason(error)})",
@@ -297,7 +300,11 @@ def reported(path: StoragePath, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, OSError):
+            if path.is_local or not type(error).__module__.startswith("httpx"):
+                raise
+            error = OSError(one_line(error))  # huggingface_hub's, for a lost connection
         if path.is_local and no_space(error):
             full = of_machine(error, path.path)
             raise StorageError(full.problem, full.fix) from error
