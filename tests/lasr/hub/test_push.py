@@ -13,8 +13,10 @@ from safetensors import safe_open
 from lasr.__main__ import main as lasr
 from tests.support import training
 from tests.support.hub import Host, reached_by_huggingface_hub, serve
-from tests.support.weights import write_models
+from tests.support.upstream import save_clip
 from trainer import loop
+from trainer.models.rrdb import untrained_rrdb
+from trainer.models.save import save_network
 
 DATA, MODEL = "datasets/owner/patches", "models/owner/net"
 
@@ -56,9 +58,7 @@ def test_a_data_set_is_uploaded_once_and_updated(
     assert repository.files["images.parquet"] == (own.parent / "images.parquet").read_bytes()
     card = DatasetCard(repository.files["README.md"].decode())
     assert card.data.license == "cc-by-4.0" and "license_name" not in card.data.to_dict()
-    assert card.data.configs == [
-        {"config_name": "default", "data_files": "patches.parquet/*.parquet"}
-    ]
+    assert card.data.configs[0]["data_files"] == "patches.parquet/*.parquet"
     assert "<!-- la-sr" not in card.content and "## Models" in card.content
 
     uploads = len(repository.commits), sum(seen.method == "PUT" for seen in host.seen)
@@ -163,7 +163,8 @@ def test_mistakes_are_one_line(
 def run(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two steps."""
     folder = tmp_path_factory.mktemp("run")
-    write_models(folder / "models")
+    save_clip(folder / "models/clip")
+    save_network(untrained_rrdb(8, 1, 32), folder / "models", "sr")  # spandrel's growth
     settings = training.config(manifest, folder / "models", folder / "runs" / "mine", steps=2)
     loop.train(settings)
     return settings.folder

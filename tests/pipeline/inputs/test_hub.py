@@ -24,7 +24,7 @@ def host(tmp_path: Path, album: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     with serve() as host:
         host.hub.repositories["datasets/owner/photos"] = Repository(
             files={
-                ".gitattributes": b"", "README.md": b"# photos", "loose/c.bmp": contents(album)[2][1],
+                ".gitattributes": b"", "README.md": b"#", "loose/c.bmp": contents(album)[2][1],
                 "data/train-00000-of-00001.parquet": table, "shards/00.tar": tar,
             }
         )  # fmt: skip
