@@ -25,6 +25,7 @@ MISSING = {
     "depth": "nowhere --out out --profile offline",
     "patches": "nowhere --out out --profile offline",
     "caption": "nowhere --profile offline",
+    "convert": "nowhere --to folder --out out",
     "serve": "",  # it has no input
     "train": "--manifest nowhere --profile offline",
     "pretrain": "--images nowhere --out out",
@@ -32,6 +33,7 @@ MISSING = {
     "features": "--weights nowhere --manifest nowhere",
     "upscale": "nowhere --weights nowhere --out out",
     "ui": "--manifest nowhere",
+    "push": "model nowhere owner/name",
     "export": "--weights nowhere --out out.pth",
     "evaluate": "--images nowhere --weights bicubic",
     "compare": "--manifest nowhere --weights bicubic",

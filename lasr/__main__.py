@@ -15,6 +15,7 @@ SECTIONS = {
         Lazy("depth", "pipeline.steps.depth", "Estimate distance maps of pictures"),
         Lazy("patches", "pipeline.steps.patches", "Draw far and near patches into pictures"),
         Lazy("caption", "pipeline.steps.caption", "Find the words of pictures or their patches"),
+        Lazy("convert", "pipeline.convert.__main__", "Write a manifest for other trainers"),
         Lazy("serve", "pipeline.flows.__main__", "Serve the Prefect deployment build-patches"),
     ],
     "Train": [
@@ -26,6 +27,7 @@ SECTIONS = {
     "Use and judge": [
         Lazy("upscale", "trainer.upscale.__main__", "Enlarge pictures with a trained network"),
         Lazy("ui", "lasr.ui.__main__", "Serve a page to upscale and to look at a training set"),
+        Lazy("push", "lasr.hub.__main__", "Share a data set or a network on the Hugging Face Hub"),
         Lazy("export", "trainer.export", "Write a trained network as ONNX, NCNN or .pth"),
         Lazy("evaluate", "trainer.evaluate.__main__", "Score networks and other methods"),
         Lazy("compare", "trainer.evaluate.compare", "Draw far patches, enlarged by networks"),

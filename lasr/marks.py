@@ -3,6 +3,7 @@
     Parquet, safetensors, ONNX   metadata with the key `la-sr`
     .pth                         a key `la-sr` beside the weights
     PNG, JPEG, WebP, TIFF        the tag Software begins with "LA-SR"
+    tar                          the comment that it begins with
     HTML, Markdown               the last line: a comment with a digest of the lines above it, so
                                  that an edited page belongs to whoever edited it
     JSON, lines of JSON          a key `la-sr`, or the keys of that kind of file
@@ -28,6 +29,7 @@ import lasr
 
 KEY = "la-sr"
 SOFTWARE = f"LA-SR {lasr.__version__}"  # of pictures, where nothing more is known
+TAR_COMMENT = f"{KEY} shard"  # followed by the version
 _LARGEST_TEXT = 1 << 28  # bytes; a report has 8 MB
 _TAIL = 1 << 16  # bytes; ONNX ends with its metadata
 _COMMENT = re.compile(rf"<!-- {KEY} ([0-9a-f]{{16}})\b[^\n]*-->\n")
@@ -74,6 +76,8 @@ def has_mark(file: BinaryIO) -> bool:
             return _zip(file)
         if head.startswith(b"7767517\n"):
             return _PARAM.match(head) is not None
+        if head[257:262] == b"ustar":
+            return _tar(head)
         if head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < _LARGEST_TEXT:
             return _safetensors(file)
         if head[:1] == b"\x08":
@@ -139,6 +143,11 @@ def _zip(file: BinaryIO) -> bool:
         if len(pickles) != 1 or pickles[0].file_size > _LARGEST_TEXT:
             return False
         return b"\x05\0\0\0la-sr" in archive.read(pickles[0])  # a short string: length, text
+
+
+def _tar(head: bytes) -> bool:
+    """The global header of POSIX's pax format, which programs pass over."""
+    return head[156:157] == b"g" and f" comment={TAR_COMMENT} ".encode() in head[512:1024]
 
 
 def _safetensors(file: BinaryIO) -> bool:

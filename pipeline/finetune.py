@@ -81,8 +81,8 @@ def write_manifest(config: FinetuneConfig) -> dict[Role, int]:
     """
     check_output(config)
     found = find([*config.lr_images, *(config.hr_images or [])])
-    far = {picture.path for picture in find(config.lr_images)}
-    near = {picture.path for picture in find(config.hr_images or config.lr_images)}
+    far = {picture.address for picture in find(config.lr_images)}
+    near = {picture.address for picture in find(config.hr_images or config.lr_images)}
     words = read_dictionary(DICTIONARY)
     captioner = Captioner(locate(config.clip_name, "clip"), words, pick_device(config.device))
     parameters: dict[str, Any] = config.model_dump(mode="json") | {
@@ -96,7 +96,10 @@ def write_manifest(config: FinetuneConfig) -> dict[Role, int]:
     with own_path(config.out) as temporary, rows_to(temporary, PATCHES, metadata) as write:
         with progress(len(found), "pictures", "img") as bar:
             for picture in found:
-                roles: dict[Role, bool] = {"lr": picture.path in far, "hr": picture.path in near}
+                roles: dict[Role, bool] = {
+                    "lr": picture.address in far,
+                    "hr": picture.address in near,
+                }
                 rows, entry = _rows(picture, [r for r in roles if roles[r]], captioner, config)
                 first = catalogue.setdefault(entry["image_id"] or picture.name, entry)
                 if first is entry:

@@ -47,7 +47,10 @@ def _file_system(scheme: str, bucket: str) -> pafs.FileSystem:
             return _s3(bucket)
         if scheme in ("gs", "gcs"):
             return pafs.FileSystem.from_uri(address)[0]
-        return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme)))
+        # huggingface_hub reads this variable only while it is imported.
+        hub = os.environ.get("HF_ENDPOINT") if scheme == "hf" else None
+        options = {"endpoint": hub.rstrip("/")} if hub else {}
+        return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme, **options)))
     except (pa.ArrowException, OSError, ValueError, ImportError) as error:
         raise StorageError(
             f"{address}: cannot be opened ({reason(error)})",
@@ -221,6 +224,24 @@ class StoragePath:
 _LOCAL = pafs.LocalFileSystem()
 
 
+def read_range(path: StoragePath, start: int, size: int) -> bytes:
+    """Some bytes of a file, fewer where it ends before. Raises OSError."""
+    if path.is_local:
+        with open(path.path, "rb") as local:
+            local.seek(start)
+            return local.read(size)
+    handler = getattr(path.fs, "handler", None)
+    if isinstance(handler, pafs.FSSpecHandler):  # whose files would read ahead
+        with handler.fs.open(path.key, "rb", cache_type="none") as file:
+            file.seek(start)
+            content: bytes = file.read(size)
+        return content
+    with path.fs.open_input_file(path.key) as remote:
+        remote.seek(start)
+        some: bytes = remote.read(size)
+    return some
+
+
 def read_table(path: StoragePath, columns: list[str] | None = None) -> pa.Table:
     """Read a Parquet file, or some of its columns. Raises OSError (also: a page has changed)."""
     return pq.read_table(
@@ -280,7 +301,11 @@ def reported(path: StoragePath, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, OSError):
+            if path.is_local or not type(error).__module__.startswith("httpx"):
+                raise
+            error = OSError(one_line(error))  # huggingface_hub's, for a lost connection
         if path.is_local and no_space(error):
             full = of_machine(error, path.path)
             raise StorageError(full.problem, full.fix) from error

@@ -89,7 +89,7 @@ def _shared(reasons: Counter[str]) -> str:
 
 def describe_found(found: Sequence[Found]) -> list[tuple[str, str]]:
     """Lines about photographs that are not read yet, as a title and a text: what suffixes tell."""
-    suffixes = Counter(_suffix(photograph.name) for photograph in found)
+    suffixes = Counter(_suffix(photograph) for photograph in found)
     lines = [("found", ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common()))]
     not_read: dict[str, list[str]] = {}
     for photograph in found:
@@ -113,6 +113,9 @@ def _names(names: Sequence[str], count: int) -> str:
     return ", ".join(printable(name) for name in names) + more
 
 
-def _suffix(name: str) -> str:
-    last = name.rsplit("/", 1)[-1]
-    return f".{last.rsplit('.', 1)[1].lower()}" if "." in last else "without suffix"
+def _suffix(photograph: Found) -> str:
+    last = photograph.name.rsplit("/", 1)[-1]
+    if "." in last:
+        return f".{last.rsplit('.', 1)[1].lower()}"
+    is_row = photograph.member is not None and photograph.member.column
+    return "rows of Parquet" if is_row else "without suffix"

@@ -245,7 +245,7 @@ def read_config(folder: Path) -> tuple[TrainConfig, dict[str, str]]:
 
     Raises UserError: no run in the folder, or one of an incompatible version.
     """
-    settings = _read_settings(folder)
+    settings = read_settings(folder)
     try:
         weights = {name: str(settings["weights"][name]) for name in ("sr_init", "clip", "vgg")}
         known = {k: v for k, v in settings.items() if k in TrainConfig.model_fields}
@@ -259,14 +259,15 @@ def read_start(folder: Path) -> str:
 
     Raises UserError: no run in the folder.
     """
-    settings = _read_settings(folder)
+    settings = read_settings(folder)
     try:
         return str(settings["weights"]["sr_init"])
     except (KeyError, TypeError) as error:
         raise _no_run(folder, error) from error
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The content of a run's config.json. Raises UserError: no run in the folder."""
     try:
         settings = json.loads(read_text(folder / "config.json"))
         if not isinstance(settings, dict):

@@ -34,6 +34,7 @@ from trainer.data.prefetch import AsyncNumbers, Source, prefetch
 from trainer.data.skipped import NAME, SkippedRows, read_skipped, trim_lines
 from trainer.distributed import World, process_group
 from trainer.models.load import load_sr
+from trainer.models.provenance import provenance
 from trainer.models.save import save_network, write_tensors
 from trainer.plan import (
     BEING_TRAINED,
@@ -136,12 +137,14 @@ def save_weights(folder: Path, train_step: Step) -> list[Path]:
     """Write the trained network, and its moving average if there is one. Raises UserError."""
     networks = {"model": train_step.sr_network, "model_ema": train_step.average}
     is_ours = checkpoint.may_replace(folder)
+    settings = checkpoint.read_settings(folder)
     paths = []
     for name, network in networks.items():
         if network is not None:
             needed = 2 * sum(p.nbytes for p in network.parameters())  # two files
             with writing(folder / f"{name}.safetensors", RESUME, needed):
-                paths += save_network(network, folder, name, is_ours)
+                about = provenance(settings, network)
+                paths += save_network(network, folder, name, is_ours, about)
     return paths
 
 

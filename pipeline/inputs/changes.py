@@ -65,7 +65,9 @@ def compare(
             if name in trusted or (equal and (not verify or unread)):
                 changes.same.add((part.name, name))
                 is_settled = True
-        if not is_settled and photograph.size in sizes:
+        # The size of a picture in a Parquet file is unknown: new rows are not read for this.
+        same_size = photograph.size in sizes and (photograph.size or name in known)
+        if not is_settled and same_size:
             doubtful.append(photograph)
     _settle(doubtful, known, origins, changes)
     found = {photograph.name for photograph in photographs}
@@ -120,8 +122,8 @@ def _sha256(photograph: Found) -> str | None:
     if photograph.size < 0:
         return None
     try:
-        if not photograph.path.is_local:
-            return hashlib.sha256(photograph.path.read_bytes()).hexdigest()
+        if photograph.member or not photograph.path.is_local:
+            return hashlib.sha256(photograph.read_bytes()).hexdigest()
         with open(photograph.path.path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:

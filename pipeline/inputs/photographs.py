@@ -1,47 +1,59 @@
-"""Find the photographs of a build, on disks and in object storage, and give each a name."""
+"""Find the photographs of a build and give each a name.
 
-import io
+They are files on disks or in object storage, or inside archives (`pipeline.inputs.archives`).
+"""
+
 import os
 import posixpath
 import stat
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-
-import pyarrow.fs as pafs
 
 from lasr.errors import UserError
 from lasr.pictures.find import search
-from lasr.pictures.formats import by_suffix, is_hidden, readable_suffixes
-from lasr.pictures.recognise import START, recognise
-from lasr.pictures.search import HIDDEN, File, Input, Passed, expand, split_glob
+from lasr.pictures.formats import readable_suffixes
+from lasr.pictures.search import File, Input, Passed, expand, split_glob
 from lasr.system.calls import as_slashes
-from pipeline.storage import StoragePath, reported
+from pipeline.inputs.archives import Member, is_archive, members, read_member, refuse_compressed
+from pipeline.inputs.remote import list_remote
+from pipeline.storage import StorageError, StoragePath
 
 State = list[int | str]
-_THREADS = 16  # requests at once to object storage
 KEEP = "keep the rows of its photographs with --keep-unreachable"
 
 
 @dataclass(frozen=True, order=True)
 class Found:
-    """A file that may be a photograph, with what the file system says of it.
+    """A file, or a file in an archive, that may be a photograph, with what the file system says.
 
     identity: changes when the file is replaced, though name, size and time stay: inode and time of
     the last status change on a disk, ETag or version in object storage; empty where neither exists.
+    modified, identity and path are those of the archive where there is a `member`.
     """
 
     name: str  # POSIX path relative to the folder given: the manifest's image_path
     path: StoragePath
-    size: int  # bytes; -1: not a regular file
+    size: int  # bytes; -1: not a regular file; 0 in a Parquet file: unknown until it is read
     modified: int  # nanoseconds
     identity: str = ""
+    member: Member | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it is; that of a file in an archive looks as if the archive was a folder."""
+        return f"{self.path}/{self.member.name}" if self.member else str(self.path)
 
     @property
     def state(self) -> State:
         """What tells without reading it that a file is unchanged, and in the same folder."""
-        return [self.size, self.modified, self.identity, str(self.path)]
+        at = f"@{self.member.at}" if self.member else ""
+        return [self.size, self.modified, f"{self.identity}{at}", self.address]
+
+    def read_bytes(self) -> bytes:
+        """Its content. Raises OSError."""
+        if self.member:
+            return read_member(self.path, self.member, self.size, self.modified)
+        return self.path.read_bytes()
 
 
 @dataclass
@@ -85,16 +97,18 @@ def find_all(images: Iterable[str]) -> Photographs:
     """Find all photographs below the given paths, each once, sorted by name.
 
     images: folders, files, globs and `.txt` lists as `lasr.pictures.find.search` takes them, or
-    folders and files in object storage (`s3://bucket/folder`).
+    folders, files and globs in object storage (`s3://bucket/folder`) and on the Hugging Face Hub
+    (`hf://datasets/owner/name`). Archives are opened if the user names them, or if they are on the
+    Hub.
     A name is the path relative to the folder that the user gave; see `_names`.
-    Raises UserError: a list cannot be read.
+    Raises UserError: a list cannot be read, a compressed archive, a manifest of patches.
     """
     inputs, result = list(expand(images)), Photographs()
-    files = {found.path.uri: (found, root) for found, root in _on_disks(inputs, result)}
+    files = {found.address: (found, root) for found, root in _on_disks(inputs, result)}
     for one in inputs:
         if "://" in one.given:
             for found, root in _in_object_storage(one.given, result):
-                files.setdefault(found.path.uri, (found, root))
+                files.setdefault(found.address, (found, root))
     names = _names((uri, root) for uri, (_, root) in files.items())
     result.found = sorted(replace(found, name=names[uri]) for uri, (found, _) in files.items())
     return result
@@ -128,7 +142,13 @@ def _on_disks(inputs: Iterable[Input], result: Photographs) -> Iterator[tuple[Fo
     result.unreachable |= {os.path.abspath(path): why for path, why in unreachable.items()}
     occupied = {root: os.path.abspath(root) for root in {file.root for file in listing.files}}
     for file in listing.files:
-        yield _stat(file), occupied[file.root]
+        found = _stat(file)
+        if file.is_named:
+            refuse_compressed(found.path.uri)
+        if file.is_named and found.size > 0 and is_archive(found.path.name):
+            yield from ((one, occupied[file.root]) for one in _inside(found, result))
+        else:
+            yield found, occupied[file.root]
     roots = {os.path.abspath(root) for root in listing.roots} - set(occupied.values())
     hollow = [os.path.abspath(path) for path in (*listing.empty, *listing.dangling)]
     result.hollow = list(dict.fromkeys([*sorted(roots), *hollow]))
@@ -147,55 +167,24 @@ def _stat(file: File) -> Found:
     return Found("", path, size, state.st_mtime_ns, identity)
 
 
-def _in_object_storage(uri: str, result: Photographs) -> list[tuple[Found, str]]:
-    path = StoragePath(uri.rstrip("/"))
+def _in_object_storage(uri: str, result: Photographs) -> Iterator[tuple[Found, str]]:
+    remote = list_remote(uri, result.passed)
+    if isinstance(remote, str):
+        result.unreachable[uri] = remote
+        return
+    for file in remote.files:
+        found = Found("", file.path, file.size, file.modified, file.identity)
+        if file.is_archive:
+            yield from ((one, remote.root) for one in _inside(found, result))
+        else:
+            yield found, remote.root
+
+
+def _inside(archive: Found, result: Photographs) -> list[Found]:
+    """The photographs in an archive; none if it cannot be read, which is noted."""
     try:
-        with reported(path, "read"):
-            info = path.fs.get_file_info(path.key)
-            if info.type == pafs.FileType.Directory:
-                files = path.fs.get_file_info(pafs.FileSelector(path.key, recursive=True))
-            else:
-                files = [info]
-            files = [file for file in files if file.is_file]
-            with ThreadPoolExecutor(_THREADS) as executor:
-                found = list(executor.map(lambda file: _examine(file, path, result), files))
-    except UserError as error:
-        result.unreachable[str(path)] = error.problem.removeprefix(f"{path}: ")
+        inside = members(archive.path, result.passed)
+    except StorageError as error:
+        result.unreachable[str(archive.path)] = error.problem.removeprefix(f"{archive.path}: ")
         return []
-    if info.type == pafs.FileType.NotFound:
-        result.unreachable[str(path)] = "no such folder or file"
-    root = path if info.type == pafs.FileType.Directory else path.parent
-    return [(one, str(root)) for one in found if one]
-
-
-def _examine(file: pafs.FileInfo, top: StoragePath, result: Photographs) -> Found | None:
-    """A file in object storage; None if it is passed over."""
-    # Some of fsspec's file systems put a slash before the bucket.
-    key = file.path if top.key.startswith("/") else file.path.lstrip("/")
-    address = StoragePath(f"{top.uri.split('://', 1)[0]}://{key}")
-    if below := key.removeprefix(top.key).strip("/"):  # the user did not name this file
-        kind = by_suffix(file.base_name)
-        if any(is_hidden(part) for part in below.split("/")):
-            result.passed.add(HIDDEN, address)
-            return None
-        if kind is None:
-            with top.fs.open_input_file(file.path) as stream:
-                kind = recognise(io.BytesIO(stream.read(START)))
-        if kind is None or not kind.is_picture:
-            result.passed.add(Path(key).suffix.lower() or "without suffix", address)
-            return None
-    return Found("", address, file.size, file.mtime_ns or 0, _version(address))
-
-
-def _version(path: StoragePath) -> str:
-    """What fsspec's file systems list of a file's content: ETag, generation or inode.
-
-    pyarrow's S3 lists no ETags. There a file counts as unchanged by address, size and time, which
-    the server sets at each upload.
-    """
-    handler = getattr(path.fs, "handler", None)
-    if not isinstance(handler, pafs.FSSpecHandler):
-        return ""
-    about = handler.fs.info(path.key)
-    keys = ("etag", "ETag", "generation", "version_id", "md5", "ino", "created")
-    return "-".join(str(about[key]) for key in keys if about.get(key))
+    return [replace(archive, size=size, member=member) for member, size in inside]

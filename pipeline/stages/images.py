@@ -88,7 +88,7 @@ def load(found: Found, min_side: int, max_pixels: int = MAX_PIXELS) -> Photograp
         raise Unusable("too_large", f"{error}; {RAISE_LIMIT}") from error
     try:
         _check_format(found)
-        content = found.path.read_bytes()
+        content = found.read_bytes()
     except OSError as error:
         raise Unusable("unreadable", f"cannot be read: {reason(error)}") from error
     image_id = hashlib.sha256(content).hexdigest()
@@ -102,6 +102,8 @@ def load(found: Found, min_side: int, max_pixels: int = MAX_PIXELS) -> Photograp
 
 def _check_format(found: Found) -> None:
     """Raise Unusable for a picture in a format that is not read, without reading all of it."""
+    if found.member:  # reading a part of it costs as much as all of it
+        return
     if "://" not in str(found.path):
         with open(str(found.path), "rb") as file:
             kind = recognise(file, found.name)

@@ -2,11 +2,18 @@
 
 import hashlib
 import http.server
+import json
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from tests.support.hub_api import Hub
 
 COMMIT = "c0" * 20
 RESOLVE = re.compile(r"/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
@@ -37,7 +44,10 @@ class Seen:
 
 @dataclass
 class Host:
-    """files: by path, or by repository/file; faults: by end of path, one for each GET."""
+    """files: by path, or by repository/file; faults: by end of path, one for each GET.
+
+    hub: repositories that can be listed and written.
+    """
 
     port: int = 0
     files: dict[str, bytes] = field(default_factory=dict)
@@ -47,6 +57,7 @@ class Host:
     versions: bool = True  # whether answers have an ETag
     locked: bool = False  # whether the hub requires its terms to be accepted
     patience: float = 30.0  # seconds that a Fault.wait lasts
+    hub: Hub = field(default_factory=Hub)
     go_on: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -72,12 +83,34 @@ def serve() -> Iterator[Host]:
         def do_GET(self) -> None:
             self.answer(body=True)
 
+        def do_POST(self) -> None:
+            self.call()
+
+        def do_PUT(self) -> None:
+            self.call()
+
+        def call(self) -> None:
+            """A call of the hub's API."""
+            token = self.headers["Authorization"]
+            seen = Seen(self.command, self.path, None, token)
+            host.seen.append(seen)
+            content = self.rfile.read(int(self.headers["Content-Length"] or 0))
+            status, answer, headers = host.hub.answer(
+                self.command, self.path, content, token, host.address
+            )
+            text = json.dumps(answer).encode()
+            self.say(seen, status, {"Content-Type": "application/json"} | headers, text)
+
         def answer(self, body: bool) -> None:
+            if self.path.startswith("/api/"):
+                return self.call()
             seen = Seen(
                 self.command, self.path, self.headers["Range"], self.headers["Authorization"]
             )
             host.seen.append(seen)
             name, headers = self.path.lstrip("/"), {}
+            if (in_repository := host.hub.content(name)) is not None:
+                return self.from_repository(seen, in_repository, body)
             if on_hub := RESOLVE.fullmatch(self.path):
                 name = f"{on_hub['repository']}/{on_hub['file']}"
                 headers["X-Repo-Commit"] = COMMIT
@@ -115,6 +148,18 @@ def serve() -> Iterator[Host]:
                 seen, status, headers, content[start:] if body else None, fault, len(content)
             )
 
+        def from_repository(self, seen: Seen, content: bytes, body: bool) -> None:
+            """A file of a repository, or the range of it that is asked for."""
+            digest = hashlib.sha256(content).hexdigest()
+            headers = {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            start, status, length = 0, 200, len(content)
+            if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"] or ""):
+                start, status = int(wanted[1]), 206
+                end = min(int(wanted[2] or length - 1), length - 1)
+                headers["Content-Range"] = f"bytes {start}-{end}/{length}"
+                content = content[start : end + 1]
+            self.say(seen, status, headers, content if body else None, length=len(content))
+
         def say(
             self, seen: Seen, status: int, headers: dict[str, str], body: bytes | None = b"",
             fault: Fault = Fault(), length: int = 0,  # noqa: B008
@@ -151,3 +196,23 @@ def serve() -> Iterator[Host]:
         yield host
         host.go_on.set()
         server.shutdown()
+
+
+def reached_by_huggingface_hub(host: Host, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `huggingface_hub` use this host, with no token of this machine.
+
+    Uploads go to the large-file storage over HTTP: Xet's protocol is not spoken here.
+    """
+    from huggingface_hub import HfFileSystem, constants
+
+    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", host.address)
+    monkeypatch.setenv("HF_HOME", str(home))
+    for name, value in (
+        ("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True),
+        ("HF_TOKEN_PATH", str(home / "token")),
+    ):  # fmt: skip
+        monkeypatch.setattr(constants, name, value)
+    HfFileSystem.clear_instance_cache()
+    storage._file_system.cache_clear()

@@ -42,8 +42,11 @@ def save_network(
     folder: str | Path,
     name: str = "model",
     is_ours: IsOurs | None = is_ours,
+    about: dict[str, str] | None = None,
 ) -> list[Path]:
     """Write a network as `name.safetensors` and `name.pth`; returns their paths.
+
+    about: metadata for the header of the first (`trainer.models.provenance`).
 
     Floating-point tensors are written in float32 under the network's own key names: BasicSR's for
     an RRDB, those that spandrel reads for a network that spandrel built.
@@ -54,5 +57,5 @@ def save_network(
     }
     paths = [Path(folder) / f"{name}{suffix}" for suffix in (".safetensors", ".pth")]
     for path in paths:
-        write_tensors(path, state, is_ours=is_ours)
+        write_tensors(path, state, about, is_ours)
     return paths

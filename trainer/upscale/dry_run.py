@@ -3,8 +3,6 @@
 Time and memory of the network are measured on one tile; the rest is arithmetic.
 """
 
-import resource
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from lasr.device import device_name, pick_device
 from lasr.errors import UserError
 from lasr.pictures.find import check_regular
 from lasr.pictures.read import TooLarge, limited, picture_size
+from lasr.system.calls import resident_memory
 from lasr.weights.locate import Located
 from trainer.upscale.config import UpscaleConfig
 from trainer.upscale.picture import Target, Upscaling, target
@@ -101,9 +100,9 @@ def _costs(work: _Work, located: Located, upscaling: Upscaling) -> list[str]:
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         memory = f"{_gigabytes(needed)} of the GPU's {_gigabytes(total)}, "
-        memory += f"and {_gigabytes(_resident() + pixels)} of this process"
+        memory += f"and {_gigabytes(resident_memory() + pixels)} of this process"
     else:
-        memory = f"about {_gigabytes(_resident() + needed + pixels)}, of which the largest tile"
+        memory = f"about {_gigabytes(resident_memory() + needed + pixels)}, of which the largest tile"
         memory += f" takes {_gigabytes(needed)} and the largest picture {_gigabytes(pixels)}"
     several = f"{tiles} tile{'s' * (tiles > 1)}"
     return [
@@ -144,13 +143,13 @@ def _with_rise(measured: Callable[[], float]) -> tuple[float, int]:
 
     The peak that the system records would be that of loading the network.
     """
-    before = highest = _resident()
+    before = highest = resident_memory()
     done = threading.Event()
 
     def watch() -> None:
         nonlocal highest
         while not done.wait(_SAMPLE):
-            highest = max(highest, _resident())
+            highest = max(highest, resident_memory())
 
     thread = threading.Thread(target=watch, name="memory", daemon=True)
     thread.start()
@@ -160,15 +159,6 @@ def _with_rise(measured: Callable[[], float]) -> tuple[float, int]:
         done.set()
         thread.join()
     return result, highest - before
-
-
-def _resident() -> int:
-    """Bytes of memory of this process; its peak where the system does not say the present."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _picture_bytes(size: tuple[int, int], aim: Target, upscaling: Upscaling) -> int:

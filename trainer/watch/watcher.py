@@ -10,9 +10,10 @@ from torch import nn
 
 from lasr.errors import writing
 from lasr.terminal.summary import counted
-from trainer.checkpoint import may_replace
+from trainer.checkpoint import may_replace, read_settings
 from trainer.config import TrainConfig
 from trainer.data.dataset import Patches
+from trainer.models.provenance import provenance
 from trainer.models.save import write_tensors
 from trainer.run_log import RESUME, RunLog
 from trainer.watch.encoders import EncoderProbe
@@ -101,7 +102,8 @@ def save_best(network: nn.Module, folder: Path, step: int, found: float) -> None
         name: tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in network.state_dict().items()
     }
-    about = {"step": str(step), "score": f"{found:.6g}"}
+    about = provenance(read_settings(folder), network)
+    about |= {"step": str(step), "score": f"{found:.6g}"}
     with writing(folder / BEST, RESUME, sum(tensor.nbytes for tensor in state.values())):
         write_tensors(folder / BEST, state, about, may_replace(folder))
 

@@ -1,0 +1,1 @@
+"""Share data sets and networks on the Hugging Face Hub."""
