@@ -102,8 +102,8 @@ def _costs(work: _Work, located: Located, upscaling: Upscaling) -> list[str]:
         memory = f"{_gigabytes(needed)} of the GPU's {_gigabytes(total)}, "
         memory += f"and {_gigabytes(resident_memory() + pixels)} of this process"
     else:
-        memory = f"about {_gigabytes(resident_memory() + needed + pixels)}, of which the largest tile"
-        memory += f" takes {_gigabytes(needed)} and the largest picture {_gigabytes(pixels)}"
+        memory = f"about {_gigabytes(resident_memory() + needed + pixels)}, of which the largest"
+        memory += f" tile takes {_gigabytes(needed)} and the largest picture {_gigabytes(pixels)}"
     several = f"{tiles} tile{'s' * (tiles > 1)}"
     return [
         f"network:  {located.name} on {device_name(device)}, {several} of at most {tiling.tile}"
