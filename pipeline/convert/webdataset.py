@@ -40,7 +40,7 @@ def write_shards(rows: Rows, out: Path, shard_size: int, on_done: Callable[[int]
     def wanted(group: Group, numbers: np.ndarray) -> np.ndarray:
         shards = -(-rows.count(group) // shard_size)
         missing = [not (out / shard_name(group, n)).exists() for n in range(shards)]
-        chosen = np.array([*missing, False])[numbers // shard_size]
+        chosen: np.ndarray = np.array([*missing, False])[numbers // shard_size]
         on_done(int(len(numbers) - chosen.sum()))
         return chosen
 
