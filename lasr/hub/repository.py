@@ -175,7 +175,7 @@ def push(plan: Plan, message: str) -> str:
     there already are not sent again. Raises UserError.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     if not (sys.stderr and sys.stderr.isatty()):
         disable_progress_bars()
