@@ -8,6 +8,8 @@ edited on the Hub stays as it is.
 import hashlib
 import json
 import os
+import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -77,14 +79,10 @@ def size(content: Path | bytes) -> int:
 
 def check_name(repository: str) -> None:
     """Raise UserError unless this is a name such as owner/name."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise UserError(f"{repository}: {one_line(error, 200)}", "give owner/name") from error
-    if repository.count("/") != 1:
+    if "/" not in repository:
         raise UserError(f"{repository}: names no owner", "give owner/name")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository, re.ASCII) or len(repository) > 96:
+        raise UserError(f"{repository}: no name of a repository", "give owner/name")
 
 
 def look(repository: str, kind: Kind, files: Mapping[str, Path | bytes], private: bool) -> Plan:
@@ -177,7 +175,10 @@ def push(plan: Plan, message: str) -> str:
     there already are not sent again. Raises UserError.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
+    if not (sys.stderr and sys.stderr.isatty()):
+        disable_progress_bars()
     api = _api()
     with reported(plan.repository):
         if plan.head is None:

@@ -77,7 +77,7 @@ def write_lists(rows: Rows, out: Path) -> None:
                     continue
                 line = {"file_name": f"{role}/{key}.png"} | about
                 metadata.write(json.dumps(line) + "\n")
-                side = about.get("size", PATCH_SIZE[role])
+                side = about.get("size") or PATCH_SIZE[role]  # type: ignore[index]
                 lists[role].write(f"{key}.png ({side},{side},3)\n")
             for role, file in lists.items():
                 file.close()

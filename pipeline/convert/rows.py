@@ -144,7 +144,8 @@ def _opened(file: Any) -> pq.ParquetFile:
 
 def _rows(batch: pa.RecordBatch, rows: np.ndarray) -> list[dict[str, Any]]:
     taken = batch.take(pa.array(rows))
-    return convert(taken, PATCHES).to_pylist()
+    found: list[dict[str, Any]] = convert(taken, PATCHES).to_pylist()
+    return found
 
 
 def _group(row: dict[str, Any], groups: tuple[Group, ...]) -> int:

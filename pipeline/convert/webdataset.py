@@ -40,7 +40,7 @@ def write_shards(rows: Rows, out: Path, shard_size: int, on_done: Callable[[int]
     def wanted(group: Group, numbers: np.ndarray) -> np.ndarray:
         shards = -(-rows.count(group) // shard_size)
         missing = [not (out / shard_name(group, n)).exists() for n in range(shards)]
-        chosen = np.array([*missing, False])[numbers // shard_size]
+        chosen: np.ndarray = np.array([*missing, False])[numbers // shard_size]
         on_done(int(len(numbers) - chosen.sum()))
         return chosen
 
@@ -52,7 +52,7 @@ def write_shards(rows: Rows, out: Path, shard_size: int, on_done: Callable[[int]
             if group not in shards:
                 own = all_open.enter_context(contextlib.ExitStack())
                 path = out / shard_name(group, patch.number // shard_size)
-                shards[group] = own, own.enter_context(_shard(path))
+                shards[group] = own, own.enter_context(open_shard(path))
             if patch.png.startswith(PNG):
                 _add(shards[group][1], patch)
             else:
@@ -65,7 +65,8 @@ def write_shards(rows: Rows, out: Path, shard_size: int, on_done: Callable[[int]
 
 
 @contextlib.contextmanager
-def _shard(path: Path) -> Iterator[tarfile.TarFile]:
+def open_shard(path: Path) -> Iterator[tarfile.TarFile]:
+    """A tar to write, with our mark; it gets its name at the end of the context."""
     comment = {"comment": f"{TAR_COMMENT} {lasr.__version__}"}
     with (
         atomic_path(path, is_ours) as temporary,

@@ -41,6 +41,8 @@ def call(capfd: pytest.CaptureFixture[str], words: list[str]) -> tuple[int, str]
 def base(command: Command[Any]) -> list[str]:
     """Words that name an input which does not exist."""
     words = command.name.split()[1:]
+    if words[0] == "push":
+        return [*words, "nowhere", "owner/name"]
     return (
         [*words, *MISSING[words[0]].split()] if words[0] in MISSING and len(words) == 1 else words
     )
@@ -159,6 +161,10 @@ INPUTS = {
     "upscale X --weights bicubic --out out": set(),
     "upscale -i PHOTO --weights tiny-rrdb --dry-run -o X/y": NEW,
     "export --weights X --out out.pth": set(),
+    "convert X --to folder --out out": set(),
+    "convert MANIFEST --to folder --out X --dry-run": NEW,
+    "push dataset X owner/name": set(),
+    "push model X owner/name": set(),
     "compare --weights bicubic --manifest X": set(),
     "compare --weights X --manifest MANIFEST": set(),
     "sidebyside X": set(),

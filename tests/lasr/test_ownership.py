@@ -18,6 +18,7 @@ from lasr.files import atomic_path, replace_folder
 from lasr.marks import in_picture, signed
 from lasr.ownership import is_ours, own_path, write_own
 from lasr.pictures.write import save_picture
+from pipeline.convert.webdataset import open_shard
 from trainer.evaluate import scores
 from trainer.evaluate.scores import Cache
 from trainer.models.ncnn import write_ncnn
@@ -36,6 +37,11 @@ def by_pillow(path: Path) -> None:
     Image.fromarray(PIXELS).save(path, **in_picture())
 
 
+def shard(path: Path) -> None:
+    with open_shard(path):
+        pass
+
+
 WRITERS: dict[str, Callable[[Path], object]] = {
     "a.parquet": lambda path: pq.write_table(
         pa.table({"a": [1]}).replace_schema_metadata({"la-sr": "{}"}), path
@@ -50,6 +56,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "b.jpg": by_pillow,
     "b.webp": by_pillow,
     "sheet.png": lambda path: write_sheet(path, {"a": torch.zeros(1, 3, 4, 4)}),
+    "a.tar": shard,
     "a.html": lambda path: path.write_text(signed("<!doctype html>\n<p>a</p>")),
     "a.md": lambda path: path.write_text(signed("# a\n<!-- la-sr 0123456789abcdef -->\n")),
     "a.jsonl": lambda path: Cache(path).add("a", {"score": 1.0, "device": "CPU"}),

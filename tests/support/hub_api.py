@@ -78,7 +78,8 @@ class Hub:
             key = f"{found['kind']}/{found['name']}"
             if key not in self.repositories:
                 return 404, {"error": "not found"}, {"X-Error-Code": "RepoNotFound"}
-            return self._api(self.repositories[key], found, body, query)
+            address = f"{host}/{key.removeprefix('models/')}"
+            return self._api(self.repositories[key], found, body, query, address)
         return 404, {"error": "no such page"}, {}
 
     def _store(self, sha256: str, body: bytes) -> Answer:
@@ -99,7 +100,12 @@ class Hub:
         return {"transfer": "basic", "objects": objects}
 
     def _api(
-        self, repository: Repository, found: re.Match[str], body: bytes, query: dict[str, list[str]]
+        self,
+        repository: Repository,
+        found: re.Match[str],
+        body: bytes,
+        query: dict[str, list[str]],
+        address: str,
     ) -> Answer:
         what, rest = found["what"], found["rest"] or ""
         if what in (None, "revision"):
@@ -129,10 +135,11 @@ class Hub:
             ]
             return 200, {"files": files}, {}
         if what == "commit":
-            return self._commit(repository, [json.loads(line) for line in body.splitlines()])
+            lines = [json.loads(line) for line in body.splitlines()]
+            return self._commit(repository, lines, address)
         return 404, {"error": f"no {what}"}, {}
 
-    def _commit(self, repository: Repository, lines: list[dict[str, Any]]) -> Answer:
+    def _commit(self, repository: Repository, lines: list[dict[str, Any]], address: str) -> Answer:
         if self.refuse:
             return self.refuse.pop(0), {"error": "try again"}, {}
         header, *operations = lines
@@ -150,8 +157,8 @@ class Hub:
                 repository.files[value["path"]] = base64.b64decode(value["content"])
                 repository.large.discard(value["path"])
         repository.commits.append([line["value"]["path"] for line in operations])
-        answer = {"commitUrl": f"http://hub/commit/{repository.head}", "commitOid": repository.head}
-        return 200, answer, {}
+        url = f"{address}/commit/{repository.head}"
+        return 200, {"commitUrl": url, "commitOid": repository.head}, {}
 
 
 def git_id(content: bytes) -> str:
