@@ -20,13 +20,20 @@ Encode = Callable[[Tensor, str], tuple[Tensor, ...]]
 Loss = Callable[[Outputs], Tensor]
 
 
-def backward_in_parts(encode: Encode, parts: Parts, loss: Loss, draws: bool) -> None:
+def backward_in_parts(
+    encode: Encode,
+    parts: Parts,
+    loss: Loss,
+    draws: bool,
+    after: Callable[[], None] = lambda: None,
+) -> None:
     """Add the gradients of a loss of all parts, with the activations of one part in memory.
 
     GradCache (Gao et al. 2021): every part is encoded without activations; the loss of the whole
     batch gives a gradient for each output; then each part is encoded again and receives its own.
 
-    draws: whether encoding draws random numbers, which have to be the same both times.
+    draws: whether encoding draws random numbers, which have to be the same both times. after: called
+    when a part has added its gradients.
     """
     with torch.no_grad(), torch.random.fork_rng(enabled=draws):
         outputs: Outputs = [encode(*part) for part in parts]
@@ -36,6 +43,7 @@ def backward_in_parts(encode: Encode, parts: Parts, loss: Loss, draws: bool) -> 
         pairs = list(zip(encode(*part), output, strict=True))
         again = [x for x, _ in pairs if x.requires_grad]
         torch.autograd.backward(again, [leaf.grad for x, leaf in pairs if x.requires_grad])
+        after()
 
 
 def rate_factor(step: int, steps: int, warmup: int = 0, schedule: Schedule = "constant") -> float:

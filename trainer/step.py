@@ -33,6 +33,7 @@ from trainer.data.dataset import Batch
 from trainer.distributed import World
 from trainer.models.compiled import Captured, compile_blocks
 from trainer.models.encoders import Encoders
+from trainer.models.half import HalfWeights
 from trainer.models.vgg import vgg_term
 from trainer.optimizer import (
     Encode,
@@ -64,6 +65,7 @@ class TrainStep:
         vgg: nn.Module,
         world: World | None = None,
         region: Region = record_function,
+        half_weights: bool = False,
     ):
         self.config, self.world, self.region = config, world or World(), region
         # The layout of tensor cores: in another one every convolution converts its input.
@@ -94,6 +96,9 @@ class TrainStep:
         # Networks that drop paths draw the same ones when a part is computed again.
         self.draws = any("Drop" in type(module).__name__ for module in sr_network.modules())
         self.autocast = autocast(self.device, precision)
+        half = self.autocast.fast_dtype if half_weights and self.autocast._enabled else None
+        networks = self.sr_network, vgg, self.encoders, self.frozen_images
+        self.half_weights = HalfWeights(networks, half)
         self.words = encoders.tokens([*config.bad, *config.good])
         self.names: list[str] = []  # of the numbers that the last step returned
         if config.compile != "off":
@@ -153,12 +158,13 @@ class TrainStep:
         this rank's slice. Frozen encoders have no terms of their own.
         """
         weights, zero = self.weights, torch.zeros((), device=self.device)
-        texts, terms = self.encoder_gradients(lr, hr, tokens)
         total, finish_encoders = zero, None
-        if terms:
-            total = weights.total(terms["content_encoders"], terms["quality_encoders"], zero)
-            finish_encoders = self.world.average_gradients(self.encoder_parameters)
-        sr, sr_terms = self.sr_gradients(lr, texts)
+        with self.half_weights:
+            texts, terms = self.encoder_gradients(lr, hr, tokens)
+            if terms:
+                total = weights.total(terms["content_encoders"], terms["quality_encoders"], zero)
+                finish_encoders = self.world.average_gradients(self.encoder_parameters)
+            sr, sr_terms = self.sr_gradients(lr, texts)
         finish_sr = self.world.average_gradients(self.sr_parameters)
         if finish_encoders:
             finish_encoders()
@@ -264,8 +270,9 @@ class TrainStep:
             total = loss([encode(*part) for part in parts])
             with self.region(name):
                 total.backward()
+                self.half_weights.deliver()
         else:
-            backward_in_parts(encode, parts, loss, self.draws)
+            backward_in_parts(encode, parts, loss, self.draws, self.half_weights.deliver)
 
     def parts(self, batch: Tensor) -> tuple[Tensor, ...]:
         """What of a batch is in memory at a time."""

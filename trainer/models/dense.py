@@ -1,18 +1,15 @@
-"""Dense blocks on a GPU in half precision: the same function by other convolutions.
+"""The backward pass of dense blocks in half precision: all weights' gradients by one product.
 
-As written in `rrdb`, a dense block concatenates before each convolution, and four of its five
-convolutions give few channels, which leaves tensor cores idle. A convolution of concatenated inputs
-is the sum of convolutions of each input. So here every input is read once, by one convolution for
-all that depend on it (64 channels to 192, then 32 to 160, 128, 96 and 64), and nothing is
-concatenated on the way. The backward pass gives the gradient of all inputs of a convolution at
-once, as usual, and computes the gradients of all weights by one product, a third of which is thrown
-away.
+The five convolutions of a dense block read the first channels of the same features, and four of
+them give few channels, for which the product of a weight's gradient leaves tensor cores idle. Here
+the gradients of all five outputs are put together, and one product with all features gives the
+gradients of all weights; a third of it is thrown away. One sum gives those of the biases. What is
+computed forward and for the inputs stays as it is.
 
-What is stored for the backward pass: the input and the four outputs, 192 channels and not 832.
-Partial sums are rounded to the half precision once more.
+What is stored for the backward pass: the features, 192 channels, and not 640.
 """
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -38,53 +35,49 @@ class _DenseBlock(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, residual: float, *parameters: Tensor) -> Tensor:
         half = len(parameters) // 2
         weights, biases = ([p.to(x.dtype) for p in part] for part in _halves(parameters))
-        start, source, outputs = 0, x, []
-        sums = x.new_zeros(())
-        for number, bias in enumerate(biases):
-            stop = start + source.shape[1]
-            stacked = torch.cat([weight[:, start:stop] for weight in weights[number:]])
-            stacked = stacked.contiguous(memory_format=torch.channels_last)
-            sums = sums + F.conv2d(source, stacked, padding=1)
-            own = sums[:, : len(bias)] + bias[:, None, None]
-            start, sums = stop, sums[:, len(bias) :]
-            if number < half - 1:
-                source = F.leaky_relu(own, SLOPE)
-                outputs.append(source)
+        features = x
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            y = F.leaky_relu_(F.conv2d(features, weight, bias, padding=1), SLOPE)
+            features = torch.cat((features, y), dim=1)
         ctx.residual = residual
-        ctx.save_for_backward(x, *outputs, *parameters)
-        return x + residual * own
+        ctx.save_for_backward(features, *parameters[:half])
+        ctx.of_biases = [bias.dtype for bias in parameters[half:]]
+        return torch.add(x, F.conv2d(features, weights[-1], biases[-1], padding=1), alpha=residual)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        saved = ctx.saved_tensors
-        number = (len(saved) + 2) // 3  # of convolutions: x and one output less, weights, biases
-        features, parameters = saved[:number], saved[number:]
-        weights = [weight.to(gradient.dtype) for weight in _halves(parameters)[0]]
+        features, *parameters = ctx.saved_tensors
+        weights = [weight.to(gradient.dtype) for weight in parameters]
         widths = [weight.shape[1] for weight in weights]
-        inputs = torch.cat(features, dim=1)
         of_outputs = [ctx.residual * gradient]
-        of_inputs = _of_input(of_outputs[0], inputs, weights[-1])
-        for y, weight, width in zip(features[:0:-1], weights[-2::-1], widths[-2::-1], strict=True):
-            own, rest = of_inputs[:, width:], of_inputs[:, :width]
-            of_outputs.insert(0, torch.where(y > 0, own, SLOPE * own))
-            of_inputs = rest + _of_input(of_outputs[0], rest, weight)
+        of_inputs = _of_input(of_outputs[0], features, weights[-1])
+        for number in range(len(weights) - 2, -1, -1):
+            width, stop = widths[number], widths[number + 1]
+            own = torch.ops.aten.leaky_relu_backward(
+                of_inputs[:, width:], features[:, width:stop], SLOPE, True
+            )
+            of_outputs.insert(0, own)
+            of_inputs = _of_input(own, features[:, :width], weights[number]).add_(
+                of_inputs[:, :width]
+            )
         together = torch.cat(of_outputs, dim=1)
-        shape = (together.shape[1], inputs.shape[1], *weights[0].shape[2:])
-        like = inputs.new_empty(shape).contiguous(memory_format=torch.channels_last)
-        of_weights = _convolution_backward(together, inputs, like, (False, True, False))[1]
+        shape = (together.shape[1], features.shape[1], *weights[0].shape[2:])
+        like = features.new_empty(shape).contiguous(memory_format=torch.channels_last)
+        of_weights = _convolution_backward(together, features, like, (False, True, False))[1]
         of_biases = together.sum((0, 2, 3), dtype=torch.float32)
-        tops = [0]
-        for part in of_outputs:
-            tops.append(tops[-1] + part.shape[1])
+        tops = [0, *accumulate(part.shape[1] for part in of_outputs)]
         ranges = list(pairwise(tops))
         return (
-            gradient + of_inputs,
+            of_inputs.add_(gradient),
             None,
             *(
-                of_weights[top:bottom, :width].to(parameters[0].dtype)
-                for (top, bottom), width in zip(ranges, widths, strict=True)
+                of_weights[top:bottom, :width].to(weight.dtype, memory_format=torch.channels_last)
+                for (top, bottom), width, weight in zip(ranges, widths, parameters, strict=True)
             ),
-            *(of_biases[top:bottom].to(parameters[0].dtype) for top, bottom in ranges),
+            *(
+                of_biases[top:bottom].to(dtype)
+                for (top, bottom), dtype in zip(ranges, ctx.of_biases, strict=True)
+            ),
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lasr.weights.clip import Clip, load_clip
 from lasr.weights.locate import Located, WeightsError
+from trainer.models.blocks import lean_blocks
 
 TOKEN_CACHE = 2**16  # words, and whole texts that are no captions, whose tokens are cached
 SEPARATOR = ", "  # between the words of a caption
@@ -87,6 +88,7 @@ class Encoders(nn.Module):
         is_openai = isinstance(clip.tokenize, open_clip.tokenizer.SimpleTokenizer)
         self._tokenize = Tokens(clip.tokenize).each if is_openai else clip.tokenize
         remove_positions(self.model.visual)
+        lean_blocks(self.model)
         self.make_trainable()
         for name in ("mean", "std"):
             values = getattr(clip.model.visual, f"image_{name}", None)

@@ -34,7 +34,7 @@ def _leaky(x: Tensor) -> Tensor:
 class _DenseBlock(nn.Module):
     """Five convolutions; the input of each is the block's input and all outputs before it."""
 
-    by_source = False  # in half precision, when training: see trainer.models.dense
+    together = False  # in half precision, when training: see trainer.models.dense
 
     def __init__(self, features: int, growth: int) -> None:
         super().__init__()
@@ -52,15 +52,14 @@ class _DenseBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
-        if self.by_source and torch.is_autocast_enabled(device) and torch.is_grad_enabled():
+        if self.together and torch.is_autocast_enabled(device) and torch.is_grad_enabled():
             convs = self.conv1, self.conv2, self.conv3, self.conv4, self.conv5
             weights, biases = ([getattr(c, name) for c in convs] for name in ("weight", "bias"))
             return dense_block(x, weights, biases, RESIDUAL, torch.get_autocast_dtype(device))
         features = x
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
             features = torch.cat((features, _leaky(conv(features))), dim=1)
-        y: Tensor = x + RESIDUAL * self.conv5(features)
-        return y
+        return torch.add(x, self.conv5(features), alpha=RESIDUAL)
 
 
 class _Block(nn.Module):
@@ -73,8 +72,7 @@ class _Block(nn.Module):
         self.rdb3 = _DenseBlock(features, growth)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = x + RESIDUAL * self.rdb3(self.rdb2(self.rdb1(x)))
-        return y
+        return torch.add(x, self.rdb3(self.rdb2(self.rdb1(x))), alpha=RESIDUAL)
 
 
 class RRDB(nn.Module):
@@ -118,11 +116,11 @@ class RRDB(nn.Module):
         return y
 
 
-def compute_by_source(network: nn.Module) -> None:
-    """Let dense blocks train by other convolutions in half precision, see `dense`."""
+def gradients_together(network: nn.Module) -> None:
+    """Let dense blocks train with another backward pass in half precision, see `dense`."""
     for module in network.modules():
         if isinstance(module, _DenseBlock):
-            module.by_source = True
+            module.together = True
 
 
 def rrdb_from(tensors: dict[str, Tensor], path: str | Path) -> RRDB:
