@@ -32,8 +32,8 @@ def backward_in_parts(
     GradCache (Gao et al. 2021): every part is encoded without activations; the loss of the whole
     batch gives a gradient for each output; then each part is encoded again and receives its own.
 
-    draws: whether encoding draws random numbers, which have to be the same both times. after: called
-    when a part has added its gradients.
+    draws: whether encoding draws random numbers, which have to be the same both times.
+    after: called when a part has added its gradients.
     """
     with torch.no_grad(), torch.random.fork_rng(enabled=draws):
         outputs: Outputs = [encode(*part) for part in parts]

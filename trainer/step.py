@@ -102,7 +102,8 @@ class TrainStep:
         self.words = encoders.tokens([*config.bad, *config.good])
         self.names: list[str] = []  # of the numbers that the last step returned
         if config.compile != "off":
-            for network in (self.sr_network, vgg, *encoders.towers(), self.frozen_images.visual):
+            # Not the VGG network: nearly all of its time are convolutions, and none is repeated.
+            for network in (self.sr_network, *encoders.towers(), self.frozen_images.visual):
                 compile_blocks(network, config.compile)
         self.launch: Callable[..., Tensor] = self.compute
         # PyTorch's other modes have graphs of their own; collectives are not captured.

@@ -41,8 +41,7 @@ def measure(part: Part) -> None:
     block: Any = network.to(memory_format=torch.channels_last).body[0].rdb1
     ways: dict[str, Forward] = {
         "as it is": block,
-        "by source": lambda x: by_source(block, x),
-        "by source, one function": lambda x: one_function(block, x),
+        "together": lambda x: together(block, x),
     }
     if not part.small:
         ways |= {f"{name}, compiled": torch.compile(way) for name, way in ways.items()}
@@ -93,29 +92,8 @@ def convolution(part: Part, x: Tensor, inputs: int, outputs: int) -> None:
                  **{"TFLOP/s": arithmetic / milliseconds / 1e9})  # fmt: skip
 
 
-def by_source(block: Any, x: Tensor) -> Tensor:
-    """A dense block with a convolution for each source, not for each sum of sources.
-
-    A convolution of concatenated inputs is the sum of convolutions of each. All that read an input
-    do so at once, and nothing is concatenated.
-    """
-    convolutions = [getattr(block, f"conv{n}") for n in range(1, 6)]
-    growth, start = block.conv1.out_channels, 0
-    source, waiting = x, None
-    for number, convolution in enumerate(convolutions):
-        stop = start + source.shape[1]
-        weight = torch.cat([conv.weight[:, start:stop] for conv in convolutions[number:]])
-        found = F.conv2d(source, weight, padding=1)
-        sums = found if waiting is None else waiting + found
-        own, waiting = sums[:, : len(convolution.bias)], sums[:, growth:]
-        ready = own + convolution.bias[:, None, None].to(own.dtype)
-        source, start = F.leaky_relu(ready, 0.2), stop
-    y: Tensor = x + RESIDUAL * ready
-    return y
-
-
-def one_function(block: Any, x: Tensor) -> Tensor:
-    """The same with a backward pass of its own."""
+def together(block: Any, x: Tensor) -> Tensor:
+    """The gradients of all weights by one product."""
     convolutions = [getattr(block, f"conv{n}") for n in range(1, 6)]
     weights, biases = ([getattr(c, kind) for c in convolutions] for kind in ("weight", "bias"))
     return dense_block(x, weights, biases, RESIDUAL, torch.bfloat16)

@@ -4,11 +4,12 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest import mock
 
 import torch
-import torch._inductor.config
+import torch._dynamo.utils
 
 from benchmarks import train_step
 from benchmarks.device.networks import free, peak_gb, step_networks, wait
@@ -16,7 +17,7 @@ from benchmarks.device.profiling import profiled
 from benchmarks.device.record import Part
 from lasr.device import autocast, pick_device
 from trainer.config import TrainConfig
-from trainer.models.rrdb import compute_by_source
+from trainer.models.rrdb import gradients_together
 from trainer.step import TrainStep
 
 STEPS = 8  # of a round, launched one after the other
@@ -53,18 +54,29 @@ def measure(part: Part, compiled: bool = False) -> None:
         config: TrainConfig,
         plain: bool = False,
         profile: bool = False,
-        by_source: bool = False,
+        half: bool = False,
+        together: bool = False,
+        theirs: bool = False,
     ) -> None:
+        """half: weights cast once a step. together: gradients of a dense block by one product.
+
+        theirs: open_clip's blocks as they are.
+        """
         free(device)
         torch._dynamo.reset()
+        torch._dynamo.utils.compilation_time_metrics.clear()
+        blocks = "trainer.models.encoders.lean_blocks"
+        with mock.patch(blocks, lambda network: None) if theirs else nullcontext():
+            networks = step_networks(part.small, device)
         step: Any = (
             Plain(config, part.small, device)
             if plain
-            else TrainStep(config, *step_networks(part.small, device))
+            else TrainStep(config, *networks, half_weights=half)
         )
+        del networks
         ours = step if isinstance(step, TrainStep) else None
-        if ours and by_source:
-            compute_by_source(ours.sr_network)
+        if ours and together:
+            gradients_together(ours.sr_network)
         pinned = [_to_pinned(batch, device) for batch in batches]
         tokens = [_pin(ours.texts_of(batch), device) if ours else None for batch in batches]
         started = time.perf_counter()
@@ -75,6 +87,13 @@ def measure(part: Part, compiled: bool = False) -> None:
             totals.append(float(total))
         wait(device)
         start = time.perf_counter() - started
+        if config.compile != "off":
+            phases = torch._dynamo.utils.compilation_time_metrics
+            longest = sorted(((sum(t), len(t), n) for n, t in phases.items()), reverse=True)
+            lines = [
+                f"{seconds:7.2f} s {times:4d}  {what}" for seconds, times, what in longest[:30]
+            ]
+            part.text(f"{name}, its compilation", "\n".join(lines))
         times = []
         steps = 1 if part.small else STEPS
         for _ in range(1 if part.small else 3):
@@ -127,27 +146,29 @@ def measure(part: Part, compiled: bool = False) -> None:
             times, peaks = zip(*values[len(values) // 4 :], strict=True)
             part.row(f"region {name}, eager", statistics.median(times), "ms", peak_GB=max(peaks))
 
+    def measured(name: str, seconds: float, config: TrainConfig, *of: bool, **how: bool) -> None:
+        part.attempt(name, lambda: way(name, config, *of, **how), seconds * cuda)
+
     if compiled:
         config = settings("bfloat16", "default")
-        part.attempt("compiled", lambda: way("bfloat16, compiled, graph", config, profile=True))
-        for combined in (False, True):
-            name = f"bfloat16, compiled, by source{', combined' * combined}, graph"
-            with torch._inductor.config.patch(combo_kernels=combined):
-                part.attempt(name, lambda n=name: way(n, config, False, True, True), 60 * cuda)  # type: ignore[misc]
+        measured("bfloat16, compiled, half weights, graph", 0, config, half=True, profile=True)
+        measured("bfloat16, compiled, half weights, together, graph", 8, config,
+                 half=True, together=True)  # fmt: skip
         return
     eager, graph = settings("bfloat16", graph="off"), settings("bfloat16")
-    if cuda:
-        part.attempt("graph", lambda: way("bfloat16, graph", graph, profile=True), 8)
-        name = "bfloat16, by source, graph"
-        part.attempt("by source", lambda: way(name, graph, False, True, True), 8)
-    part.attempt("eager", lambda: way("bfloat16, eager", eager), 8 * cuda)
-    part.attempt("plain", lambda: way("bfloat16, written plainly", graph, True), 8 * cuda)
+    measured("bfloat16, open_clip's blocks, graph", 0, graph, theirs=True)
+    measured("bfloat16, graph", 7, graph)
+    measured("bfloat16, half weights, graph", 7, graph, half=True, profile=True)
+    measured("bfloat16, half weights, together, graph", 7, graph, half=True, together=True,
+             profile=True)  # fmt: skip
+    measured("float16, half weights, graph", 7, settings("float16"), half=True)
+    measured("tf32, graph", 10, settings("tf32"))
+    measured("bfloat16, half weights, eager", 10, eager, half=True)
+    measured("bfloat16, written plainly", 8, graph, True)
     part.attempt("regions", regions, 8 * cuda)
-    if cuda:
-        part.attempt("tf32", lambda: way("tf32, graph", settings("tf32")), 10)
     float32 = settings("float32")
-    part.attempt("float32", lambda: way("float32, graph", float32), 12 * cuda)
-    part.attempt("plain float32", lambda: way("float32, written plainly", float32, True), 15 * cuda)
+    measured("float32, graph", 12, float32)
+    measured("float32, written plainly", 15, float32, True)
 
 
 def _pin(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -14,13 +14,11 @@ import torch
 
 from benchmarks import train_step
 from benchmarks.device import __main__ as device
-from benchmarks.device.blocks import by_source
 from benchmarks.device.profiling import by_kind
 from benchmarks.device.record import Part
 from lasr.errors import UserError
 from tests.support import processes
 from trainer.config import TrainConfig
-from trainer.models.rrdb import RRDB
 from trainer.step import TrainStep
 
 
@@ -111,7 +109,7 @@ def device_part(name: str, folder: Path, seconds: float = 100) -> list[dict[str,
         ("depth", ["tiny, bfloat16, batch 2, 70x112"]),
         ("upscale", ["LA-SR files, 24x24", "spandrel float32 files, 24x24"]),
         ("train", ["steps until 3"]),
-        ("blocks", ["dense block, as it is", "dense block, by source"]),
+        ("blocks", ["dense block, as it is", "dense block, together"]),
     ],
 )
 def test_parts_of_the_device_benchmark_measure(
@@ -140,12 +138,6 @@ def test_kernels_are_counted_by_kind() -> None:
         ("pooling and resizing", (0.5, 1)),
         ("copy and cast", (0.25, 9)),
     ]
-
-
-def test_a_dense_block_by_source_is_the_same_block() -> None:
-    block = RRDB(8, 1, 4).body[0].rdb1
-    x = torch.randn(2, 8, 5, 6)
-    torch.testing.assert_close(by_source(block, x), block(x))
 
 
 def test_a_part_that_fails_or_hangs_costs_only_itself(

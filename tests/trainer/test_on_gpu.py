@@ -25,6 +25,7 @@ from trainer.data.dataset import COLUMNS, Batch, Patches
 from trainer.data.prefetch import AsyncNumbers, prefetch
 from trainer.distributed import World
 from trainer.models.compiled import WARM_UP, Captured
+from trainer.models.rrdb import gradients_together
 from trainer.models.vgg import untrained_vgg
 from trainer.step import TrainStep
 from trainer.upscale.engines import make_engine
@@ -45,11 +46,16 @@ def deterministic() -> Iterator[None]:
 
 
 def step_on(
-    device: torch.device, settings: TrainConfig, models: Path, world: World | None = None
+    device: torch.device,
+    settings: TrainConfig,
+    models: Path,
+    world: World | None = None,
+    half_weights: bool = False,
 ) -> TrainStep:
     sr_network = load_rrdb(models / "sr.safetensors").to(device)
     encoders = load_encoders(settings.clip_name, device)
-    return TrainStep(settings, sr_network, encoders, untrained_vgg().to(device), world)
+    vgg = untrained_vgg().to(device)
+    return TrainStep(settings, sr_network, encoders, vgg, world, half_weights=half_weights)
 
 
 def run(step: TrainStep, batches: list[Batch]) -> list[dict[str, float]]:
@@ -63,16 +69,26 @@ def batches_of(manifest: Path, steps: int, size: int = 2) -> list[Batch]:
 
 
 @pytest.mark.parametrize(
-    ("precision", "bound"), [("float32", 2e-4), ("tf32", 5e-3), ("bfloat16", 3e-2)]
-)
+    ("precision", "half_weights", "bound"),
+    [
+        ("float32", False, 2e-4), ("tf32", False, 5e-3),
+        ("bfloat16", False, 3e-2), ("bfloat16", True, 3e-2), ("float16", True, 1e-2),
+    ],
+)  # fmt: skip
 def test_numbers_and_gradients_are_the_cpus(
-    manifest: Path, models: Path, tmp_path: Path, precision: str, bound: float
+    manifest: Path, models: Path, tmp_path: Path, precision: str, half_weights: bool, bound: float
 ) -> None:
     batch = first_batch(manifest, 4)
     steps = [
         step_on(CPU, config(manifest, models, tmp_path, precision="float32"), models),
-        step_on(GPU, config(manifest, models, tmp_path, precision=precision), models),
+        step_on(
+            GPU,
+            config(manifest, models, tmp_path, precision=precision),
+            models,
+            half_weights=half_weights,
+        ),
     ]
+    gradients_together(steps[1].sr_network)
     (expected,), (found,) = (run(step, [batch]) for step in steps)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=10 * bound, abs=bound), name
@@ -83,7 +99,7 @@ def test_numbers_and_gradients_are_the_cpus(
         assert (ours - right).norm() / right.norm() < 8 * bound, kind
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_a_captured_step_is_the_same_step(
     manifest: Path, models: Path, tmp_path: Path, precision: str
 ) -> None:
@@ -94,7 +110,8 @@ def test_a_captured_step_is_the_same_step(
         settings = config(
             manifest, models, tmp_path, cuda_graph=graph, precision=precision, ema=0.9
         )
-        step = step_on(GPU, settings, models)
+        step = step_on(GPU, settings, models, half_weights=True)
+        gradients_together(step.sr_network)
         numbers = run(step, batches)
         found[graph] = numbers, copy.deepcopy(step.state())
         assert isinstance(step.launch, Captured) == (graph == "auto")

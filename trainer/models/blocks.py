@@ -31,7 +31,8 @@ def _is_plain(block: ResidualAttentionBlock) -> bool:
     attention = block.attn
     norms = all(isinstance(norm, LayerNorm | LayerNormFp32) for norm in (block.ln_1, block.ln_2))
     packed = attention.in_proj_weight is not None and attention.bias_k is None
-    return norms and packed and attention.batch_first and not attention.dropout
+    alone = attention.batch_first and not attention.dropout and not hasattr(block, "ln_1_kv")
+    return norms and packed and alone
 
 
 class _Block(ResidualAttentionBlock):

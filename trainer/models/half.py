@@ -8,7 +8,6 @@ see float32 weights only.
 """
 
 from collections.abc import Iterable
-from types import TracebackType
 
 import torch
 from open_clip.transformer import ResidualAttentionBlock
@@ -47,9 +46,7 @@ class HalfWeights:
         for module, name, _, half in self.uses:
             module._parameters[name] = half
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for module, name, weight, _ in self.uses:
             module._parameters[name] = weight
         for _, half in self.pairs.values():
@@ -57,22 +54,20 @@ class HalfWeights:
 
     @torch.no_grad()
     def deliver(self) -> None:
-        """Add the gradients of the copies to those of the weights; call it after a backward pass."""
-        found = [(weight, half) for weight, half in self.pairs.values() if half.grad is not None]
-        new = [weight for weight, _ in found if weight.grad is None]
-        more = [(weight.grad, half.grad) for weight, half in found if weight.grad is not None]
-        for weight in new:
-            weight.grad = torch.empty_like(weight)
-        if new:
-            news = {id(weight) for weight in new}
-            torch._foreach_copy_(
-                [weight.grad for weight in new],
-                [half.grad for weight, half in found if id(weight) in news],
-            )
-        if more:  # of a batch in parts
+        """Add the gradients of the copies to those of the weights, after each backward pass."""
+        first: list[tuple[Tensor, Tensor]] = []
+        more: list[tuple[Tensor, Tensor]] = []  # of a batch in parts
+        for weight, half in self.pairs.values():
+            if half.grad is not None:
+                pairs = first if weight.grad is None else more
+                if weight.grad is None:
+                    weight.grad = torch.empty_like(weight)
+                pairs.append((weight.grad, half.grad))
+                half.grad = None
+        if first:
+            torch._foreach_copy_(*map(list, zip(*first, strict=True)))
+        if more:
             torch._foreach_add_(*map(list, zip(*more, strict=True)))
-        for _, half in found:
-            half.grad = None
 
 
 def _address(weight: Tensor) -> int:

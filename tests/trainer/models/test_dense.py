@@ -1,10 +1,10 @@
-"""Dense blocks by source against the same blocks as written, and autograd's gradients."""
+"""The backward pass of dense blocks by one product against autograd's."""
 
 import torch
 from torch import Tensor
 
 from trainer.models.dense import dense_block
-from trainer.models.rrdb import RESIDUAL, RRDB, compute_by_source
+from trainer.models.rrdb import RESIDUAL, RRDB, gradients_together
 
 
 def network() -> RRDB:
@@ -15,7 +15,7 @@ def network() -> RRDB:
     return network
 
 
-def test_a_block_by_source_has_the_same_values_and_gradients() -> None:
+def test_values_and_gradients_are_autograds() -> None:
     block = network().double().body[0].rdb1
     convolutions = [getattr(block, f"conv{n}") for n in range(1, 6)]
     weights, biases = ([getattr(c, name) for c in convolutions] for name in ("weight", "bias"))
@@ -34,7 +34,7 @@ def test_a_block_by_source_has_the_same_values_and_gradients() -> None:
         torch.testing.assert_close(ours, right, rtol=1e-6, atol=1e-5)  # biases: float32 sums
 
 
-def test_by_source_bfloat16_is_as_near_to_float32() -> None:
+def test_bfloat16_is_as_near_to_float32() -> None:
     """Values and gradients of a network: its error is that of the blocks as written."""
     errors = {}
     x = torch.rand(2, 3, 12, 12)
@@ -47,12 +47,12 @@ def test_by_source_bfloat16_is_as_near_to_float32() -> None:
         return torch.cat([y.detach().float().flatten(), 100 * torch.cat(gradients)])
 
     expected = found(network(), False)
-    for by_source in (False, True):
+    for together in (False, True):
         net = network()
-        if by_source:
-            compute_by_source(net)
+        if together:
+            gradients_together(net)
             assert torch.equal(found(net, False), expected)  # float32 is computed as before
             net.zero_grad()
-        errors[by_source] = float((found(net, True) - expected).norm() / expected.norm())
+        errors[together] = float((found(net, True) - expected).norm() / expected.norm())
     assert 0 < errors[True] < 1.5 * errors[False] < 0.1
     assert errors[True] != errors[False]
