@@ -4,9 +4,11 @@
     python -m benchmarks.build --growth 50 200 800 1000           # how time and memory grow
     python -m benchmarks.build --depth DIR --clip DIR --device cuda
 
-The loop is the obvious program: open a photograph, estimate depth with the library's own call,
-crop, call clip-interrogator's `rank` for each patch, write. Each run is a process of its own and
-loads its models before its time is taken. Both must give the same patches with the same words.
+The loop is the obvious program: open a photograph, estimate depth with the library's own call or by
+the formula, select patches, crop, call clip-interrogator's `rank` for each patch, write. It selects
+as LA-SR does, so that both have the same patches, and nearly all the same words. Each run is a
+process of its own and loads its models before its time is taken. CPU time, of all threads, tells
+more than time where other programs run.
 """
 
 import io
@@ -31,9 +33,12 @@ from pydantic import BaseModel, Field
 
 from lasr.cli import Command
 from lasr.device import Device, pick_device
+from lasr.weights.registry import Profile
 from pipeline.config import BuildConfig
 from pipeline.stages.captions import DICTIONARY, read_dictionary
-from schemas.manifest import PATCH_SIZE, patch_id
+from pipeline.stages.depth import load_depth
+from pipeline.stages.select import select
+from schemas.manifest import patch_id
 
 Way = Literal["ours", "flow", "loop"]
 
@@ -49,8 +54,9 @@ class BuildBenchmark(BaseModel):
     )
     k: int = Field(8, ge=1, description="patches per role and photograph")
     shard_size: int = Field(64, ge=1, description="photographs per part")
-    depth: str = Field("colour-attenuation", description="depth estimator: name or folder")
-    clip: str = Field("tiny-clip", description="CLIP: name or folder")
+    profile: Profile = Field("offline", description="models, unless --depth and --clip name others")
+    depth: str | None = Field(None, description="depth estimator: name or folder")
+    clip: str | None = Field(None, description="CLIP: name or folder")
     device: Device = Field("auto", description="where the networks run")
     child: Way | None = Field(None, description="(internal) run one program, print JSON")
     folder: Path | None = Field(None, description="(internal) folder of photographs and results")
@@ -105,17 +111,18 @@ def run_loop(config: BuildConfig, models: Any) -> None:
     for path in sorted(Path(config.images[0]).iterdir()):
         content = path.read_bytes()
         image = Image.open(io.BytesIO(content)).convert("RGB")
-        distance = cv2.blur(models.distance(image), (29, 29), borderType=cv2.BORDER_REFLECT)
-        for role, side in PATCH_SIZE.items():
-            for x, y in _plain_top_k(distance, side, config.k, farthest=role == "lr"):
-                patch = image.crop((x, y, x + side, y + side))
-                png = io.BytesIO()
-                patch.save(png, format="PNG")
-                words = models.rank(patch)
-                name = patch_id(_sha256(content), role, x, y, side)
-                rows.append(
-                    {"patch_id": name, "role": role, "words": words, "image": png.getvalue()}
-                )
+        image_id = _sha256(content)
+        distance = models.distance(image)
+        for found in select(np.asarray(image), distance, image_id, config):
+            x, y, side = found.x, found.y, found.size
+            patch = image.crop((x, y, x + side, y + side))
+            png = io.BytesIO()
+            patch.save(png, format="PNG")
+            words = models.rank(patch)
+            name = patch_id(image_id, found.role, x, y, side)
+            rows.append(
+                {"patch_id": name, "role": found.role, "words": words, "image": png.getvalue()}
+            )
     Path(config.out).mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), Path(config.out) / "part.parquet")
 
@@ -124,21 +131,6 @@ def _sha256(content: bytes) -> str:
     import hashlib
 
     return hashlib.sha256(content).hexdigest()
-
-
-def _plain_top_k(distance: np.ndarray, side: int, k: int, farthest: bool) -> list[tuple[int, int]]:
-    half = side // 2
-    height, width = distance.shape
-    score = distance[half : height - side + half + 1, half : width - side + half + 1].copy()
-    if not farthest:
-        score = -score
-    found: list[tuple[int, int]] = []
-    while len(found) < k and np.isfinite(score).any():
-        y, x = np.unravel_index(score.argmax(), score.shape)
-        found.append((int(x), int(y)))
-        near_y, near_x = max(y - half + 1, 0), max(x - half + 1, 0)
-        score[near_y : y + half, near_x : x + half] = -np.inf
-    return found
 
 
 class PlainModels:
@@ -161,8 +153,10 @@ class PlainModels:
             clip_model=self.clip.model, config=settings, tokenize=self.clip.tokenize
         )
         self.table = LabelTable(words, None, interrogator)
-        self.depth = None
-        if Path(config.depth_name).is_dir():
+        self.depth = self.formula = None
+        if not Path(config.depth_name).is_dir():
+            self.formula = load_depth(locate(config.depth_name, "depth"), self.device).prepare
+        else:
             from transformers import pipeline
 
             self.depth = pipeline(
@@ -175,10 +169,9 @@ class PlainModels:
             near = self.depth(image)["predicted_depth"].float().cpu().numpy()
             near = cv2.resize(near, image.size, interpolation=cv2.INTER_CUBIC)
             return np.asarray((near.max() - near) / (near.max() - near.min()))
-        hsv = cv2.cvtColor(np.asarray(image, np.float32) / 255, cv2.COLOR_RGB2HSV)
-        far = 0.121779 + 0.959710 * hsv[..., 2] - 0.780245 * hsv[..., 1]
-        far = cv2.erode(far, np.ones((15, 15), np.uint8), borderType=cv2.BORDER_REPLICATE)
-        return np.asarray((far - far.min()) / (far.max() - far.min()))
+        assert self.formula
+        far = self.formula(np.asarray(image))
+        return np.clip(cv2.resize(far, image.size, interpolation=cv2.INTER_CUBIC), 0, 1)
 
     def rank(self, patch: Image.Image) -> list[str]:
         """Return the 24 best words."""
@@ -198,15 +191,14 @@ def child(options: BuildBenchmark) -> None:
         out=out,
         depth=options.depth,
         clip=options.clip,
-        profile="test",
-        far_texture=0,  # the loop has no filter
+        profile=options.profile,
         k=options.k,
         shard_size=options.shard_size,
         device=options.device,
     )
     if options.child == "loop":
         models = PlainModels(config)
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         run_loop(config, models)
     else:
         from pipeline.build.models import load_models
@@ -214,11 +206,11 @@ def child(options: BuildBenchmark) -> None:
 
         loaded = load_models(prepare(config).job)
         assert loaded.depth and loaded.captioner
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         (run_flow if options.child == "flow" else run_stages)(config)
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "peak_mb": peak, "out": str(out)}))
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "peak_mb": peak, "out": str(out)}))
 
 
 # --- the comparison ------------------------------------------------------------------------------
@@ -237,8 +229,9 @@ def measure(way: Way, folder: Path, options: BuildBenchmark) -> dict[str, Any]:
         "--folder",
         str(folder),
     ]
-    for name in ("k", "shard_size", "depth", "clip", "device"):
-        command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    for name in ("k", "shard_size", "profile", "depth", "clip", "device"):
+        if (value := getattr(options, name)) is not None:
+            command += [f"--{name.replace('_', '-')}", str(value)]
     quiet = os.environ | {"PREFECT_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
     quiet |= {"PREFECT_HOME": str(folder / "prefect"), "DO_NOT_TRACK": "1"}
     done = subprocess.run(command, env=quiet, stdout=subprocess.PIPE, text=True, check=True)
@@ -267,21 +260,26 @@ def compare(options: BuildBenchmark) -> None:
         patches, height = len(results["ours"]), options.width * 2 // 3
         print(
             f"\n{options.photographs} photographs of {options.width}x{height}, {patches} patches,"
-            f" {options.depth}, {options.clip}, {pick_device(options.device)},"
-            f" {os.cpu_count()} cores, {options.rounds} rounds; {same} of the loop's"
-            f" {len(results['loop'])} patches have the same position and words in LA-SR, which"
-            " draws among equally far ones\n"
+            f" {options.depth or options.profile}, {options.clip or options.profile},"
+            f" {pick_device(options.device)}, {os.cpu_count()} cores, {options.rounds} rounds;"
+            f" {same} of the loop's {len(results['loop'])} patches have the same position and words"
+            " in LA-SR\n"
         )
-        print("| program | photographs/s (spread) | patches/s | ratio | peak memory |")
-        print("|---|---|---|---|---|")
-        plain = median(run["seconds"] for run in runs["loop"])
+        print("| program | photographs/s (spread) | patches/s | ratio | CPU time a photograph |"
+              " ratio | peak memory |")  # fmt: skip
+        print("|---|---|---|---|---|---|---|")
+        plain, plain_cpu = (
+            median(run[name] for run in runs["loop"]) for name in ("seconds", "cpu")
+        )
         for way, title in zip(ways, ("plain loop", "LA-SR", "LA-SR, through Prefect"), strict=True):
             times = sorted(run["seconds"] for run in runs[way])
             middle, peak = median(times), max(run["peak_mb"] for run in runs[way])
+            cpu = median(run["cpu"] for run in runs[way])
             fast, usual, slow = (options.photographs / t for t in (times[0], middle, times[-1]))
             print(
                 f"| {title} | {usual:.2f} ({slow:.2f} to {fast:.2f}) | {patches / middle:.0f}"
-                f" | {plain / middle:.2f}x | {peak:.0f} MB |"
+                f" | {plain / middle:.2f}x | {1e3 * cpu / options.photographs:.0f} ms"
+                f" | {plain_cpu / cpu:.2f}x | {peak:.0f} MB |"
             )
         pairs = zip(runs["flow"], runs["ours"], strict=True)
         over = median(flow["seconds"] - ours["seconds"] for flow, ours in pairs)

@@ -158,7 +158,7 @@ def measure(part: Part, compiled: bool = False) -> None:
     eager, graph = settings("bfloat16", graph="off"), settings("bfloat16")
     measured("bfloat16, open_clip's blocks, graph", 0, graph, theirs=True)
     measured("bfloat16, graph", 7, graph)
-    measured("bfloat16, half weights, graph", 7, graph, half=True, profile=True)
+    measured("bfloat16, half weights, graph", 7, graph, half=True)
     measured("bfloat16, half weights, together, graph", 7, graph, half=True, together=True,
              profile=True)  # fmt: skip
     measured("float16, half weights, graph", 7, settings("float16"), half=True)
