@@ -7,6 +7,7 @@ and five backward. In float32 the results here are the same bits, in half precis
 rounding.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -58,14 +59,12 @@ def _attention(layer: nn.MultiheadAttention, x: Tensor, mask: Tensor | None) -> 
 
 
 def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """In the precision of x and of the weights if that is one; sums are in float32 all the same.
-
-    F.layer_norm would be cast to float32 by autocast.
-    """
-    if x.dtype != norm.weight.dtype:
+    """In the precision of x and of the weights if that is one; sums are in float32 all the same."""
+    same = x.dtype == norm.weight.dtype
+    # Autocast would cast what comes and what goes to float32.
+    with torch.autocast(x.device.type, enabled=False) if same else nullcontext():
         found: Tensor = norm(x)
         return found
-    return torch.native_layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)[0]
 
 
 class _QuickGELU(QuickGELU):
