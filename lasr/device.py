@@ -69,6 +69,13 @@ def pick_precision(wanted: Precision, device: torch.device, old_gpu: Precision) 
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else old_gpu
 
 
+def half_of(precision: Precision) -> torch.dtype | None:
+    """The type of half precision, None in float32 and TF32."""
+    import torch
+
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+
+
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The context in which networks compute in `precision`, and in float32 what needs it.
 
@@ -80,7 +87,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+    half = half_of(precision)
     # Without the cache: it would outlive a CUDA graph's tensors.
     return torch.autocast(
         device.type, half or torch.bfloat16, enabled=half is not None, cache_enabled=False

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from lasr.device import autocast, pick_precision
+from lasr.device import autocast, half_of, pick_precision
 from schemas.manifest import SCALE
 from trainer import losses
 from trainer.config import TrainConfig
@@ -65,7 +65,6 @@ class TrainStep:
         vgg: nn.Module,
         world: World | None = None,
         region: Region = record_function,
-        half_weights: bool = False,
     ):
         self.config, self.world, self.region = config, world or World(), region
         # The layout of tensor cores: in another one every convolution converts its input.
@@ -96,9 +95,8 @@ class TrainStep:
         # Networks that drop paths draw the same ones when a part is computed again.
         self.draws = any("Drop" in type(module).__name__ for module in sr_network.modules())
         self.autocast = autocast(self.device, precision)
-        half = self.autocast.fast_dtype if half_weights and self.autocast._enabled else None
-        networks = self.sr_network, vgg, self.encoders, self.frozen_images
-        self.half_weights = HalfWeights(networks, half)
+        networks = self.sr_network, vgg, encoders, self.frozen_images
+        self.half_weights = HalfWeights(networks, half_of(precision))
         self.words = encoders.tokens([*config.bad, *config.good])
         self.names: list[str] = []  # of the numbers that the last step returned
         if config.compile != "off":

@@ -17,8 +17,7 @@ from benchmarks.device.profiling import profiled
 from benchmarks.device.record import Part
 from lasr.device import autocast, pick_device
 from trainer.models.compiled import WARM_UP, Captured
-from trainer.models.dense import dense_block
-from trainer.models.rrdb import RESIDUAL, RRDB
+from trainer.models.rrdb import RRDB
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -41,7 +40,6 @@ def measure(part: Part) -> None:
     block: Any = network.to(memory_format=torch.channels_last).body[0].rdb1
     ways: dict[str, Forward] = {
         "as it is": block,
-        "together": lambda x: together(block, x),
     }
     if not part.small:
         ways |= {f"{name}, compiled": torch.compile(way) for name, way in ways.items()}
@@ -90,13 +88,6 @@ def convolution(part: Part, x: Tensor, inputs: int, outputs: int) -> None:
         milliseconds = rate(launched(work, x.device), x.device, 0.15)
         part.row(f"convolution {inputs} to {outputs}, {name}", milliseconds, "ms",
                  **{"TFLOP/s": arithmetic / milliseconds / 1e9})  # fmt: skip
-
-
-def together(block: Any, x: Tensor) -> Tensor:
-    """The gradients of all weights by one product."""
-    convolutions = [getattr(block, f"conv{n}") for n in range(1, 6)]
-    weights, biases = ([getattr(c, kind) for c in convolutions] for kind in ("weight", "bias"))
-    return dense_block(x, weights, biases, RESIDUAL, torch.bfloat16)
 
 
 def timed(

@@ -17,7 +17,7 @@ from benchmarks.device.profiling import profiled
 from benchmarks.device.record import Part
 from lasr.device import autocast, pick_device
 from trainer.config import TrainConfig
-from trainer.models.rrdb import gradients_together
+from trainer.models.half import HalfWeights
 from trainer.step import TrainStep
 
 STEPS = 8  # of a round, launched one after the other
@@ -54,29 +54,21 @@ def measure(part: Part, compiled: bool = False) -> None:
         config: TrainConfig,
         plain: bool = False,
         profile: bool = False,
-        half: bool = False,
-        together: bool = False,
         theirs: bool = False,
+        each: bool = False,
     ) -> None:
-        """half: weights cast once a step. together: gradients of a dense block by one product.
-
-        theirs: open_clip's blocks as they are.
-        """
+        """theirs: with open_clip's blocks as they are. each: weights are cast at each use."""
         free(device)
         torch._dynamo.reset()
         torch._dynamo.utils.compilation_time_metrics.clear()
         blocks = "trainer.models.encoders.lean_blocks"
         with mock.patch(blocks, lambda network: None) if theirs else nullcontext():
             networks = step_networks(part.small, device)
-        step: Any = (
-            Plain(config, part.small, device)
-            if plain
-            else TrainStep(config, *networks, half_weights=half)
-        )
+        step: Any = Plain(config, part.small, device) if plain else TrainStep(config, *networks)
         del networks
         ours = step if isinstance(step, TrainStep) else None
-        if ours and together:
-            gradients_together(ours.sr_network)
+        if ours and each:
+            ours.half_weights = HalfWeights([], None)
         pinned = [_to_pinned(batch, device) for batch in batches]
         tokens = [_pin(ours.texts_of(batch), device) if ours else None for batch in batches]
         started = time.perf_counter()
@@ -150,21 +142,18 @@ def measure(part: Part, compiled: bool = False) -> None:
         part.attempt(name, lambda: way(name, config, *of, **how), seconds * cuda)
 
     if compiled:
+        measured("bfloat16, graph", 0, settings("bfloat16"))
         config = settings("bfloat16", "default")
-        measured("bfloat16, compiled, half weights, graph", 0, config, half=True, profile=True)
-        measured("bfloat16, compiled, half weights, together, graph", 8, config,
-                 half=True, together=True)  # fmt: skip
+        measured("bfloat16, compiled, graph", 0, config, profile=True)
         return
     eager, graph = settings("bfloat16", graph="off"), settings("bfloat16")
-    measured("bfloat16, open_clip's blocks, graph", 0, graph, theirs=True)
-    measured("bfloat16, graph", 7, graph)
-    measured("bfloat16, half weights, graph", 7, graph, half=True)
-    measured("bfloat16, half weights, together, graph", 7, graph, half=True, together=True,
-             profile=True)  # fmt: skip
-    measured("float16, half weights, graph", 7, settings("float16"), half=True)
-    measured("tf32, graph", 10, settings("tf32"))
-    measured("bfloat16, half weights, eager", 10, eager, half=True)
+    measured("bfloat16, graph", 0, graph, profile=True)
+    measured("bfloat16, weights cast at each use, graph", 7, graph, each=True)
+    measured("bfloat16, the same and open_clip's blocks, graph", 7, graph, each=True, theirs=True)
+    measured("bfloat16, eager", 10, eager)
     measured("bfloat16, written plainly", 8, graph, True)
+    measured("float16, graph", 7, settings("float16"))
+    measured("tf32, graph", 10, settings("tf32"))
     part.attempt("regions", regions, 8 * cuda)
     float32 = settings("float32")
     measured("float32, graph", 12, float32)

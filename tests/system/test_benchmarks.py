@@ -109,7 +109,7 @@ def device_part(name: str, folder: Path, seconds: float = 100) -> list[dict[str,
         ("depth", ["tiny, bfloat16, batch 2, 70x112"]),
         ("upscale", ["LA-SR files, 24x24", "spandrel float32 files, 24x24"]),
         ("train", ["steps until 3"]),
-        ("blocks", ["dense block, as it is", "dense block, together"]),
+        ("blocks", ["dense block, as it is", "CLIP block, autocast"]),
     ],
 )
 def test_parts_of_the_device_benchmark_measure(

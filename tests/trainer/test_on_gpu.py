@@ -25,7 +25,6 @@ from trainer.data.dataset import COLUMNS, Batch, Patches
 from trainer.data.prefetch import AsyncNumbers, prefetch
 from trainer.distributed import World
 from trainer.models.compiled import WARM_UP, Captured
-from trainer.models.rrdb import gradients_together
 from trainer.models.vgg import untrained_vgg
 from trainer.step import TrainStep
 from trainer.upscale.engines import make_engine
@@ -50,12 +49,11 @@ def step_on(
     settings: TrainConfig,
     models: Path,
     world: World | None = None,
-    half_weights: bool = False,
 ) -> TrainStep:
     sr_network = load_rrdb(models / "sr.safetensors").to(device)
     encoders = load_encoders(settings.clip_name, device)
     vgg = untrained_vgg().to(device)
-    return TrainStep(settings, sr_network, encoders, vgg, world, half_weights=half_weights)
+    return TrainStep(settings, sr_network, encoders, vgg, world)
 
 
 def run(step: TrainStep, batches: list[Batch]) -> list[dict[str, float]]:
@@ -69,26 +67,17 @@ def batches_of(manifest: Path, steps: int, size: int = 2) -> list[Batch]:
 
 
 @pytest.mark.parametrize(
-    ("precision", "half_weights", "bound"),
-    [
-        ("float32", False, 2e-4), ("tf32", False, 5e-3),
-        ("bfloat16", False, 3e-2), ("bfloat16", True, 3e-2), ("float16", True, 1e-2),
-    ],
-)  # fmt: skip
+    ("precision", "bound"),
+    [("float32", 2e-4), ("tf32", 5e-3), ("bfloat16", 3e-2), ("float16", 1e-2)],
+)
 def test_numbers_and_gradients_are_the_cpus(
-    manifest: Path, models: Path, tmp_path: Path, precision: str, half_weights: bool, bound: float
+    manifest: Path, models: Path, tmp_path: Path, precision: str, bound: float
 ) -> None:
     batch = first_batch(manifest, 4)
     steps = [
         step_on(CPU, config(manifest, models, tmp_path, precision="float32"), models),
-        step_on(
-            GPU,
-            config(manifest, models, tmp_path, precision=precision),
-            models,
-            half_weights=half_weights,
-        ),
+        step_on(GPU, config(manifest, models, tmp_path, precision=precision), models),
     ]
-    gradients_together(steps[1].sr_network)
     (expected,), (found,) = (run(step, [batch]) for step in steps)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=10 * bound, abs=bound), name
@@ -110,8 +99,7 @@ def test_a_captured_step_is_the_same_step(
         settings = config(
             manifest, models, tmp_path, cuda_graph=graph, precision=precision, ema=0.9
         )
-        step = step_on(GPU, settings, models, half_weights=True)
-        gradients_together(step.sr_network)
+        step = step_on(GPU, settings, models)
         numbers = run(step, batches)
         found[graph] = numbers, copy.deepcopy(step.state())
         assert isinstance(step.launch, Captured) == (graph == "auto")
@@ -252,9 +240,17 @@ def test_two_processes_share_a_card(manifest: Path, models: Path, tmp_path: Path
 
 
 def test_a_compiled_step_is_the_same_step(manifest: Path, models: Path, tmp_path: Path) -> None:
+    """In float32: in half precision, fused kernels round less often than those in their place."""
     batches = batches_of(manifest, WARM_UP + 2)
     plain, compiled = (
-        run(step_on(GPU, config(manifest, models, tmp_path, compile=mode), models), batches)
+        run(
+            step_on(
+                GPU,
+                config(manifest, models, tmp_path, compile=mode, precision="float32"),
+                models,
+            ),
+            batches,
+        )
         for mode in ("off", "default")
     )
     for expected, found in zip(plain, compiled, strict=True):
@@ -281,13 +277,17 @@ def test_pictures_are_the_cpus(models: Path, photographs: Path, precision: Any, 
 
 def test_upscaling_continues_with_smaller_tiles(models: Path, photographs: Path) -> None:
     picture = np.asarray(Image.open(photographs / "china.jpg"))[:400, :600]
+    picture = np.tile(picture, (2, 2, 1))
     network = load_rrdb(models / "sr.safetensors")
     engine = make_engine(network, GPU, precision="float32")
-    expected = upscale_array(engine, picture, 4, Tiling(64, 16))
     torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
     taken = torch.cuda.memory_allocated()
+    expected = upscale_array(engine, picture, 4, Tiling(512, 16))
+    needed = torch.cuda.max_memory_allocated() - taken
+    torch.cuda.empty_cache()
     _, total = torch.cuda.mem_get_info()
-    torch.cuda.set_per_process_memory_fraction((taken + 150e6) / total)
+    torch.cuda.set_per_process_memory_fraction((taken + 0.7 * needed) / total)
     tiling = Tiling(512, 16)
     found = upscale_array(engine, picture, 4, tiling)
     assert tiling.tile < 512

@@ -24,8 +24,8 @@ def lean_blocks(network: nn.Module) -> None:
     for module in network.modules():
         if type(module) is ResidualAttentionBlock and _is_plain(module):
             module.__class__ = _Block
-            if isinstance(module.mlp.gelu, QuickGELU):
-                module.mlp.gelu.__class__ = _QuickGELU
+        elif type(module) is QuickGELU:
+            module.__class__ = _QuickGELU
 
 
 def _is_plain(block: ResidualAttentionBlock) -> bool:
@@ -36,7 +36,7 @@ def _is_plain(block: ResidualAttentionBlock) -> bool:
     return norms and packed and alone
 
 
-class _Block(ResidualAttentionBlock):
+class _Block(ResidualAttentionBlock):  # type: ignore[misc]
     def forward(
         self, q_x: Tensor, k_x: None = None, v_x: None = None, attn_mask: Tensor | None = None
     ) -> Tensor:
@@ -67,7 +67,7 @@ def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
         return found
 
 
-class _QuickGELU(QuickGELU):
+class _QuickGELU(QuickGELU):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = _ScaledSilu.apply(x) if x.dtype in HALF else super().forward(x)
         return y

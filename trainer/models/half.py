@@ -13,6 +13,8 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
+# Not what other weights are computed of, as those of a spectral norm.
+NAMES = ("weight", "bias", "in_proj_weight", "in_proj_bias")
 CAST = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)  # by autocast, at each use
 
 
@@ -65,9 +67,9 @@ class HalfWeights:
                 pairs.append((weight.grad, half.grad))
                 half.grad = None
         if first:
-            torch._foreach_copy_(*map(list, zip(*first, strict=True)))
+            torch._foreach_copy_([of for of, _ in first], [half for _, half in first])
         if more:
-            torch._foreach_add_(*map(list, zip(*more, strict=True)))
+            torch._foreach_add_([of for of, _ in more], [half for _, half in more])
 
 
 def _address(weight: Tensor) -> int:
@@ -82,4 +84,5 @@ def _cast_weights(network: nn.Module) -> Iterable[tuple[nn.Module, str, nn.Param
             chosen += [module.ln_1, module.ln_2]
         for each in chosen:
             for name, weight in each.named_parameters(recurse=False):
-                yield each, name, weight
+                if name in NAMES:
+                    yield each, name, weight

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lasr.weights.locate import WeightsError
-from trainer.models.dense import dense_block
 
 RESIDUAL = 0.2  # scale of residuals: keeps a network this deep stable without normalisation
 REACH = 2  # pixels of features on each side that an output of `reconstruct` depends on
@@ -34,8 +33,6 @@ def _leaky(x: Tensor) -> Tensor:
 class _DenseBlock(nn.Module):
     """Five convolutions; the input of each is the block's input and all outputs before it."""
 
-    together = False  # in half precision, when training: see trainer.models.dense
-
     def __init__(self, features: int, growth: int) -> None:
         super().__init__()
         self.conv1 = _conv(features, growth)
@@ -51,11 +48,6 @@ class _DenseBlock(nn.Module):
                     parameter.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        device = x.device.type
-        if self.together and torch.is_autocast_enabled(device) and torch.is_grad_enabled():
-            convs = self.conv1, self.conv2, self.conv3, self.conv4, self.conv5
-            weights, biases = ([getattr(c, name) for c in convs] for name in ("weight", "bias"))
-            return dense_block(x, weights, biases, RESIDUAL, torch.get_autocast_dtype(device))
         features = x
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
             features = torch.cat((features, _leaky(conv(features))), dim=1)
@@ -114,13 +106,6 @@ class RRDB(nn.Module):
             x = _leaky(conv(F.interpolate(x, scale_factor=2, mode="nearest")))
         y: Tensor = self.conv_last(_leaky(self.conv_hr(x)))
         return y
-
-
-def gradients_together(network: nn.Module) -> None:
-    """Let dense blocks train with another backward pass in half precision, see `dense`."""
-    for module in network.modules():
-        if isinstance(module, _DenseBlock):
-            module.together = True
 
 
 def rrdb_from(tensors: dict[str, Tensor], path: str | Path) -> RRDB:

@@ -14,11 +14,10 @@ from trainer.step import TrainStep
 
 
 def step_of(manifest: Path, models: Path, out: Path, half: bool, **changes: Any) -> TrainStep:
-    """A step on the CPU; half: with half weights."""
+    """A step on the CPU; half: with half weights, as it is created."""
     step = make_step(manifest, models, out, **changes)
-    networks = step.sr_network, step.vgg, step.encoders, step.frozen_images
-    dtype = step.autocast.fast_dtype if changes.get("precision") != "float32" else None
-    step.half_weights = HalfWeights(networks if half else (), dtype)
+    if not half:
+        step.half_weights = HalfWeights((), None)
     return step
 
 
