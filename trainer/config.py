@@ -144,8 +144,8 @@ class TrainConfig(BaseModel):
     )
     compile: CompileMode = Field(
         "off",
-        description="torch.compile of the networks' blocks, by its mode: a minute at the start,"
-        " then faster steps",
+        description="torch.compile of the networks' blocks, by its mode: half a minute at the start,"
+        " then, with `default` on a GPU, steps that take a quarter less",
     )
     cuda_graph: Literal["auto", "off"] = Field(
         "auto",
