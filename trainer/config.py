@@ -144,7 +144,7 @@ class TrainConfig(BaseModel):
     )
     compile: CompileMode = Field(
         "off",
-        description="torch.compile of the networks' blocks, by its mode: half a minute at the start,"
+        description="torch.compile of the networks' blocks, by its mode: half a minute to start,"
         " then, with `default` on a GPU, steps that take a quarter less",
     )
     cuda_graph: Literal["auto", "off"] = Field(
