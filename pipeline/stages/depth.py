@@ -171,7 +171,8 @@ def at_size(distance: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     height, width = shape[:2]
     if distance.shape == (height, width):
         return distance
-    return cv2.resize(distance, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1)
+    resized = cv2.resize(distance, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(resized, 0, 1, out=resized)
 
 
 def normalise(values: np.ndarray) -> np.ndarray:

@@ -108,7 +108,7 @@ def box_mean(distance: np.ndarray) -> np.ndarray:
     """29x29 mean of an H x W float32 map with reflected borders (the paper's kernel / 29^2)."""
     mean = cv2.blur(distance, (BOX, BOX), borderType=cv2.BORDER_REFLECT)
     # A running sum leaves rounding errors; 0..1 is the contract.
-    return np.clip(mean, 0.0, 1.0)
+    return np.clip(mean, 0.0, 1.0, out=mean)
 
 
 def texture_map(pixels: np.ndarray) -> np.ndarray:
@@ -117,13 +117,18 @@ def texture_map(pixels: np.ndarray) -> np.ndarray:
     pixels: H x W x 3 uint8. Luma (Rec. 601) in 0..1, central differences; 0 for a flat area, about
     0.002 for clear sky, 0.05 and more for foliage. A patch's texture is its mean over the patch.
     """
-    luma = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
+    # In place: new arrays of this size cost more than the arithmetic, above all in many threads.
+    luma = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    luma /= 255
     kernel = np.array([-0.5, 0, 0.5], np.float32)
     one = np.ones(1, np.float32)
     along_x = cv2.sepFilter2D(luma, cv2.CV_32F, kernel, one, borderType=cv2.BORDER_REPLICATE)
     along_y = cv2.sepFilter2D(luma, cv2.CV_32F, one, kernel, borderType=cv2.BORDER_REPLICATE)
     # Not cv2.magnitude: its last bits depend on the memory alignment of the result.
-    magnitude: np.ndarray = np.sqrt(along_x**2 + along_y**2)
+    np.multiply(along_x, along_x, out=along_x)
+    np.multiply(along_y, along_y, out=along_y)
+    np.add(along_x, along_y, out=along_x)
+    magnitude: np.ndarray = np.sqrt(along_x, out=along_x)
     return magnitude
 
 

@@ -51,15 +51,16 @@ def free_port() -> int:
 
 
 def numbers_and_gradients(settings: TrainConfig, world: World) -> dict[str, Tensor]:
-    """One step in float64, where a wrong factor cannot hide behind rounding."""
-    encoders = load_encoders(settings.clip_name, torch.device("cpu")).double()
+    """One step in float64, where a wrong factor cannot hide behind rounding, or in bfloat16."""
+    wide = torch.float32 if settings.precision == "bfloat16" else torch.float64
+    encoders = load_encoders(settings.clip_name, torch.device("cpu")).to(wide)
     step = TrainStep(
-        settings, load_rrdb(settings.sr_name).double(), encoders, untrained_vgg().double(), world
+        settings, load_rrdb(settings.sr_name).to(wide), encoders, untrained_vgg().to(wide), world
     )
     batch = Patches(open_manifest(settings.manifest, COLUMNS)).batch(
         0, settings.batch_size, world.rank, world.size
     )
-    lr, hr = batch.lr.double(), batch.hr.double()
+    lr, hr = batch.lr.to(wide), batch.hr.to(wide)
     object.__setattr__(batch, "lr", lr), object.__setattr__(batch, "hr", hr)
     numbers = step(batch, step.texts_of(batch))
     found = dict(zip(step.names, numbers, strict=True))
@@ -98,6 +99,7 @@ def test_two_processes_give_the_loss_and_gradients_of_one(
     all_settings = [
         config(manifest, models, tmp_path, batch_size=16, **words),
         config(manifest, models, tmp_path, batch_size=4, freeze_encoders=True),
+        config(manifest, models, tmp_path, batch_size=4, precision="bfloat16"),
     ]
     on_two_ranks(one_of_two, all_settings, free_port(), tmp_path)
     both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
@@ -109,6 +111,14 @@ def test_two_processes_give_the_loss_and_gradients_of_one(
             for name, expected in alone.items():
                 error = (together[number][name] - expected).norm() / expected.norm()
                 assert error < 1e-9, (number, name, float(error))
+    alone = numbers_and_gradients(all_settings[2], World())
+    for kind in ("sr.", "encoders."):
+        expected, *found = (
+            torch.cat([x.flatten() for name, x in one.items() if name.startswith(kind)])
+            for one in (alone, *(together[2] for together in both))
+        )
+        assert torch.equal(*found)
+        assert 0 < (found[0] - expected).norm() / expected.norm() < 5e-2
 
 
 def torchrun(
