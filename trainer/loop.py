@@ -34,8 +34,7 @@ from trainer.data.prefetch import AsyncNumbers, Source, prefetch
 from trainer.data.skipped import NAME, SkippedRows, read_skipped, trim_lines
 from trainer.distributed import World, process_group
 from trainer.models.load import load_sr
-from trainer.models.provenance import provenance
-from trainer.models.save import save_network, write_tensors
+from trainer.models.save import provenance, save_network, write_tensors
 from trainer.plan import (
     BEING_TRAINED,
     RunWeights,

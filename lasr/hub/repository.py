@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import lasr
 from lasr.errors import UserError, one_line
 from lasr.marks import KEY
+from lasr.terminal.summary import counted
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -64,9 +65,10 @@ class Plan:
         for title, names in (("upload", self.upload), ("same", self.same)):
             total = sum(size(self.files[name]) for name in names if name in self.files) / 1e6
             if names:
-                lines.append(f"{title + ':':11} {len(names)} files, {total:.1f} MB: {_few(names)}")
+                count = counted(len(names), "file")
+                lines.append(f"{title + ':':11} {count}, {total:.1f} MB: {_few(names)}")
         if self.remove:
-            lines.append(f"remove:     {len(self.remove)} files of an earlier push")
+            lines.append(f"remove:     {counted(len(self.remove), 'file')} of an earlier push")
         if self.edited:
             lines.append(f"left as is: {', '.join(self.edited)}, edited on the Hub")
         return "\n".join(lines)

@@ -18,7 +18,7 @@ _RENAME_EXCHANGE = 2  # linux/fs.h
 _RENAME_SWAP = 2  # sys/stdio.h of macOS
 _AT_FDCWD = -100
 _QUERY_LIMITED_INFORMATION, _STILL_ACTIVE = 0x1000, 259  # processthreadsapi.h
-NO_SHARING = (5, 32)  # winerror.h: access denied, sharing violation
+_ACCESS_DENIED = 5  # winerror.h
 
 
 def libc() -> Any:
@@ -112,7 +112,7 @@ def is_alive(pid: int) -> bool:
     if kernel := _windows("kernel32"):
         handle = kernel.OpenProcess(_QUERY_LIMITED_INFORMATION, False, pid)
         if not handle:
-            return bool(kernel.GetLastError() == NO_SHARING[0])  # of another user
+            return bool(kernel.GetLastError() == _ACCESS_DENIED)  # of another user
         status = ctypes.c_ulong()
         known = kernel.GetExitCodeProcess(handle, ctypes.byref(status))
         kernel.CloseHandle(handle)

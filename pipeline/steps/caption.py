@@ -204,6 +204,7 @@ def _write(out: Path, sidecars: dict[str, Path], entries: list[Entry], model: st
 main = Command(
     StepCaptionConfig, caption, name="lasr caption", about=__doc__, positional="pictures",
     weights=True,
+    following=lambda config: config.typed_as("build", "--images") if config.out else [],
 )  # fmt: skip
 
 if __name__ == "__main__":

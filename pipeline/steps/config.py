@@ -33,3 +33,7 @@ class StepConfig(BaseModel):
             if name in BuildConfig.model_fields and name != "out"
         }
         return BuildConfig(images=self.pictures, **given)
+
+    def typed_as(self, command: str, flag: str = "") -> list[object]:
+        """A command of `lasr` over the same pictures. flag: what it takes them by."""
+        return ["lasr", command, *([flag] if flag else []), *self.pictures, "--profile", self.profile]

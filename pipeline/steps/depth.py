@@ -91,6 +91,7 @@ main = Command(
     about=__doc__,
     positional="pictures",
     weights=True,
+    following=lambda config: [*config.typed_as("patches"), "--out", config.out],
 )
 
 if __name__ == "__main__":

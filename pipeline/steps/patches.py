@@ -87,7 +87,13 @@ def draw(config: PatchesConfig) -> None:
 
 
 main = Command(
-    PatchesConfig, draw, name="lasr patches", about=__doc__, positional="pictures", weights=True
+    PatchesConfig,
+    draw,
+    name="lasr patches",
+    about=__doc__,
+    positional="pictures",
+    weights=True,
+    following=lambda config: config.typed_as("build", "--images"),
 )
 
 if __name__ == "__main__":

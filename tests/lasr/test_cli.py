@@ -234,7 +234,7 @@ def test_the_program(capsys: pytest.CaptureFixture[str]) -> None:
     for title in ("Build a training set", "Train", "Use and judge", "Models and machine"):
         assert f"\n{title}:\n" in text
     names = program.commands
-    assert len(names) == 20 and all(f"\n  {name} " in text for name in names)
+    assert len(names) == 26 and all(f"\n  {name} " in text for name in names)
     assert max(map(len, text.splitlines())) <= 100
 
 

@@ -24,7 +24,8 @@ from lasr.terminal import output, summary
 from lasr.terminal.progress import progress
 from lasr.terminal.summary import counted, typed
 
-LAST = {"sidebyside", "completion", "serve"}  # commands that may have no next one
+# Commands that may have no next one.
+LAST = {"sidebyside", "completion", "serve", "ui", "convert", "dataset", "model"}
 
 
 class Dish(BaseModel):

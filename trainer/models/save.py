@@ -1,8 +1,16 @@
-"""Write networks as files of tensors, which `lasr.weights.tensors` reads."""
+"""Write networks as files of tensors, which `lasr.weights.tensors` reads.
+
+The header of safetensors says where a network comes from, by keys of the Model Metadata Standard
+(ModelSpec 1.0.0, Stability AI), which model browsers show, and our own. spandrel, chaiNNer and
+OpenModelDB recognise a network by its tensors and read no metadata; traiNNer-redux writes its
+network's parameters as JSON, under the key `metadata`. There is no date: equal runs write equal
+files.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -12,6 +20,9 @@ import lasr
 from lasr.files import IsOurs, atomic_path
 from lasr.marks import KEY
 from lasr.ownership import is_ours
+from lasr.weights.registry import TABLE
+from schemas.manifest import SCALE
+from trainer.models.rrdb import RRDB
 
 
 def write_tensors(
@@ -46,7 +57,7 @@ def save_network(
 ) -> list[Path]:
     """Write a network as `name.safetensors` and `name.pth`; returns their paths.
 
-    about: metadata for the header of the first (`trainer.models.provenance`).
+    about: metadata for the header of the first (`provenance`).
 
     Floating-point tensors are written in float32 under the network's own key names: BasicSR's for
     an RRDB, those that spandrel reads for a network that spandrel built.
@@ -59,3 +70,46 @@ def save_network(
     for path in paths:
         write_tensors(path, state, about, is_ours)
     return paths
+
+
+def provenance(settings: dict[str, Any], network: nn.Module) -> dict[str, str]:
+    """Describe the network of a run.
+
+    settings: the config.json of `lasr train` or `lasr pretrain`.
+    """
+    weights = settings.get("weights", {})
+    data = "manifest" if "manifest_identity" in settings else "images"
+    start = str(weights.get("sr_init") or "random")
+    models = {name: str(weights[name]) for name in ("clip", "vgg") if weights.get(name)}
+    own = {
+        "scale": str(SCALE),
+        "colour": "RGB",
+        "range": "0..1",
+        "started_from": start,
+        "licence": terms(start),
+        f"{data}_identity": str(settings.get(f"{data}_identity", "")),
+        "steps": str(settings.get("steps", "")),
+    }
+    about = f"x{SCALE} super-resolution, trained by LA-SR from {start}"
+    if models:
+        about += f", judged by {' and '.join(models.values())}"
+    return own | models | {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": _architecture(network),
+        "modelspec.implementation": f"la-sr {lasr.__version__}",
+        "modelspec.title": f"LA-SR x{SCALE}",
+        "modelspec.description": about,
+        "modelspec.license": terms(start),
+        "modelspec.tags": f"super-resolution, image-restoration, x{SCALE}",
+    }  # fmt: skip
+
+
+def _architecture(network: nn.Module) -> str:
+    """As spandrel calls it."""
+    return "ESRGAN" if isinstance(network, RRDB) else type(network).__name__
+
+
+def terms(identity: str) -> str:
+    """The licence of weights by their identity, NAME@HASH."""
+    known = TABLE.get(identity.split("@")[0])
+    return known.terms if known else "not stated"

@@ -9,7 +9,7 @@ from lasr.errors import UserError
 from lasr.weights.registry import TABLE
 from schemas.manifest import SCALE, open_manifest
 from trainer.data.skipped import read_lines
-from trainer.models.provenance import terms
+from trainer.models.save import terms
 from trainer.run_log import VALIDATION
 
 MODELS = {  # in the `weights` of a run: what the model does there

@@ -13,8 +13,7 @@ from lasr.terminal.summary import counted
 from trainer.checkpoint import may_replace, read_settings
 from trainer.config import TrainConfig
 from trainer.data.dataset import Patches
-from trainer.models.provenance import provenance
-from trainer.models.save import write_tensors
+from trainer.models.save import provenance, write_tensors
 from trainer.run_log import RESUME, RunLog
 from trainer.watch.encoders import EncoderProbe
 from trainer.watch.pictures import Look, held_out, looks_of
