@@ -70,8 +70,16 @@ def write_lists(rows: Rows, out: Path) -> None:
         folder = out / split
         if all((folder / name).exists() for name in (METADATA, *(f"{role}.txt" for role in roles))):
             continue
-        with atomic_path(folder / METADATA) as temporary, open(temporary, "w") as metadata:
-            lists = {role: beside(folder / f"{role}.txt", ".tmp").open("w") for role in roles}
+        with (
+            atomic_path(folder / METADATA) as temporary,
+            open(temporary, "w", encoding="utf-8", newline="\n") as metadata,
+        ):
+            lists = {
+                role: beside(folder / f"{role}.txt", ".tmp").open(
+                    "w", encoding="utf-8", newline="\n"
+                )
+                for role in roles
+            }
             for (own, role), key, about in rows.about():
                 if own != split or not (folder / role / f"{key}.png").exists():
                     continue

@@ -36,4 +36,11 @@ class StepConfig(BaseModel):
 
     def typed_as(self, command: str, flag: str = "") -> list[object]:
         """A command of `lasr` over the same pictures. flag: what it takes them by."""
-        return ["lasr", command, *([flag] if flag else []), *self.pictures, "--profile", self.profile]
+        return [
+            "lasr",
+            command,
+            *([flag] if flag else []),
+            *self.pictures,
+            "--profile",
+            self.profile,
+        ]
