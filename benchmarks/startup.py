@@ -22,6 +22,9 @@ MISSING = {
     "report": "--manifest nowhere",
     "picture": "--images nowhere --manifest nowhere",
     "finetune-set": "--lr-images nowhere --profile offline",
+    "depth": "nowhere --out out --profile offline",
+    "patches": "nowhere --out out --profile offline",
+    "caption": "nowhere --profile offline",
     "serve": "",  # it has no input
     "train": "--manifest nowhere --profile offline",
     "pretrain": "--images nowhere --out out",

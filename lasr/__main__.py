@@ -12,6 +12,9 @@ SECTIONS = {
         Lazy("report", "pipeline.report.__main__", "Write a page that shows a manifest"),
         Lazy("picture", "pipeline.report.picture", "Draw the patches of one photograph"),
         Lazy("finetune-set", "pipeline.finetune", "Make a manifest of given pictures to fine-tune"),
+        Lazy("depth", "pipeline.steps.depth", "Estimate distance maps of pictures"),
+        Lazy("patches", "pipeline.steps.patches", "Draw far and near patches into pictures"),
+        Lazy("caption", "pipeline.steps.caption", "Find the words of pictures or their patches"),
         Lazy("serve", "pipeline.flows.__main__", "Serve the Prefect deployment build-patches"),
     ],
     "Train": [

@@ -4,42 +4,80 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from lasr.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-Device = Literal["auto", "cpu", "cuda"]
+_DEVICE = r"auto|cpu|cuda|cuda:[0-9]{1,3}|mps"
+_CHOICES = ["auto", "cpu", "cuda", "cuda:N", "mps"]
+
+
+def _check_device(text: str) -> str:
+    if not re.fullmatch(_DEVICE, text):
+        raise ValueError(f"choose from {', '.join(_CHOICES)}")
+    return text
+
+
+# What a device is called; a number counts PyTorch's GPUs from 0.
+Device = Annotated[
+    str,
+    AfterValidator(_check_device),
+    Field(examples=_CHOICES),
+    WithJsonSchema({"type": "string", "pattern": f"^({_DEVICE})$"}),
+]
 Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 Item = TypeVar("Item")
 
 
 def pick_device(wanted: Device) -> torch.device:
-    """The device to use; `auto` is a GPU if PyTorch sees one.
+    """The device to use; `auto` is a GPU if PyTorch sees one. `cuda:1` becomes the current GPU.
 
-    Raises UserError: `cuda`, and PyTorch sees no GPU.
+    Raises UserError: PyTorch sees no such device.
     """
     import torch
 
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if wanted == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError(
+                "--device mps: PyTorch sees no GPU of Apple here", "use --device cpu or auto"
+            )
+        return torch.device("mps")
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
-            "--device cuda: PyTorch sees no GPU here",
+            f"--device {wanted}: PyTorch sees no GPU here",
             "check `nvidia-smi` and the installed PyTorch build, or use --device cpu",
         )
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if wanted in ("auto", "cuda"):
+        return torch.device("cuda")
+    device, count = torch.device(wanted), torch.cuda.device_count()
+    if device.index >= count:
+        raise UserError(
+            f"--device {wanted}: PyTorch sees {count} GPU{'s' if count > 1 else ''} here",
+            f"use cuda:0{f' to cuda:{count - 1}' if count > 1 else ''}",
+        )
+    torch.cuda.set_device(device)  # for whatever only says "cuda": events, streams, pinned memory
+    return device
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or CPU: to note beside a score or a time."""
+    """The GPU's name, CPU or MPS: to note beside a score or a time."""
     import torch
 
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return device.type.upper()
 
 
 def machine_memory() -> int:
@@ -54,15 +92,17 @@ def machine_memory() -> int:
 
 
 def pick_precision(wanted: Precision, device: torch.device, old_gpu: Precision) -> Precision:
-    """The precision to use: `auto` is bfloat16 on a GPU that computes in it, and float32 on a CPU.
+    """The precision to use: `auto` is bfloat16 on a GPU that computes in it, else float32.
 
-    old_gpu: what `auto` is on a GPU without bfloat16. Raises UserError: tf32 on a CPU.
+    old_gpu: what `auto` is on a GPU without bfloat16. Raises UserError: tf32 without CUDA.
     """
     import torch
 
-    if device.type == "cpu":
+    if device.type != "cuda":
         if wanted == "tf32":
-            raise UserError("--precision tf32: only GPUs compute in it", "use float32 on a CPU")
+            raise UserError(
+                "--precision tf32: only NVIDIA's GPUs compute in it", "use float32 here"
+            )
         return "float32" if wanted == "auto" else wanted
     if wanted != "auto":
         return wanted

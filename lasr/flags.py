@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound=BaseModel)
 Sections = Mapping[str, Sequence[str]]  # title on a help page: names of fields
 
+_FLAG = re.compile(r"--?[A-Za-z]\S*")
 HELP, HELP_SHORT, HELP_ALL = "--help", "-h", "--help-all"
 WEIGHTS_DIR, DEBUG, CONFIG = "--weights-dir", "--debug", "--config"
 COMMON = {  # flags that are no fields: metavar and description
@@ -52,8 +53,9 @@ class Flags(Generic[Config]):
     """The flags of a command.
 
     model: its fields are the flags. A class variable SECTIONS names the fields that only
-    `--help-all` shows, by section. name: as typed, `lasr build`. about: the module's docstring.
-    positional: the fields that are given without a flag, in order, separated by spaces.
+    `--help-all` shows, by section; ALIASES gives fields a short flag, as `-o`. name: as typed,
+    `lasr build`. about: the module's docstring. positional: the fields that are given without a
+    flag, in order, separated by spaces.
     weights: whether to add --weights-dir. configurable: whether to add --config.
     """
 
@@ -69,6 +71,12 @@ class Flags(Generic[Config]):
         """The less common fields, by section."""
         sections: Sections = getattr(self.model, "SECTIONS", {})
         return sections
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """The short flags of fields, by field."""
+        aliases: Mapping[str, str] = getattr(self.model, "ALIASES", {})
+        return aliases
 
     @property
     def common(self) -> list[str]:
@@ -133,9 +141,9 @@ class Flags(Generic[Config]):
         import cyclopts
 
         field, positional = self.model.model_fields[name], self.is_positional(name)
-        kind = without_none(field.annotation)
+        kind, short = without_none(field.annotation), self.aliases.get(name)
         options = cyclopts.Parameter(
-            name=None if positional else self.label(name),
+            name=None if positional else tuple(filter(None, (self.label(name), short))),
             negative=(),
             consume_multiple=(1, None) if get_origin(kind) is list else False,
             json_list=False,
@@ -154,7 +162,8 @@ class Flags(Generic[Config]):
 
         see = f"see `{self.name} --help`"
         known = [self.label(n) for n in self.model.model_fields if not self.is_positional(n)]
-        refuse_unknown_flags(argv, [*known, *self.common, HELP_SHORT], see)
+        refuse_unknown_flags(argv, [*known, *self.aliases.values(), *self.common, HELP_SHORT], see)
+        argv = self._spelt_out(argv)
         options: dict[str, Any] = {"exit_on_error": False, "print_error": False, "verbose": False}
         try:
             _, bound, _ = self.app(argv).parse_args(list(argv), **options)
@@ -179,6 +188,28 @@ class Flags(Generic[Config]):
             return self.model(**fields), given
         except ValidationError as error:
             raise UsageError(self._explain(error), see) from error
+
+    def _spelt_out(self, argv: Sequence[str]) -> list[str]:
+        """The arguments with short flags written as long ones.
+
+        The values of a short flag for a positional field are put in front of the first flag, where
+        cyclopts expects them.
+        """
+        end = list(argv).index("--") if "--" in argv else len(argv)
+        front: list[str] = []
+        words: list[str] = []
+        target = front
+        for word in argv[:end]:
+            flag, equals, value = word.partition("=")
+            field = next((f for f, short in self.aliases.items() if short == flag), None)
+            if field is not None and self.is_positional(field):
+                target = front
+                front += [value] if equals else []
+                continue
+            if _FLAG.fullmatch(flag):
+                target = words
+            target.append(word if field is None else self.label(field) + equals + value)
+        return [*front, *words, *argv[end:]]
 
     def _read_config(self, path: Path) -> dict[str, Any]:
         """Values of fields from a file. Raises UsageError: unreadable, or an unknown option."""
@@ -254,7 +285,7 @@ def refuse_unknown_flags(argv: Iterable[str], known: Sequence[str], see: str) ->
         if token == "--":  # no flags after it
             return
         flag = token.partition("=")[0]
-        if re.fullmatch(r"--?[A-Za-z]\S*", flag) and flag not in known:
+        if _FLAG.fullmatch(flag) and flag not in known:
             nearest = difflib.get_close_matches(flag, known, 1)
             fix = f"did you mean {nearest[0]}?" if nearest else see
             raise UsageError(f"unknown flag {flag}", fix)

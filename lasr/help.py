@@ -54,6 +54,8 @@ def _section(title: str, flags: Flags[Any], names: Iterable[str]) -> list[str]:
     for name in names:
         metavar = _metavar(flags, name)
         label = metavar if flags.is_positional(name) else f"{flags.label(name)} {metavar}".strip()
+        if short := flags.aliases.get(name):
+            label += f", {short}"
         lines += entry(label, _description(flags.model.model_fields[name]))
     return [f"{title}:", *lines, ""] if lines else []
 
@@ -76,6 +78,8 @@ def _description(field: FieldInfo) -> str:
     if get_origin(kind) is Literal:
         choices = [str(choice) for choice in get_args(kind) if choice not in UNLISTED]
         parts.append(f"[{' | '.join(choices)}]")
+    elif field.examples:
+        parts.append(f"[{' | '.join(map(str, field.examples))}]")
     default = field.default
     if field.is_required():
         parts.append("(required)")

@@ -1,9 +1,10 @@
-"""Write upscaled pictures: PNG, JPEG, WebP or TIFF, atomically, with inherited metadata."""
+"""Write pictures: PNG, JPEG, WebP or TIFF, atomically, with inherited metadata; their paths."""
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -17,14 +18,38 @@ from lasr.pictures.read import Picture
 from lasr.pictures.samples import Metadata
 
 Format = Literal["png", "jpg", "webp", "tiff"]
+Source = TypeVar("Source")
 MAX_SIDE = {"jpg": 65_535, "webp": 16_383}  # pixels that the formats can hold
 _QUALITY = 95  # of JPEG and WebP
 _SEGMENT = 65_000  # bytes of EXIF or XMP that a JPEG holds
 
 
-def check_format(picture: Picture, scale: int, format: Format) -> None:
-    """Raise UserError if the picture, enlarged by `scale`, cannot be saved in this format."""
-    side = scale * max(picture.pixels.shape[:2])
+def result_paths(
+    found: Mapping[Source, Path], out: Path, format: str, suffix: str = ""
+) -> dict[Source, Path]:
+    """Map each picture to the path of its result: its name below `out`, in another format.
+
+    found: pictures and their names, as `find_pictures` returns them. suffix: of the names, before
+    that of the format. The results of `a.jpg` and `a.png` in one folder are `a.jpg.png` and
+    `a.png.png`. Raises UserError: two pictures would still get the same path.
+    """
+    count = Counter(name.with_suffix("") for name in found.values())
+    source_of: dict[Path, Source] = {}
+    for source, name in found.items():
+        stem = name.with_suffix("") if count[name.with_suffix("")] == 1 else name
+        target = out / stem.with_name(f"{stem.name}{suffix}.{format}")
+        if (other := source_of.get(target)) is not None:
+            raise UserError(
+                f"{other} and {source} would both become {target}",
+                "give the folder that holds both, or use a separate --out for each",
+            )
+        source_of[target] = source
+    return {source: target for target, source in source_of.items()}
+
+
+def check_format(picture: Picture, size: tuple[int, int], format: Format) -> None:
+    """Raise UserError if the picture, with sides of `size`, cannot be saved in this format."""
+    side = max(size)
     if side > MAX_SIDE.get(format, side):
         raise UserError(f"{side} pixels are more than {format} can hold", "use --format png")
     if picture.alpha is not None and format == "jpg":

@@ -1,6 +1,5 @@
 """Upscale a dropped picture: the same file that `lasr upscale` writes, and what the page shows."""
 
-import hashlib
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import TYPE_CHECKING
 from lasr.errors import UserError
 from lasr.pictures.read import read_picture
 from lasr.pictures.samples import LARGEST
-from lasr.pictures.write import check_format
 from lasr.ui.jobs import Answer, Job
 from lasr.ui.previews import BACKDROP, SIDE, write_preview
 from lasr.ui.uploads import Store
@@ -18,8 +16,7 @@ from lasr.weights.registry import TABLE
 
 if TYPE_CHECKING:
     from lasr.device import Device
-    from trainer.upscale.engines import Engine
-    from trainer.upscale.tiles import Tiling
+    from trainer.upscale.picture import Upscaling
 
 NETWORKS = {"model.safetensors": "", "best.safetensors": ", best"}  # files of a run
 
@@ -33,14 +30,6 @@ class Choice:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    identity: str
-    engine: "Engine"
-    scale: int
-    tiling: "Tiling"
-
-
 class Enlarger:
     """Upscales one picture at a time; the network of the last one stays loaded."""
 
@@ -50,7 +39,7 @@ class Enlarger:
     ):  # fmt: skip
         self._store, self._given, self._runs = store, weights, runs
         self._device, self._tile, self._max_pixels = device, tile, max_pixels
-        self._loaded: _Loaded | None = None
+        self._loaded: tuple[str, Upscaling] | None = None  # by the weights' identity
 
     def choices(self) -> list[Choice]:
         """What can be chosen now: given weights, those of the table that are here, and runs."""
@@ -76,24 +65,22 @@ class Enlarger:
 
     def upscale(self, job: Job, weights: str, source: Path) -> Answer:
         """Upscale FOLDER/in/NAME, of a folder of the store. Raises UserError, Stopped."""
-        from trainer.upscale.run import upscale_picture
+        from trainer.upscale.picture import upscale_picture
+        from trainer.upscale.results import software_of
 
         picture = read_picture(source, self._max_pixels)
-        loaded = self._load(weights)
-        check_format(picture, loaded.scale, "png")
+        identity, upscaling = self._load(weights)
         folder = source.parent.parent
         result = folder / "result.png"
         height, width = picture.pixels.shape[:2]
-        with open(source, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
         upscale_picture(
-            loaded.engine, [loaded.scale], picture, result, loaded.tiling,
-            f"LA-SR {loaded.identity} x{loaded.scale} of {digest}",
+            upscaling, picture, result,
+            software_of(identity, source, upscaling.scale, upscaling.config),
             lambda done: job.progress(done / (width * height)),
         )  # fmt: skip
         before = write_preview(picture.over(BACKDROP), folder, "before")
         after = write_preview(read_picture(result, LARGEST).over(BACKDROP), folder, "after")
-        size = [loaded.scale * width, loaded.scale * height]
+        size = [upscaling.scale * width, upscaling.scale * height]
         command = ["--weights", weights, source.name, "--out", "upscaled"]
         return {
             "before": self._store.offer(before),
@@ -108,18 +95,16 @@ class Enlarger:
             "command": f"lasr upscale {shlex.join(command)}",
         }
 
-    def _load(self, weights: str) -> _Loaded:
-        from lasr.device import pick_device
-        from trainer.models.load import load_model
-        from trainer.upscale.config import OVERLAP
-        from trainer.upscale.engines import make_engine
-        from trainer.upscale.tiles import Tiling
+    def _load(self, weights: str) -> "tuple[str, Upscaling]":
+        """The identity of weights, and what upscales with them as `lasr upscale` would."""
+        from trainer.upscale.config import UpscaleConfig
+        from trainer.upscale.run import start
 
         located = locate(weights, "sr")
-        if self._loaded is None or self._loaded.identity != located.identity:
+        if self._loaded is None or self._loaded[0] != located.identity:
             self._loaded = None  # its memory goes first
-            device, model = pick_device(self._device), load_model(located)
-            engine = make_engine(model.fitted(), device, half=model.half)
-            tiling = Tiling.on(device, self._tile, OVERLAP)
-            self._loaded = _Loaded(located.identity, engine, model.scale, tiling)
+            config = UpscaleConfig(
+                inputs=["-"], weights=weights, out=Path(), device=self._device, tile=self._tile
+            )
+            self._loaded = located.identity, start(located, config)
         return self._loaded

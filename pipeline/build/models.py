@@ -87,5 +87,5 @@ _models = functools.lru_cache(maxsize=1)(Models)
 def load_models(job: "Job") -> Models:
     """The networks of a job; a process keeps those of its last one."""
     config = job.config
-    device = pick_device(config.device).type
+    device = str(pick_device(config.device))
     return _models(job.depth, job.clip, job.words, device, config.seed, config.precision)

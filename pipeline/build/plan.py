@@ -166,7 +166,7 @@ def resolved_precision(config: BuildConfig) -> Precision:
     float32 otherwise. Raises UserError: no GPU, or a precision that a CPU does not have.
     """
     if config.runner == "ray":
-        asks = config.device == "cuda" or bool(config.gpus_per_task)
+        asks = config.device.startswith("cuda") or bool(config.gpus_per_task)
         half: Precision = "bfloat16" if asks else "float32"
         return half if config.precision == "auto" else config.precision
     return pick_precision(config.precision, pick_device(config.device), old_gpu="float16")

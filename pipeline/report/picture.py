@@ -20,6 +20,7 @@ from lasr.ownership import check_file, own_path
 from lasr.pictures.search import expand_lists
 from lasr.terminal.output import say
 from pipeline.report.config import COLOURS
+from pipeline.steps.drawing import COLOUR_MAP, in_colour, outlined
 from schemas.manifest import open_manifest
 
 TITLES: dict[str, str] = {"lr": "far: LR patches, enlarged", "hr": "near: HR patches"}
@@ -86,23 +87,21 @@ def _draw(
     out: Path, pixels: np.ndarray, distance: np.ndarray, rows: list[dict[str, Any]], untrained: bool
 ) -> None:
     """Photograph and map above, the best patches of both roles below."""
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(16, 8.8), dpi=100, layout="constrained")
     panels: Any = figure.subfigures(2, 1, height_ratios=[1.55, 1])
     top, bottom = panels
     photo, far_map = top.subplots(1, 2)
-    photo.imshow(pixels)
+    photo.imshow(outlined(pixels, rows))
     photo.set_title(f"{rows[0]['image_path']}: chosen patches (yellow far, blue near)")
-    # In this colour map dark is near, and lightness grows with distance.
-    shown = far_map.imshow(distance, cmap="magma", vmin=0, vmax=1)
+    far_map.imshow(outlined(in_colour(distance), rows))
     far_map.set_title(f"distance, {rows[0]['depth_model']}")
-    bar = top.colorbar(shown, ax=far_map, shrink=0.8, ticks=[0, 1])
+    bar = top.colorbar(ScalarMappable(cmap=COLOUR_MAP), ax=far_map, shrink=0.8, ticks=[0, 1])
     bar.ax.set_yticklabels(["near", "far"])
     for axes in (photo, far_map):
         axes.set_axis_off()
-        for row in rows:
-            _outline(axes, row)
     note = " (random CLIP: words are noise)" if untrained else ""
     bottom.suptitle(f"best patches and the first words of their captions{note}")
     halves: Any = bottom.subfigures(1, 2)
@@ -124,15 +123,6 @@ def _draw(
         with Image.open(buffer) as drawn, own_path(out) as temporary:
             form = FORMATS[out.suffix.lower()]
             drawn.convert("RGB").save(temporary, format=form, quality=85, **in_picture())
-
-
-def _outline(axes: Any, row: dict[str, Any]) -> None:
-    """Outline a patch in its colour on black, which can be seen on any photograph."""
-    from matplotlib.patches import Rectangle
-
-    corner, side = (row["x"], row["y"]), row["size"]
-    for width, colour in ((4, "black"), (2, COLOURS[row["role"]])):
-        axes.add_patch(Rectangle(corner, side, side, fill=False, linewidth=width, edgecolor=colour))
 
 
 def run(config: PictureConfig) -> None:

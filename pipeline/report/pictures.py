@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from pipeline.report.originals import Missing, Originals
 from pipeline.report.overview import Row, patch_or_cross
+from pipeline.steps.drawing import in_colour
 from schemas.manifest import PATCH_SIZE, Role
 
 PHOTOGRAPH = 1200  # pixels of the longer side of a photograph in memory; see also Detail
@@ -72,9 +72,7 @@ def sheet(photograph: Row, patches: Sequence[Row], originals: Originals) -> Shee
     except Missing as why:
         return Sheet(*names, shown, None, [str(why)])
     small = np.asarray(_smaller(Image.fromarray(distance), PHOTOGRAPH // 2))
-    levels = np.clip(small * 256, 0, 255).astype(np.uint8)
-    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_MAGMA), cv2.COLOR_BGR2RGB)
-    return Sheet(*names, shown, Image.fromarray(colours))
+    return Sheet(*names, shown, Image.fromarray(in_colour(small)))
 
 
 def _patches_alone(photograph: Row, patches: Sequence[Row]) -> Image.Image:

@@ -127,7 +127,7 @@ class Captioner:
         self.words = list(words)
         _check_length(self.clip, self.words)
         self.device = device
-        self.batch = BATCH[device.type]
+        self.batch = BATCH["cuda" if device.type == "cuda" else "cpu"]
         self._embeddings = _embed(self.clip, self.words, device)
         self._geometry, statistics = _split(self.clip.preprocess)
         self._mean, self._std = (

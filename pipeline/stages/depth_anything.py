@@ -69,11 +69,13 @@ def load(located: Located, device: "torch.device", seed: int, precision: Precisi
         batch = torch.from_numpy(np.stack(prepared))
         if gpu:
             batch = (batch.pin_memory().to(device, non_blocking=True).float() - mean) / std
+        else:
+            batch = batch.to(device)
         with autocast(device, precision):
             nearness = model(batch).predicted_depth
         return [normalise(-one) for one in nearness.float().cpu().numpy()]
 
-    batch = BATCH[device.type]
+    batch = BATCH["cuda" if gpu else "cpu"]
     return DepthModel(located.identity, prepare, predict, batch, IS_NETWORK, is_common)
 
 

@@ -13,10 +13,11 @@ from pydantic import BaseModel, Field, model_validator
 
 import lasr
 from lasr import cli, errors
+from lasr import help as pages
 from lasr.__main__ import main as program
 from lasr.cli import STOPPED, Command, Group, Lazy
 from lasr.errors import UserError, note_traceback, one_line, printable
-from lasr.flags import Flags, NoFlags, Sections
+from lasr.flags import Flags, NoFlags, Sections, UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,6 +74,43 @@ def test_flags_become_the_model(argv: str, expected: dict[str, Any]) -> None:
     plates = expected.get("plates", ["a"])
     assert status == 0 and dish == Dish(**{"plates": plates} | expected)
     assert dish.model_fields_set == {"plates", *expected}
+
+
+class Short(BaseModel):
+    """A command with short flags."""
+
+    ALIASES: ClassVar[dict[str, str]] = {"inputs": "-i", "out": "-o"}
+
+    inputs: list[str] = Field(description="what is read")
+    out: str = Field("", description="where it goes")
+    fast: bool = Field(False, description="whether it hurries")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ("-i a b -o c", {"inputs": ["a", "b"], "out": "c"}),
+        ("-o=c -i=a", {"inputs": ["a"], "out": "c"}),
+        ("a --fast -i b --out c", {"inputs": ["a", "b"], "out": "c", "fast": True}),
+        ("a --out c --fast -i b d", {"inputs": ["a", "b", "d"], "out": "c", "fast": True}),
+        ("-o c -i a -o d -i b", {"inputs": ["a", "b"], "out": "d"}),
+        ("-o c -- -i", {"inputs": ["-i"], "out": "c"}),
+    ],
+)
+def test_short_flags(argv: str, expected: dict[str, Any]) -> None:
+    flags = Flags(Short, "lasr short", positional="inputs")
+    assert flags.parse(argv.split())[0].model_dump(exclude_unset=True) == expected
+    text = pages.page(flags)
+    assert "\n  INPUTS..., -i " in text and "\n  --out OUT, -o " in text
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    ("-i a -o", "--out needs a value"), ("-o c", "INPUTS is required"),
+    ("-oc", "unknown flag -oc"), ("-x a", "unknown flag -x"),
+])  # fmt: skip
+def test_mistakes_with_short_flags(argv: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Flags(Short, "lasr short", positional="inputs").parse(argv.split())
 
 
 def test_fields_without_a_flag() -> None:

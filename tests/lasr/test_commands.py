@@ -60,8 +60,8 @@ for command in commands:
 print(json.dumps([loaded, [call(argv) for argv in json.load(sys.stdin)]]))
 """
 TAKE_WEIGHTS = {
-    "build", "finetune-set", "train", "pretrain", "upscale", "evaluate", "compare", "features",
-    "export", "ui",
+    "build", "finetune-set", "depth", "patches", "caption", "train", "pretrain", "upscale",
+    "evaluate", "compare", "features", "export", "ui",
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lasr.device import ahead, autocast, pick_precision
+from lasr.device import ahead, autocast, pick_device, pick_precision
 from lasr.errors import UserError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -58,6 +58,38 @@ def test_leaving_early_ends_the_stream() -> None:
         next(items)
         raise KeyboardInterrupt
     assert closed.is_set() and threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "expected"),
+    [("auto", 0, "cpu"), ("auto", 2, "cuda"), ("cpu", 2, "cpu"), ("cuda", 2, "cuda"),
+     ("cuda:1", 2, "cuda:1"), ("mps", 0, "mps")],
+)  # fmt: skip
+def test_the_device_that_is_asked_for(
+    wanted: str, there: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: wanted == "mps")
+    assert str(pick_device(wanted)) == expected
+    assert current == ([torch.device("cuda:1")] if wanted == "cuda:1" else [])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "message"),
+    [("cuda", 0, "sees no GPU"), ("cuda:1", 0, "sees no GPU"), ("mps", 2, "no GPU of Apple"),
+     ("cuda:2", 2, "--device cuda:2: PyTorch sees 2 GPUs here; use cuda:0 to cuda:1"),
+     ("cuda:1", 1, "sees 1 GPU here; use cuda:0")],
+)  # fmt: skip
+def test_a_device_that_is_not_there(
+    wanted: str, there: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    with pytest.raises(UserError, match=message):
+        pick_device(wanted)
 
 
 def test_auto_is_what_the_device_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:

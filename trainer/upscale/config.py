@@ -1,9 +1,11 @@
 """The parameters of `lasr upscale`. Imports no PyTorch, so that `--help` answers at once."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from lasr.device import Device
 from lasr.flags import Sections
@@ -12,12 +14,26 @@ from lasr.pictures.write import Format
 
 EngineName = Literal["auto", "torch", "compile", "onnx"]
 Precision = Literal["auto", "float32", "float16"]
+Alpha = Literal["network", "lanczos"]
 
 # With the weights of Real-ESRGAN, cutting a picture changes the output near the cut by at most
 # 3/255 at an overlap of 48 pixels, by 13/255 at 32, and by 76/255 at 4 (on fur).
 TILE, OVERLAP = 512, 48
 GPU_TILE = 1024  # the surroundings of small tiles cost more than the memory of large ones
 SMALLEST_TILE = 16
+MAX_PASSES = 3
+
+
+def _check_size(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", text):
+        raise ValueError("write WIDTHxHEIGHT in pixels, such as 3840x2160")
+    return text
+
+
+def _check_suffix(text: str) -> str:
+    if "/" in text or not text.isprintable():
+        raise ValueError("a suffix is part of a name, such as _x4")
+    return text
 
 
 class UpscaleConfig(BaseModel):
@@ -25,16 +41,42 @@ class UpscaleConfig(BaseModel):
 
     # What `--help-all` shows; `--help` shows the other fields.
     SECTIONS: ClassVar[Sections] = {
+        "Pictures": ("alpha", "colour_fix", "wrap", "strip"),
         "Execution": ("tile", "overlap", "engine", "precision", "max_pixels"),
     }
+    ALIASES: ClassVar[Mapping[str, str]] = {"inputs": "-i", "out": "-o"}
 
     inputs: list[str] = Field(
         min_length=1, description="pictures, folders (searched recursively), globs, .txt lists"
     )
     weights: str = Field(description="a run's model.safetensors, any SR network's file, or a name")
     out: Path = Field(description="folder for the results; subfolders of the inputs are kept")
-    passes: int = Field(1, ge=1, le=3, description="2 upscales twice: x16 (appendix E.2)")
+    scale: float | None = Field(
+        None, gt=0, le=64, description="of the results' sides, such as 2.5 (default: the network's)"
+    )
+    size: Annotated[str, AfterValidator(_check_size)] | None = Field(
+        None,
+        description="WIDTHxHEIGHT, such as 3840x2160, that results fit inside; they keep their"
+        " aspect ratio",
+    )
+    passes: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_PASSES,
+        description="2 upscales twice: x16 (appendix E.2; default: as many as --scale or --size"
+        " needs)",
+    )
     format: Format = Field("png", description="of the results; jpg and webp are 8 bit")
+    suffix: Annotated[str, AfterValidator(_check_suffix)] | None = Field(
+        None, max_length=100, description="put behind the names of results, such as _x4"
+    )
+    alpha: Alpha = Field("network", description="what enlarges transparency")
+    colour_fix: bool = Field(
+        False, description="put back the low frequencies of the input, where a network shifts them"
+    )
+    wrap: bool = Field(
+        False, description="for seamless textures: beyond a border, the opposite one goes on"
+    )
     tile: int | None = Field(
         None,
         ge=SMALLEST_TILE,
@@ -55,3 +97,18 @@ class UpscaleConfig(BaseModel):
     )
     device: Device = Field("auto", description="where the network runs")
     overwrite: bool = Field(False, description="replace results that exist already")
+    dry_run: bool = Field(
+        False, description="say what would be done, how long it takes and what memory, then stop"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "UpscaleConfig":
+        if self.scale is not None and self.size is not None:
+            raise ValueError("--scale and --size are two answers to one question: give one of them")
+        return self
+
+    @property
+    def box(self) -> tuple[int, int] | None:
+        """Width and height of --size."""
+        width, _, height = (self.size or "").partition("x")
+        return (int(width), int(height)) if self.size else None

@@ -1,31 +1,12 @@
-"""Where results go, and whether a result exists already."""
+"""What tells results apart, and whether a result exists already."""
 
-from collections import Counter
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from lasr.errors import UserError
 from lasr.pictures.write import software_tag
-
-
-def result_paths(found: dict[Path, Path], out: Path, suffix: str) -> dict[Path, Path]:
-    """Map each picture to the path of its result: its name below `out`, with the new suffix.
-
-    found: as `find_pictures` returns it. The results of `a.jpg` and `a.png` in one folder are
-    `a.jpg.png` and `a.png.png`. Raises UserError: two pictures would still get the same path.
-    """
-    count = Counter(name.with_suffix("") for name in found.values())
-    source_of: dict[Path, Path] = {}
-    for path, name in found.items():
-        stem = name.with_suffix("") if count[name.with_suffix("")] == 1 else name
-        target = out / stem.with_name(f"{stem.name}.{suffix}")
-        if other := source_of.get(target):
-            raise UserError(
-                f"{other} and {path} would both become {target}",
-                "give the folder that holds both, or use a separate --out for each",
-            )
-        source_of[target] = path
-    return {path: target for target, path in source_of.items()}
+from trainer.upscale.config import UpscaleConfig
 
 
 def file_ids(paths: Iterable[Path]) -> set[tuple[int, int]]:
@@ -36,7 +17,7 @@ def file_ids(paths: Iterable[Path]) -> set[tuple[int, int]]:
 def check_targets(results: dict[Path, Path]) -> None:
     """Refuse results that are hard links to inputs. Raises UserError.
 
-    results: as `result_paths` returns it.
+    results: as `lasr.pictures.write.result_paths` returns it.
     """
     inputs = file_ids(results)
     for target in results.values():
@@ -46,18 +27,43 @@ def check_targets(results: dict[Path, Path]) -> None:
             )
 
 
+def enlargement(scale: int, config: UpscaleConfig) -> str:
+    """What results are in words, such as x4 or `inside 3840x2160`. scale: the network's."""
+    if config.size or config.scale:
+        text = f"inside {config.size}" if config.size else f"x{config.scale:.15g}"
+        return f"{text} in {config.passes} passes" if config.passes else text
+    return f"x{scale ** (config.passes or 1)}"
+
+
+def software_of(identity: str, source: Path, scale: int, config: UpscaleConfig) -> str:
+    """The tag Software of a result: all that its pixels and metadata depend on.
+
+    identity: of the weights. source: the picture's file. scale: the network's.
+    """
+    with open(source, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    options = {
+        "alpha by lanczos": config.alpha == "lanczos",
+        "colours fixed": config.colour_fix,
+        "wrapped": config.wrap,
+        "stripped": config.strip,
+    }
+    chosen = "".join(f", {option}" for option, is_chosen in options.items() if is_chosen)
+    return f"LA-SR {identity} {enlargement(scale, config)} of {digest}{chosen}"
+
+
 def is_done(target: Path, software: str, overwrite: bool) -> bool:
     """Whether `target` is a result with this Software tag.
 
     False if it has to be made or, with `overwrite`, made again. Raises UserError: `target` is a
-    result of other weights, passes or picture, and `overwrite` is not set.
+    result of other weights, options or picture, and `overwrite` is not set.
     """
     if overwrite or not target.exists():
         return False
     if software_tag(target) == software:
         return True
     raise UserError(
-        f"{target}: exists already, from other weights, passes or picture",
+        f"{target}: exists already, from other weights, options or picture",
         "choose another --out, or replace it with --overwrite",
     )
 

@@ -13,12 +13,12 @@ from lasr.errors import UserError, is_out_of_memory
 from schemas.manifest import SCALE
 from trainer.upscale.config import GPU_TILE, OVERLAP, SMALLEST_TILE, TILE
 from trainer.upscale.engines import Engine, torch_engine
+from trainer.upscale.resample import VISIBLE
 
 log = logging.getLogger(__name__)
 
 _BRIGHT = 0.05  # mean of a tile that cannot become black
 _FIX = "if float16 overflows, use --precision float32; otherwise the weights are broken"
-_VISIBLE = 0.5 / 255  # pixels with less alpha are transparent, and their colour does not matter
 
 
 @dataclass
@@ -27,11 +27,14 @@ class Tiling:
 
     tile: int = TILE  # largest side of a tile in input pixels; halved when memory runs out
     overlap: int = OVERLAP  # pixels around a tile that the network sees on each side
+    wrap: bool = False  # beyond a border the network sees the opposite one
 
     @classmethod
-    def on(cls, device: torch.device, tile: int | None, overlap: int) -> "Tiling":
+    def on(
+        cls, device: torch.device, tile: int | None, overlap: int, wrap: bool = False
+    ) -> "Tiling":
         """With the device's tiles if `tile` is None."""
-        return cls(tile or (GPU_TILE if device.type == "cuda" else TILE), overlap)
+        return cls(tile or (GPU_TILE if device.type == "cuda" else TILE), overlap, wrap)
 
     def step(self, side: int) -> int:
         """The side of the tiles along an axis of so many pixels: equal tiles, but for the last.
@@ -39,6 +42,11 @@ class Tiling:
         720 pixels are two tiles of 360 and not 512 and 208, each with the surroundings of 512.
         """
         return -(-side // -(-side // self.tile))
+
+    def window(self, side: int, margin: int = 0) -> int:
+        """What the network sees along an axis of so many pixels: a tile and its surroundings."""
+        size = self.step(side + 2 * margin) + 2 * self.overlap
+        return size if self.wrap else min(size, side)
 
     def halve(self) -> None:
         """Halve the tiles, for good. Raises UserError: they are as small as allowed."""
@@ -87,6 +95,7 @@ def upscale_strips(
     tiling: Tiling,
     dtype: type[np.unsignedinteger],
     on_tile: Callable[[int], None] = lambda done: None,
+    margin: int = 0,
 ) -> Iterator[np.ndarray]:
     """Yield the upscaled picture in strips of rows, h' x (scale w) x c each, of `dtype`.
 
@@ -96,25 +105,30 @@ def upscale_strips(
     Args:
         pixels: h x w x c as in `upscale_array`.
         on_tile: called after each tile with the number of input pixels done.
+        margin: pixels around a wrapped picture that are upscaled, too: the opposite borders again.
 
     Raises UserError: the network's output is not finite, or black where the picture is not, or
     memory runs out with the smallest tiles.
     """
+    assert tiling.wrap or not margin
     height, width, channels = pixels.shape
-    top = 0
-    while top < height:
-        bottom, step = min(top + tiling.step(height), height), tiling.step(width)
-        strip = np.empty((scale * (bottom - top), scale * width, channels), dtype)
+    rows, columns = height + 2 * margin, width + 2 * margin
+    top, end, right_end = -margin, height + margin, width + margin
+    while top < end:
+        bottom, step = min(top + tiling.step(rows), end), tiling.step(columns)
+        strip = np.empty((scale * (bottom - top), scale * columns, channels), dtype)
         try:
             launched: deque[tuple[int, int, _Tile]] = deque()
-            for left in range(0, width, step):
-                right = min(left + step, width)
-                box = top, bottom, left, right
-                launched.append((left, right, _launch(engine, pixels, box, scale, tiling, dtype)))
-                while len(launched) > 1 or (launched and right == width):
+            for left in range(-margin, right_end, step):
+                right = min(left + step, right_end)
+                part = _Part((top, bottom), (left, right), margin)
+                launched.append((left, right, _launch(engine, pixels, part, scale, tiling, dtype)))
+                while len(launched) > 1 or (launched and right == right_end):
                     start, stop, tile = launched.popleft()
+                    start, stop = start + margin, stop + margin
                     strip[:, scale * start : scale * stop] = tile.read()
-                    on_tile(top * width + (bottom - top) * stop)
+                    done = (top + margin) * columns + (bottom - top) * stop
+                    on_tile(done * height * width // (rows * columns))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -165,19 +179,33 @@ class _Tile:
         return pixels
 
 
+@dataclass(frozen=True)
+class _Part:
+    """The rows and columns of a tile; negative ones and those beyond are of the margin."""
+
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    margin: int
+
+
 def _launch(
     engine: Engine,
     pixels: np.ndarray,
-    box: tuple[int, int, int, int],
+    part: _Part,
     scale: int,
     tiling: Tiling,
     dtype: type[np.unsignedinteger],
 ) -> _Tile:
-    """Start to compute the output for a box of the picture."""
-    top, bottom, left, right = box
-    first, last = _window(top, bottom, pixels.shape[0], tiling)
-    start, stop = _window(left, right, pixels.shape[1], tiling)
-    crop = pixels[first:last, start:stop].astype(np.float32) / np.iinfo(pixels.dtype).max
+    """Start to compute the output for a part of the picture."""
+    (top, bottom), (left, right) = part.rows, part.columns
+    first, last = _window(top, bottom, pixels.shape[0], part.margin, tiling)
+    start, stop = _window(left, right, pixels.shape[1], part.margin, tiling)
+    if tiling.wrap:
+        window = pixels.take(range(first, last), 0, mode="wrap")
+        window = window.take(range(start, stop), 1, mode="wrap")
+    else:
+        window = pixels[first:last, start:stop]
+    crop = window.astype(np.float32) / np.iinfo(pixels.dtype).max
     sound: list[Tensor] = []
     picture = torch.from_numpy(crop).permute(2, 0, 1)[None]
     upscaled = _upscale_channels(engine, picture, scale, sound)[
@@ -186,9 +214,11 @@ def _launch(
         scale * (top - first) : scale * (bottom - first),
         scale * (left - start) : scale * (right - start),
     ]
+    checks = torch.stack(sound)
+    if not upscaled.is_cuda:  # Apple's GPUs have no 16-bit integers without a sign
+        upscaled, checks = upscaled.cpu(), checks.cpu()
     rounded = (upscaled.permute(1, 2, 0) * float(np.iinfo(dtype).max)).round()
     rounded = rounded.to(getattr(torch, np.dtype(dtype).name)).contiguous()
-    checks = torch.stack(sound)
     if not rounded.is_cuda:
         return _Tile(rounded, checks, None)
     # Without waiting: into pinned memory.
@@ -198,14 +228,17 @@ def _launch(
     return _Tile(rounded, checks, copied)
 
 
-def _window(start: int, stop: int, side: int, tiling: Tiling) -> tuple[int, int]:
+def _window(start: int, stop: int, side: int, margin: int, tiling: Tiling) -> tuple[int, int]:
     """The range that the network sees along one axis for a tile at start..stop.
 
     At the border of the picture the window moves inwards instead of shrinking: windows of one size
-    suit compiled networks and tuned convolutions.
+    suit compiled networks and tuned convolutions. That of a wrapped picture goes on beyond it.
     """
-    size = min(tiling.step(side) + 2 * tiling.overlap, side)
-    first = min(max(start - tiling.overlap, 0), side - size)
+    size = tiling.window(side, margin)
+    if tiling.wrap:
+        first = min(start - tiling.overlap, side + margin + tiling.overlap - size)
+    else:
+        first = min(max(start - tiling.overlap, 0), side - size)
     return first, first + size
 
 
@@ -227,7 +260,7 @@ def _upscale_channels(engine: Engine, picture: Tensor, scale: int, sound: list[T
     light = _upscale_channels(engine, colours * alpha, scale, sound)
     if constant:  # stays exactly so
         opacity = light.new_full((1, 1, *light.shape[2:]), float(lowest))
-    colours = torch.where(opacity > _VISIBLE, light / opacity, 0).clamp(0, 1)
+    colours = torch.where(opacity > VISIBLE, light / opacity, 0).clamp(0, 1)
     return torch.cat((colours, opacity), dim=1)
 
 

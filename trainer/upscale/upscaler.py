@@ -26,7 +26,7 @@ class Upscaler:
     Args:
         weights: a name of `lasr weights list`, a run's model.safetensors, or the file of any SR
             network that spandrel reads.
-        device: auto (a GPU if there is one), cpu or cuda.
+        device: auto (a GPU if there is one), cpu, cuda, cuda:1 for the second one, or mps.
         tile, overlap: largest side of the tiles (default: 512, on a GPU 1024), and the pixels
             around one that the network sees; the memory needed grows with the tile, not with the
             picture.

@@ -62,6 +62,29 @@ def test_tiles_without_surroundings_show(photographs: Path) -> None:
         assert (np.abs(got - expected).max() <= 1 / 255) == equal
 
 
+@pytest.mark.parametrize("margin", [0, 5])
+def test_a_wrapped_picture_is_upscaled_as_one_of_many_tiles(photographs: Path, margin: int) -> None:
+    """Against the 3x3-tiled picture, upscaled in one go and cropped; one block sees 22 pixels."""
+    picture = np.asarray(Image.open(photographs / "china.jpg"))[150:186, 200:255]
+    torch.manual_seed(0)
+    engine = engine_of(RRDB(8, 1, 8))
+    many = np.concatenate(
+        list(upscale_strips(engine, np.tile(picture, (3, 3, 1)), 4, Tiling(512), np.uint16))
+    )
+    around = (
+        slice(4 * (36 - margin), 4 * (72 + margin)),
+        slice(4 * (55 - margin), 4 * (110 + margin)),
+    )
+    for tile in (512, 20, 16):  # also tiles that do not divide the sides
+        tiling, told = Tiling(tile, 24, wrap=True), list[int]()
+        strips = list(upscale_strips(engine, picture, 4, tiling, np.uint16, told.append, margin))
+        got = np.concatenate(strips).astype(int)
+        assert np.abs(got - many[around]).max() <= 3  # of 65,535
+        assert told == sorted(told) and told[-1] == 36 * 55
+    alone = upscale_array(engine, picture, 4, Tiling(512), np.uint16).astype(int)
+    assert np.abs(alone - many[144:288, 220:440]).max() > 100
+
+
 def test_strips_and_progress_cover_the_picture(photographs: Path) -> None:
     picture = np.asarray(Image.open(photographs / "china.jpg"))[:50, :70]
     told: list[int] = []
