@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +45,8 @@ class Viewer:
 
     def estimators(self) -> list[str]:
         """Depth estimators that are on this machine, the one of the profile `offline` first."""
-        families = ("scene_layout", "colour_attenuation", "depth_anything", "depthfm")
-        entries = [w for w in TABLE.values() if w.family in families]
+        entries = [w for w in TABLE.values() if w.kind == "depth"]
+        entries = [w for w in entries if find_spec(f"pipeline.stages.{w.family}")]
         here = [w.name for w in entries if w.built_in or found(w)]
         return sorted(here, key=lambda name: name != "scene-layout")
 

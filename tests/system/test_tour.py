@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docs/tour.ipynb"
 CELLS = json.loads(FILE.read_text(encoding="utf-8"))["cells"]
 CODE = ["".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "code"]
-SMALL = {"PHOTOGRAPHS": 2, "K": 2, "STEPS": 2, "BATCH": 2}  # in place of the notebook's own
+SMALL = {"PHOTOGRAPHS": 2, "K": 2, "STEPS": 1, "BATCH": 2}  # in place of the notebook's own
 
 
 def run(source: str, names: dict[str, Any]) -> Any:
@@ -43,7 +43,7 @@ def test_every_cell_runs_and_the_way_ends_with_a_picture(
     said = capsys.readouterr().out
     assert "{'ok': 2} {'lr': 4, 'hr': 4}" in said
     losses = re.findall(r"step (\d): total loss (\S+)", said)
-    assert [step for step, _ in losses] == ["1", "2"] and all(float(loss) > 0 for _, loss in losses)
+    assert [step for step, _ in losses] == ["1"] and float(losses[0][1]) > 0
     assert "(56, 56) -> (224, 224)" in said and pictures[-1].size == (3 * 224 + 12, 224)
     assert "sharpness" in said
     for name in ("patches.parquet", "overview.jpg", "run/model.safetensors"):
