@@ -1,6 +1,5 @@
 """Upscale a dropped picture: the same file that `lasr upscale` writes, and what the page shows."""
 
-import hashlib
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,7 @@ class Enlarger:
     ):  # fmt: skip
         self._store, self._given, self._runs = store, weights, runs
         self._device, self._tile, self._max_pixels = device, tile, max_pixels
-        self._loaded: tuple[str, Upscaling] | None = None  # identity of the weights
+        self._loaded: tuple[str, Upscaling] | None = None  # by the weights' identity
 
     def choices(self) -> list[Choice]:
         """What can be chosen now: given weights, those of the table that are here, and runs."""
@@ -67,16 +66,16 @@ class Enlarger:
     def upscale(self, job: Job, weights: str, source: Path) -> Answer:
         """Upscale FOLDER/in/NAME, of a folder of the store. Raises UserError, Stopped."""
         from trainer.upscale.picture import upscale_picture
+        from trainer.upscale.results import software_of
 
         picture = read_picture(source, self._max_pixels)
         identity, upscaling = self._load(weights)
         folder = source.parent.parent
         result = folder / "result.png"
         height, width = picture.pixels.shape[:2]
-        with open(source, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
         upscale_picture(
-            upscaling, picture, result, f"LA-SR {identity} x{upscaling.scale} of {digest}",
+            upscaling, picture, result,
+            software_of(identity, source, upscaling.scale, upscaling.config),
             lambda done: job.progress(done / (width * height)),
         )  # fmt: skip
         before = write_preview(picture.over(BACKDROP), folder, "before")
@@ -97,6 +96,7 @@ class Enlarger:
         }
 
     def _load(self, weights: str) -> "tuple[str, Upscaling]":
+        """The identity of weights, and what upscales with them as `lasr upscale` would."""
         from trainer.upscale.config import UpscaleConfig
         from trainer.upscale.run import start
 
@@ -104,8 +104,7 @@ class Enlarger:
         if self._loaded is None or self._loaded[0] != located.identity:
             self._loaded = None  # its memory goes first
             config = UpscaleConfig(
-                inputs=["a dropped picture"], weights=weights, out=Path(), device=self._device,
-                tile=self._tile, max_pixels=self._max_pixels,
-            )  # fmt: skip
+                inputs=["-"], weights=weights, out=Path(), device=self._device, tile=self._tile
+            )
             self._loaded = located.identity, start(located, config)
         return self._loaded
