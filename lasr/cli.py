@@ -42,8 +42,8 @@ STOPPED = "stopped; run the same command again to resume"
 LESS_MEMORY = ("batch_size", "tile", "patches", "shard_size")  # fields: with less, less is needed
 # Commands with --weights-dir: where one needed it, the next one that is named needs it, too.
 TAKE_WEIGHTS = {
-    "build", "finetune-set", "train", "pretrain", "upscale", "evaluate", "compare", "features",
-    "export", "weights", "metrics",
+    "build", "finetune-set", "depth", "patches", "caption", "train", "pretrain", "upscale", "ui",
+    "evaluate", "compare", "features", "export", "weights", "metrics",
 }  # fmt: skip
 
 

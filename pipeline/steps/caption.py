@@ -197,7 +197,7 @@ def _write(out: Path, sidecars: dict[str, Path], entries: list[Entry], model: st
     write_own(out / RECORD, json.dumps(content, ensure_ascii=False, indent=1).encode())
     for entry in entries:
         with atomic_path(sidecars[entry["image_path"]]) as temporary:
-            temporary.write_text(f"{entry['caption']}\n", encoding="utf-8")
+            temporary.write_bytes(f"{entry['caption']}\n".encode())
     say(f"captions: {len(entries)}, in {out}")
 
 

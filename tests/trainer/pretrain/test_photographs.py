@@ -124,7 +124,7 @@ def test_photographs_are_shrunk_and_cut_to_their_share_of_memory(
     small = Photographs(settings(images=images, memory_mb=1))
     taken = [p.hr.nbytes + p.lr.nbytes for p in small.training]
     assert len(taken) == 2 and 0.9 * 2**20 < sum(taken) <= 2**20
-    assert "2 photographs are cut" in caplog.text
+    assert "2 photographs cut to" in caplog.text
     for photograph in small.training:  # a part of the same shape, LR in step with HR
         whole = np.asarray(Image.open(photographs / photograph.name).convert("RGB"))
         height, width = photograph.hr.shape[:2]
