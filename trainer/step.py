@@ -31,7 +31,7 @@ from trainer import losses
 from trainer.config import TrainConfig
 from trainer.data.dataset import Batch
 from trainer.distributed import World
-from trainer.models.compiled import Captured, compile_blocks
+from trainer.models.compiled import Captured, compile_blocks, layout
 from trainer.models.encoders import Encoders
 from trainer.models.vgg import vgg_term
 from trainer.optimizer import (
@@ -66,21 +66,25 @@ class TrainStep:
         region: Region = record_function,
     ):
         self.config, self.world, self.region = config, world or World(), region
-        # The layout of tensor cores: in another one every convolution converts its input.
+        self.device = next(sr_network.parameters()).device
         self.sr_network = sr_network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.vgg = vgg.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.vgg_layout = layout(vgg, self.device)
+        self.vgg = vgg.to(memory_format=self.vgg_layout)  # type: ignore[call-overload]
+        self.image_layout = layout(encoders.towers()[0], self.device)
         self.encoders = encoders.requires_grad_(False)
         if not config.freeze_encoders:  # appendix E.1
             encoders.make_trainable()
         self.frozen_images = encoders.frozen_images()
         self.weights = losses.LossWeights(
-            config.weight_content, config.weight_quality, config.weight_vgg
+            config.weight_content,
+            config.weight_quality,
+            config.weight_vgg,
+            config.weight_consistency,
         )
         self.sr_parameters, self.encoder_parameters = (
             [p for p in network.parameters() if p.requires_grad]
             for network in (sr_network, encoders)
         )
-        self.device = next(sr_network.parameters()).device
         precision = pick_precision(config.precision, self.device, old_gpu="float16")
         rates = config.lr, config.lr_encoders or config.lr
         self.optimizer = Optimizer(
@@ -163,7 +167,7 @@ class TrainStep:
         if finish_encoders:
             finish_encoders()
         finish_sr()
-        of_sr = weights.total(sr_terms["content_sr"], sr_terms["quality_sr"], sr_terms["vgg"])
+        of_sr = weights.total(*sr_terms.values())
         return sr, terms | sr_terms, total + of_sr
 
     def encoder_gradients(
@@ -181,7 +185,8 @@ class TrainStep:
         pictures = {"LR": self.seen(lr), "HR": hr}
         if low := round(self.config.sr_as_low_quality * n):
             with torch.no_grad(), self.autocast, region("SR network"):
-                pictures["SR"] = torch.cat([self.enlarge(part) for part in self.parts(lr[:low])])
+                made = torch.cat([self.enlarge(part) for part in self.parts(lr[:low])])
+                pictures["SR"] = made.contiguous(memory_format=self.image_layout)
         parts = [(part, "text encoder") for part in self.parts(tokens)]
         for role, batch in pictures.items():
             parts += [(part, f"image encoder, {role}") for part in self.parts(batch)]
@@ -220,8 +225,9 @@ class TrainStep:
     def sr_gradients(self, lr: Tensor, texts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the gradients of the SR network's terms. texts: constant features.
 
-        Equations (2), section 3.3, and (4), section 3.4, and the VGG term, section 3.5. Returns the
-        pictures I_SR and the terms, all detached.
+        Equations (2), section 3.3, and (4), section 3.4, the VGG term, section 3.5, and
+        `--weight-consistency` if it is on. Returns the pictures I_SR and the terms, all detached,
+        in the order of `LossWeights.total`.
         """
         region, n, weights = self.region, len(lr), self.weights
         parts = [(part, "image encoder, SR") for part in self.parts(lr)]
@@ -233,24 +239,28 @@ class TrainStep:
                 with region("SR network"):
                     sr = self.enlarge(part)
                 with region(name):
-                    f_sr = self.frozen_images(sr)
+                    f_sr = self.frozen_images(sr.contiguous(memory_format=self.image_layout))
                 needed = torch.is_grad_enabled() and weights.vgg > 0
                 with region("VGG"), torch.set_grad_enabled(needed):
-                    vgg = vgg_term(self.vgg, sr, part, self.config.vgg_distance)
+                    seen = sr.contiguous(memory_format=self.vgg_layout)
+                    vgg = vgg_term(self.vgg, seen, part, self.config.vgg_distance)
             made.append(sr.detach())
-            return f_sr, vgg
+            return (f_sr, vgg, *([losses.consistency(sr, part)] if weights.consistency else []))
 
         def loss(outputs: Outputs) -> Tensor:
             with region("losses"):
-                vgg = sum(
-                    (len(x) / n * vgg for (x, _), (_, vgg) in zip(parts, outputs, strict=True))
-                )
-                f_sr = torch.cat([f_sr for f_sr, _ in outputs])
+                f_sr = torch.cat([features for features, *_ in outputs])
+                # The others are means over the pictures of a part: VGG, and consistency if on.
+                shares = [len(part) / n for part, _ in parts]
+                means = [
+                    torch.stack([share * x for share, x in zip(shares, of, strict=True)]).sum()
+                    for of in zip(*(output[1:] for output in outputs), strict=True)
+                ]
                 features = losses.full_precision(torch.cat([f_sr, texts[:n]], dim=1))
                 f_sr, c_lr = self.world.gather(features).chunk(2, dim=1)
                 found["content_sr"] = losses.content_sr(f_sr, c_lr)
                 found["quality_sr"] = losses.quality_sr(f_sr, *self.quality_texts(texts))
-                found["vgg"] = torch.as_tensor(vgg)
+                found.update(zip(["vgg", "consistency"], means, strict=False))
             return weights.total(*found.values())
 
         self.backward(encode, parts, loss, "backward, SR network")

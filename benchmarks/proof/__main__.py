@@ -12,14 +12,14 @@ tuned on. The parts `prepare`, `train` and `score` may run on different machines
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field
 
 from benchmarks.build import run_stages
-from benchmarks.proof.runs import VARIANTS, settings, train_all
-from benchmarks.proof.scores import Scores, score, table
+from benchmarks.proof.runs import PARTS, VARIANTS, Part, is_trained, settings, train_all
+from benchmarks.proof.scores import Judge, Scores, table
 from lasr.cli import Command
 from lasr.device import Device
 from lasr.errors import UserError
@@ -56,9 +56,6 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 QUICK = 30  # steps of --quick
-
-Part = Literal["prepare", "train", "score"]
-PARTS: list[Part] = ["prepare", "train", "score"]
 
 
 class ProofConfig(BaseModel):
@@ -130,21 +127,26 @@ def runs(config: ProofConfig) -> dict[tuple[str, str, int], TrainConfig]:
     }  # fmt: skip
 
 
+def judge_of(config: ProofConfig) -> Judge:
+    """What scores networks on the held-out patches."""
+    out = config.out / "scores"
+    return Judge(config.out / "test", None, tuple(METRICS), out, config.device)
+
+
 def scored(config: ProofConfig) -> dict[str, Scores]:
-    """The scores of each table's rows."""
-    made = runs(config)
-    methods = {
-        f"{manifest} {variant} #{seed}": str(run.folder / "model.safetensors")
-        for (manifest, variant, seed), run in made.items()
-    }
-    references = {"start": PROFILES[config.profile]["sr"], "Real-ESRGAN": "realesrgan-x4plus"}
-    every = score(references | methods, config.out / "test", None, METRICS, config.out / "scores")
+    """The scores of each table's rows, of the runs that have ended."""
+    judge, made = judge_of(config), runs(config)
+    references = {"bicubic": "bicubic", "start": PROFILES[config.profile]["sr"]}
+    references |= {"Real-ESRGAN": "realesrgan-x4plus"}
+    shared = {name: judge(name, weights) for name, weights in references.items()}
+    every = {key: judge.run(run) for key, run in made.items() if is_trained(run.folder)}
     found: dict[str, Scores] = {}
     for title, rows in config.tables.items():
-        found[title] = {name: every[name] for name in ("bicubic", *references)}
-        for label, (manifest, variant) in rows.items():
-            for seed in dict.fromkeys(seed for *_, seed in made):
-                found[title][f"{label} #{seed}"] = every[f"{manifest} {variant} #{seed}"]
+        found[title] = dict(shared)
+        for label, row in rows.items():
+            for *of, seed in every:
+                if tuple(of) == row:
+                    found[title][f"{label} #{seed}"] = every[*row, seed]
     return found
 
 
@@ -155,7 +157,8 @@ def run(config: ProofConfig) -> None:
     if "prepare" in config.only:
         prepare(config)
     if "train" in config.only:
-        train_all(list(runs(config).values()), config.parallel)
+        judge = judge_of(config).run if "score" in config.only else None
+        train_all(list(runs(config).values()), config.parallel, judge)
     if "score" in config.only:
         parts = [f"## {title}\n\n{table(rows, SHOWN)}" for title, rows in scored(config).items()]
         text = "\n\n".join(parts)
