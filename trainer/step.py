@@ -31,7 +31,7 @@ from trainer import losses
 from trainer.config import TrainConfig
 from trainer.data.dataset import Batch
 from trainer.distributed import World
-from trainer.models.compiled import Captured, compile_blocks, layout
+from trainer.models.compiled import Captured, compile_blocks
 from trainer.models.encoders import Encoders
 from trainer.models.vgg import vgg_term
 from trainer.optimizer import (
@@ -66,11 +66,9 @@ class TrainStep:
         region: Region = record_function,
     ):
         self.config, self.world, self.region = config, world or World(), region
-        self.device = next(sr_network.parameters()).device
+        # The layout of tensor cores: in another one every convolution converts its input.
         self.sr_network = sr_network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.vgg_layout = layout(vgg, self.device)
-        self.vgg = vgg.to(memory_format=self.vgg_layout)  # type: ignore[call-overload]
-        self.image_layout = layout(encoders.towers()[0], self.device)
+        self.vgg = vgg.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.encoders = encoders.requires_grad_(False)
         if not config.freeze_encoders:  # appendix E.1
             encoders.make_trainable()
@@ -85,6 +83,7 @@ class TrainStep:
             [p for p in network.parameters() if p.requires_grad]
             for network in (sr_network, encoders)
         )
+        self.device = next(sr_network.parameters()).device
         precision = pick_precision(config.precision, self.device, old_gpu="float16")
         rates = config.lr, config.lr_encoders or config.lr
         self.optimizer = Optimizer(
@@ -185,8 +184,7 @@ class TrainStep:
         pictures = {"LR": self.seen(lr), "HR": hr}
         if low := round(self.config.sr_as_low_quality * n):
             with torch.no_grad(), self.autocast, region("SR network"):
-                made = torch.cat([self.enlarge(part) for part in self.parts(lr[:low])])
-                pictures["SR"] = made.contiguous(memory_format=self.image_layout)
+                pictures["SR"] = torch.cat([self.enlarge(part) for part in self.parts(lr[:low])])
         parts = [(part, "text encoder") for part in self.parts(tokens)]
         for role, batch in pictures.items():
             parts += [(part, f"image encoder, {role}") for part in self.parts(batch)]
@@ -239,11 +237,10 @@ class TrainStep:
                 with region("SR network"):
                     sr = self.enlarge(part)
                 with region(name):
-                    f_sr = self.frozen_images(sr.contiguous(memory_format=self.image_layout))
+                    f_sr = self.frozen_images(sr)
                 needed = torch.is_grad_enabled() and weights.vgg > 0
                 with region("VGG"), torch.set_grad_enabled(needed):
-                    seen = sr.contiguous(memory_format=self.vgg_layout)
-                    vgg = vgg_term(self.vgg, seen, part, self.config.vgg_distance)
+                    vgg = vgg_term(self.vgg, sr, part, self.config.vgg_distance)
             made.append(sr.detach())
             return (f_sr, vgg, *([losses.consistency(sr, part)] if weights.consistency else []))
 

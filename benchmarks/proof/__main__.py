@@ -18,19 +18,27 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, Field
 
 from benchmarks.build import run_stages
-from benchmarks.proof.runs import PARTS, VARIANTS, Part, is_trained, settings, train_all
+from benchmarks.proof.runs import (
+    ABLATIONS,
+    PARTS,
+    VARIANTS,
+    Part,
+    is_trained,
+    settings,
+    train_all,
+)
 from benchmarks.proof.scores import Judge, Scores, table
 from lasr.cli import Command
 from lasr.device import Device
 from lasr.errors import UserError
-from lasr.weights.locate import PROFILES, Profile
+from lasr.weights.locate import PROFILES, TABLE, Profile
+from lasr.weights.locate import found as found_in_table
 from pipeline.config import BuildConfig
 from trainer.config import Precision, TrainConfig
 
 METRICS = ["niqe", "brisque", "piqe"]
 SHOWN = [*METRICS, "consistency", "colour shift"]
-MAIN = "LA-SR"  # the variant and the manifest that the others differ from in one thing
-VARIANT = "equal-size+sr"
+MAIN = "LA-SR"  # the network that the others differ from in one thing, of --variant and by depth
 # Name of a manifest: what `lasr build` is given for it.
 MANIFESTS: dict[str, dict[str, Any]] = {
     "depth": {},
@@ -41,20 +49,20 @@ MANIFESTS: dict[str, dict[str, Any]] = {
 }
 # Title of a table: its rows, each a manifest and a variant.
 TABLES: dict[str, dict[str, tuple[str, str]]] = {
-    "Methods (table 2)": {MAIN: ("depth", VARIANT)},
+    "Methods (table 2)": {MAIN: ("depth", MAIN)},
     "Strategies (table 3)": {
-        name: (name, VARIANT) for name in ("depth", "random", "overlap", "inclusion")
+        name: (name, MAIN) for name in ("depth", "random", "overlap", "inclusion")
     },
-    "Losses (table 6)": {"all losses": ("depth", VARIANT)}
-    | {name: ("depth", name) for name in ("no content", "no quality", "no VGG")},
+    "Losses (table 6)": {"all losses": ("depth", MAIN)}
+    | {name: ("depth", name) for name in ABLATIONS},
     "Depth (table 9)": {
-        "scene-layout": ("depth", VARIANT),
-        "colour-attenuation": ("colour-attenuation", VARIANT),
+        "scene-layout": ("depth", MAIN),
+        "colour-attenuation": ("colour-attenuation", MAIN),
     },
-    "What the encoders see": {
-        name: ("depth", name) for name in ("paper", "equal-size", "equal-size+sr")
-    },
+    "What the encoders see": {MAIN: ("depth", MAIN)}
+    | {name: ("depth", name) for name in ("paper", "equal-size", "equal-size+sr")},
 }
+GAN = "realesrgan-x4plus"  # to compare with, where its package is installed
 QUICK = 30  # steps of --quick
 
 
@@ -66,6 +74,7 @@ class ProofConfig(BaseModel):
     out: Path = Field(Path("data/proof"), description="folder for manifests, runs and scores")
     only: list[Part] = Field(list(PARTS), description=f"parts to run, of {' '.join(PARTS)}")
     quick: bool = Field(False, description=f"the first table, one seed, {QUICK} steps")
+    variant: str = Field("consistency 10", description=f"what LA-SR is here, of {[*VARIANTS]}")
     seeds: list[int] = Field([0, 1, 2], description="one run of each row for each seed")
     steps: int = Field(300, ge=1, description="training steps")
     batch_size: int = Field(8, ge=2, description="patches of each role in a step")
@@ -109,8 +118,15 @@ def build(config: ProofConfig, photographs: list[str], name: str, options: dict[
     return out
 
 
+def options_of(config: ProofConfig, name: str) -> dict[str, Any]:
+    """The options of `lasr train` for a row's network."""
+    if name == MAIN or name in ABLATIONS:
+        return VARIANTS[config.variant] | ABLATIONS.get(name, {})
+    return VARIANTS[name]
+
+
 def runs(config: ProofConfig) -> dict[tuple[str, str, int], TrainConfig]:
-    """The settings of every run by manifest, variant and seed."""
+    """The settings of every run by manifest, name and seed."""
     steps, seeds = (QUICK, config.seeds[:1]) if config.quick else (config.steps, config.seeds)
     shared = {
         "profile": config.profile, "steps": steps, "batch_size": config.batch_size,
@@ -118,12 +134,12 @@ def runs(config: ProofConfig) -> dict[tuple[str, str, int], TrainConfig]:
         "warmup": steps // 10, "log_every": 10, "sample_every": 100, "checkpoint_every": 100,
     }  # fmt: skip
     return {
-        (manifest, variant, seed): settings(
+        (manifest, name, seed): settings(
             config.out / manifest / "patches.parquet", config.out / "runs" / f"{manifest}-{steps}",
-            variant, seed, shared, config.device, config.precision,
+            name, seed, shared | options_of(config, name), config.device, config.precision,
         )
         for seed in seeds
-        for manifest, variant in config.rows
+        for manifest, name in config.rows
     }  # fmt: skip
 
 
@@ -137,7 +153,8 @@ def scored(config: ProofConfig) -> dict[str, Scores]:
     """The scores of each table's rows, of the runs that have ended."""
     judge, made = judge_of(config), runs(config)
     references = {"bicubic": "bicubic", "start": PROFILES[config.profile]["sr"]}
-    references |= {"Real-ESRGAN": "realesrgan-x4plus"}
+    if found_in_table(TABLE[GAN]):
+        references["Real-ESRGAN"] = GAN
     shared = {name: judge(name, weights) for name, weights in references.items()}
     every = {key: judge.run(run) for key, run in made.items() if is_trained(run.folder)}
     found: dict[str, Scores] = {}
@@ -152,7 +169,8 @@ def scored(config: ProofConfig) -> dict[str, Scores]:
 
 def run(config: ProofConfig) -> None:
     """Make manifests, train, score, and print the tables."""
-    assert all(variant in VARIANTS for _, variant in config.rows)
+    if config.variant not in VARIANTS:
+        raise UserError(f"--variant: no {config.variant}", f"take one of {', '.join(VARIANTS)}")
     config.out.mkdir(parents=True, exist_ok=True)
     if "prepare" in config.only:
         prepare(config)

@@ -31,6 +31,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no quality, consistency 10": TIED | {"weight_quality": 0},
     "slow encoders, consistency 10": TIED | {"lr_encoders": 2e-6},
 }
+# What a variant is without one of its terms.
+ABLATIONS = {
+    "no content": {"weight_content": 0},
+    "no quality": {"weight_quality": 0},
+    "no VGG": {"weight_vgg": 0},
+}
 
 Part = Literal["prepare", "train", "score"]
 PARTS: list[Part] = ["prepare", "train", "score"]
@@ -74,12 +80,12 @@ def settings(
     folder: Path,
     variant: str,
     seed: int,
-    shared: dict[str, Any],
+    options: dict[str, Any],
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> TrainConfig:
-    """The settings of one run. shared: options of all variants, which a variant's own precede."""
-    options = {"device": device, "precision": precision} | shared | VARIANTS[variant]
+    """The settings of one run. variant: a name for its folder. options: of `lasr train`."""
+    options = {"device": device, "precision": precision} | options
     # The benchmarks hold photographs out themselves, and tell none of them to the training.
     return TrainConfig(
         manifest=manifest, out=folder / name_of(variant, seed), seed=seed, split="all", **options

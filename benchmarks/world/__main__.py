@@ -166,8 +166,11 @@ def train(config: WorldConfig, manifest: Path, judge: Judge | None) -> dict[str,
                 if not is_trained(folder):
                     train_oracle(config, folder, seed)
             else:
+                options = shared | VARIANTS[variant]
                 waiting.append(
-                    settings(manifest, runs, variant, seed, shared, config.device, config.precision)
+                    settings(
+                        manifest, runs, variant, seed, options, config.device, config.precision
+                    )
                 )
     train_all(waiting, config.parallel, judge.run if judge else None)
     return methods

@@ -1,4 +1,4 @@
-"""Faster networks: blocks compiled, whole training steps as CUDA graphs, the layout of tensors."""
+"""Fewer launches: blocks of networks compiled, and whole training steps as CUDA graphs."""
 
 import logging
 from collections.abc import Callable
@@ -11,18 +11,6 @@ from lasr.errors import one_line
 log = logging.getLogger(__name__)
 
 WARM_UP = 3  # calls before one is captured: libraries initialise, and choose their kernels
-
-
-def layout(network: nn.Module, device: torch.device) -> torch.memory_format:
-    """The memory format for a network and its pictures: that of tensor cores, channels_last.
-
-    In another one every convolution converts its input. For depthwise convolutions on a GPU cuDNN
-    has no kernels for tensor cores, and tries slow ones in channels_last for half a minute.
-    """
-    depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in network.modules())
-    if depthwise and device.type == "cuda":
-        return torch.contiguous_format
-    return torch.channels_last
 
 
 def compile_blocks(network: nn.Module, mode: str) -> None:

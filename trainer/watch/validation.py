@@ -17,7 +17,6 @@ from schemas.manifest import SCALE
 from trainer.evaluate.metrics import Metric, load_metric
 from trainer.evaluate.resize import reduce
 from trainer.losses import full_precision
-from trainer.models.compiled import layout
 from trainer.pretrain.validation import psnr_y
 from trainer.sheets import colour_shift, to_uint8
 from trainer.watch.pictures import Look
@@ -113,8 +112,7 @@ class Validation:
         """The mean absolute difference between features of the VGG term's network."""
         with self.context():
             pair = torch.stack([sr, reference]).to(self.device)
-            like = layout(self.vgg, self.device)
-            features = self.vgg.forward(pair.contiguous(memory_format=like))
+            features = self.vgg.forward(pair.contiguous(memory_format=torch.channels_last))
         terms = [
             (full_precision(both[0]) - full_precision(both[1])).abs().mean()
             for both in features.values()

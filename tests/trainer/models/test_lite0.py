@@ -13,7 +13,6 @@ from torchvision.transforms.functional import gaussian_blur
 from lasr.errors import UserError
 from lasr.weights.locate import locate
 from tests.support.weights import load_vgg
-from trainer.models.compiled import layout
 from trainer.models.lite0 import BLUR, Lite0
 from trainer.models.vgg import vgg_term
 
@@ -23,14 +22,6 @@ def network() -> Lite0:
     found = load_vgg("lite0-features")
     assert isinstance(found, Lite0)
     return found
-
-
-def test_depthwise_convolutions_stay_channels_first_on_a_gpu(network: Lite0) -> None:
-    """In channels_last cuDNN searches for half a minute."""
-    plain = torch.nn.Conv2d(3, 8, 3)
-    for device, of_network in (("cuda", torch.contiguous_format), ("cpu", torch.channels_last)):
-        assert layout(network, torch.device(device)) == of_network
-        assert layout(plain, torch.device(device)) == torch.channels_last
 
 
 def test_features_are_those_of_the_strided_network_at_every_pixel(network: Lite0) -> None:
