@@ -54,8 +54,8 @@ class Judge:
     def __call__(self, method: str, weights: str) -> dict[str, float]:
         """The mean scores of a method. Raises UserError: the evaluation failed."""
         folder, file = self.out / method, Path(weights)
+        known = self.out / f"{method}.json"  # apart from pictures and weights, which are large
         version = {"weights": sha256(file) if file.is_file() else weights, "of": list(self.metrics)}
-        known = folder / "numbers.json"
         if known.exists() and (content := json.loads(known.read_text()))["version"] == version:
             return dict(content["numbers"])
         numbers = self.scored(folder, weights)
