@@ -56,6 +56,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(_file(item), len(order)))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Without groups each worker starts every server again, and nothing else would say so."""
+    if session.config.getoption("loadgroup", False):
+        assert all("@" in item.nodeid for item in session.items), "tests are not grouped by file"
+
+
 def _file(item: pytest.Item) -> str:
     return item.path.relative_to(Path(__file__).parent).as_posix()
 

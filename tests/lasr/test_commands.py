@@ -253,7 +253,8 @@ def test_dry_runs_say_what_would_be_done_and_do_nothing(
     assert pipeline.run.main(argv) == 0
     text = capsys.readouterr().out
     assert "7 photographs, 0 finished, 7 to do in 1 parts" in text and "1000 words" in text
-    assert trainer.run.main(["--manifest", str(manifest), "--profile", "test", "--dry-run"]) == 0
+    argv = ["--manifest", str(manifest), "--profile", "test", "--batch-size", "2", "--dry-run"]
+    assert trainer.run.main(argv) == 0
     text = capsys.readouterr().out
     assert "28 lr and" in text and "tiny-clip@built-in" in text
     assert list(empty.iterdir()) == []

@@ -28,6 +28,7 @@ from tests.support.servers import environment, prefect_server
 from tests.support.words import WORDS
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # at its default, 15, workers wait for all that is busy
 ray = pytest.importorskip("ray")
 
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402

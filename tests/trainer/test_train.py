@@ -406,8 +406,10 @@ def test_a_float16_run_scales_its_losses_and_resumes(
     manifest: Path, models: Path, tmp_path: Path
 ) -> None:
     """The norms are those of float32 within its rounding, so the scale is gone from them."""
+    # Without VGG, whose backward pass takes a CPU a second in float16.
+    settings = {"steps": 2, "sample_every": 9, "weight_vgg": 0}
     runs = {
-        name: config(manifest, models, tmp_path / name, precision=precision, steps=3)
+        name: config(manifest, models, tmp_path / name, precision=precision, **settings)
         for name, precision in (("half", "float16"), ("parts", "float16"), ("full", "float32"))
     }
     for name in ("half", "full"):
@@ -422,4 +424,4 @@ def test_a_float16_run_scales_its_losses_and_resumes(
             assert ours[norm] == pytest.approx(theirs[norm], rel=0.05)
     assert "loss_scale" not in full[0]
     state = checkpoint.load(runs["half"].folder)
-    assert state and state["optimizer"]["loss_scale"][1] == 3  # updates in a row
+    assert state and state["optimizer"]["loss_scale"][1] == 2  # updates in a row
