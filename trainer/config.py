@@ -39,8 +39,8 @@ class TrainConfig(BaseModel):
     SECTIONS: ClassVar[Sections] = {
         "Models": ("sr_init", "clip", "vgg", "encoders", "freeze_encoders"),
         "Losses": (
-            "weight_content", "weight_quality", "weight_vgg", "good", "bad", "vgg_layers",
-            "vgg_distance", "encoder_view", "sr_as_low_quality",
+            "weight_content", "weight_quality", "weight_vgg", "weight_consistency", "good", "bad",
+            "vgg_layers", "vgg_distance", "encoder_view", "sr_as_low_quality",
         ),
         "Optimizer": ("lr_encoders", "warmup", "schedule", "clip_gradient", "ema"),
         "Data": ("split", "pairing", "augment", "workers", "max_skipped"),
@@ -92,6 +92,12 @@ class TrainConfig(BaseModel):
     weight_content: float = Field(0.5, ge=0, description="linguistic-content loss; 0 = off")
     weight_quality: float = Field(0.5, ge=0, description="linguistic-quality loss; 0 = off")
     weight_vgg: float = Field(0.1, ge=0, description="modified VGG loss; 0 = off")
+    weight_consistency: float = Field(
+        0,
+        ge=0,
+        description="mean absolute difference between SR pictures, shrunk bicubically, and their LR"
+        " patches, which holds colours and whatever else LR shows; 0 = off, as in the paper",
+    )
     good: list[str] = Field(["good"], min_length=1, description="texts for high quality, Q+")
     bad: list[str] = Field(["bad"], min_length=1, description="texts for low quality, Q-")
     vgg_layers: list[str] | None = Field(

@@ -7,6 +7,7 @@ Cosines and logarithms are computed in float32 under any autocast; float64 featu
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -117,14 +118,69 @@ def direction(q: Tensor) -> Tensor:
     return F.normalize(full_precision(q), dim=1).mean(dim=0, keepdim=True)
 
 
+def consistency(sr: Tensor, lr: Tensor) -> Tensor:
+    """Mean absolute difference between SR pictures, shrunk to the size of LR, and LR.
+
+    Not a term of the paper. It is the downscaling loss of Menon et al. 2020, "PULSE", with p = 1:
+    whatever LR shows, its colours above all, stays as it is, and only finer detail is free.
+
+    Args:
+        sr: pictures (n, 3, s·h, s·w) in about [0, 1], s an integer; need not be clamped.
+        lr: their inputs (n, 3, h, w) in [0, 1].
+
+    Raises:
+        ValueError: sr is no whole multiple of lr.
+    """
+    scale = max(sr.shape[-1] // lr.shape[-1], 1)
+    if sr.shape != (*lr.shape[:-2], scale * lr.shape[-2], scale * lr.shape[-1]):
+        raise ValueError(
+            f"consistency: {tuple(sr.shape)} is not a whole multiple of {tuple(lr.shape)} in height"
+            " and width; give the network's output and its input"
+        )
+    return (shrink(sr, scale) - full_precision(lr)).abs().mean()
+
+
+def shrink(pictures: Tensor, scale: int) -> Tensor:
+    """MATLAB's antialiased bicubic: (n, c, scale h, scale w) to (n, c, h, w), not clamped.
+
+    Two matrix products, because PyTorch's interpolation sums its gradient on a GPU in an order that
+    changes, and a resumed run would not repeat the bits of one that was never stopped.
+    """
+    rows, columns = (
+        _shrinking(side // scale, scale, pictures.device) for side in pictures.shape[-2:]
+    )
+    with torch.autocast(pictures.device.type, enabled=False):
+        pictures = full_precision(pictures)
+        return rows.to(pictures.dtype) @ pictures @ columns.to(pictures.dtype).T
+
+
+@functools.cache
+def _shrinking(side: int, scale: int, device: torch.device) -> Tensor:
+    """The matrix (side, scale side) by which `shrink` multiplies columns of pixels."""
+    margin = min(4 * scale, side * scale)  # MATLAB mirrors pixels beyond the border
+    unit = torch.eye(side * scale, dtype=torch.float64)
+    mirrored = torch.cat([unit[:margin].flip(0), unit, unit[-margin:].flip(0)])
+    size = len(mirrored) // scale, side * scale
+    shrunk = F.interpolate(mirrored[None, None], size, mode="bicubic", antialias=True)[0, 0]
+    cut = margin // scale
+    return shrunk[cut : cut + side].float().to(device)
+
+
 @dataclass(frozen=True)
 class LossWeights:
-    """The weights of equation (5), with the paper's values (section 3.5)."""
+    """The weights of equation (5), with the paper's values (section 3.5), and of `consistency`."""
 
     content: float = 0.5
     quality: float = 0.5
     vgg: float = 0.1
+    consistency: float = 0
 
-    def total(self, content: Tensor, quality: Tensor, vgg: Tensor) -> Tensor:
-        """Equation (5): the weighted sum of three scalars, (1)+(2), (3)+(4) and the VGG term."""
-        return self.content * content + self.quality * quality + self.vgg * vgg
+    def total(
+        self, content: Tensor, quality: Tensor, vgg: Tensor, consistency: Tensor | float = 0.0
+    ) -> Tensor:
+        """Equation (5): the weighted sum of three scalars, (1)+(2), (3)+(4) and the VGG term.
+
+        To it comes the weighted `consistency`, which the paper does not have.
+        """
+        paper = self.content * content + self.quality * quality + self.vgg * vgg
+        return paper + self.consistency * consistency if self.consistency else paper

@@ -75,7 +75,10 @@ class TrainStep:
             encoders.make_trainable()
         self.frozen_images = encoders.frozen_images()
         self.weights = losses.LossWeights(
-            config.weight_content, config.weight_quality, config.weight_vgg
+            config.weight_content,
+            config.weight_quality,
+            config.weight_vgg,
+            config.weight_consistency,
         )
         self.sr_parameters, self.encoder_parameters = (
             [p for p in network.parameters() if p.requires_grad]
@@ -168,7 +171,7 @@ class TrainStep:
         if finish_encoders:
             finish_encoders()
         finish_sr()
-        of_sr = weights.total(sr_terms["content_sr"], sr_terms["quality_sr"], sr_terms["vgg"])
+        of_sr = weights.total(*sr_terms.values())
         return sr, terms | sr_terms, total + of_sr
 
     def encoder_gradients(
@@ -225,8 +228,9 @@ class TrainStep:
     def sr_gradients(self, lr: Tensor, texts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the gradients of the SR network's terms. texts: constant features.
 
-        Equations (2), section 3.3, and (4), section 3.4, and the VGG term, section 3.5. Returns the
-        pictures I_SR and the terms, all detached.
+        Equations (2), section 3.3, and (4), section 3.4, the VGG term, section 3.5, and
+        `--weight-consistency` if it is on. Returns the pictures I_SR and the terms, all detached,
+        in the order of `LossWeights.total`.
         """
         region, n, weights = self.region, len(lr), self.weights
         parts = [(part, "image encoder, SR") for part in self.parts(lr)]
@@ -243,19 +247,22 @@ class TrainStep:
                 with region("VGG"), torch.set_grad_enabled(needed):
                     vgg = vgg_term(self.vgg, sr, part, self.config.vgg_distance)
             made.append(sr.detach())
-            return f_sr, vgg
+            return (f_sr, vgg, *([losses.consistency(sr, part)] if weights.consistency else []))
 
         def loss(outputs: Outputs) -> Tensor:
             with region("losses"):
-                vgg = sum(
-                    (len(x) / n * vgg for (x, _), (_, vgg) in zip(parts, outputs, strict=True))
-                )
-                f_sr = torch.cat([f_sr for f_sr, _ in outputs])
+                f_sr = torch.cat([features for features, *_ in outputs])
+                # The others are means over the pictures of a part: VGG, and consistency if on.
+                shares = [len(part) / n for part, _ in parts]
+                means = [
+                    torch.stack([share * x for share, x in zip(shares, of, strict=True)]).sum()
+                    for of in zip(*(output[1:] for output in outputs), strict=True)
+                ]
                 features = losses.full_precision(torch.cat([f_sr, texts[:n]], dim=1))
                 f_sr, c_lr = self.world.gather(features).chunk(2, dim=1)
                 found["content_sr"] = losses.content_sr(f_sr, c_lr)
                 found["quality_sr"] = losses.quality_sr(f_sr, *self.quality_texts(texts))
-                found["vgg"] = torch.as_tensor(vgg)
+                found.update(zip(["vgg", "consistency"], means, strict=False))
             return weights.total(*found.values())
 
         self.backward(encode, parts, loss, "backward, SR network")

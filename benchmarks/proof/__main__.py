@@ -12,25 +12,33 @@ tuned on. The parts `prepare`, `train` and `score` may run on different machines
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field
 
 from benchmarks.build import run_stages
-from benchmarks.proof.runs import VARIANTS, settings, train_all
-from benchmarks.proof.scores import Scores, score, table
+from benchmarks.proof.runs import (
+    ABLATIONS,
+    PARTS,
+    VARIANTS,
+    Part,
+    is_trained,
+    settings,
+    train_all,
+)
+from benchmarks.proof.scores import Judge, Scores, table
 from lasr.cli import Command
 from lasr.device import Device
 from lasr.errors import UserError
-from lasr.weights.locate import PROFILES, Profile
+from lasr.weights.locate import PROFILES, TABLE, Profile
+from lasr.weights.locate import found as found_in_table
 from pipeline.config import BuildConfig
 from trainer.config import Precision, TrainConfig
 
 METRICS = ["niqe", "brisque", "piqe"]
 SHOWN = [*METRICS, "consistency", "colour shift"]
-MAIN = "LA-SR"  # the variant and the manifest that the others differ from in one thing
-VARIANT = "equal-size+sr"
+MAIN = "LA-SR"  # the network that the others differ from in one thing, of --variant and by depth
 # Name of a manifest: what `lasr build` is given for it.
 MANIFESTS: dict[str, dict[str, Any]] = {
     "depth": {},
@@ -41,24 +49,22 @@ MANIFESTS: dict[str, dict[str, Any]] = {
 }
 # Title of a table: its rows, each a manifest and a variant.
 TABLES: dict[str, dict[str, tuple[str, str]]] = {
-    "Methods (table 2)": {MAIN: ("depth", VARIANT)},
+    "Methods (table 2)": {MAIN: ("depth", MAIN)},
     "Strategies (table 3)": {
-        name: (name, VARIANT) for name in ("depth", "random", "overlap", "inclusion")
+        name: (name, MAIN) for name in ("depth", "random", "overlap", "inclusion")
     },
-    "Losses (table 6)": {"all losses": ("depth", VARIANT)}
-    | {name: ("depth", name) for name in ("no content", "no quality", "no VGG")},
+    "Losses (table 6)": {"all losses": ("depth", MAIN)}
+    | {name: ("depth", name) for name in ABLATIONS},
     "Depth (table 9)": {
-        "scene-layout": ("depth", VARIANT),
-        "colour-attenuation": ("colour-attenuation", VARIANT),
+        "scene-layout": ("depth", MAIN),
+        "colour-attenuation": ("colour-attenuation", MAIN),
     },
-    "What the encoders see": {
-        name: ("depth", name) for name in ("paper", "equal-size", "equal-size+sr")
-    },
+    "What the encoders see": {MAIN: ("depth", MAIN)}
+    | {name: ("depth", name) for name in ("paper", "equal-size", "equal-size+sr")},
 }
+CHOSEN = "weak quality, consistency 10"  # by docs/results.md, in the world of known truth
+GAN = "realesrgan-x4plus"  # to compare with, where its package is installed
 QUICK = 30  # steps of --quick
-
-Part = Literal["prepare", "train", "score"]
-PARTS: list[Part] = ["prepare", "train", "score"]
 
 
 class ProofConfig(BaseModel):
@@ -69,6 +75,7 @@ class ProofConfig(BaseModel):
     out: Path = Field(Path("data/proof"), description="folder for manifests, runs and scores")
     only: list[Part] = Field(list(PARTS), description=f"parts to run, of {' '.join(PARTS)}")
     quick: bool = Field(False, description=f"the first table, one seed, {QUICK} steps")
+    variant: str = Field(CHOSEN, description=f"what LA-SR is here, of {[*VARIANTS]}")
     seeds: list[int] = Field([0, 1, 2], description="one run of each row for each seed")
     steps: int = Field(300, ge=1, description="training steps")
     batch_size: int = Field(8, ge=2, description="patches of each role in a step")
@@ -112,8 +119,15 @@ def build(config: ProofConfig, photographs: list[str], name: str, options: dict[
     return out
 
 
+def options_of(config: ProofConfig, name: str) -> dict[str, Any]:
+    """The options of `lasr train` for a row's network."""
+    if name == MAIN or name in ABLATIONS:
+        return VARIANTS[config.variant] | ABLATIONS.get(name, {})
+    return VARIANTS[name]
+
+
 def runs(config: ProofConfig) -> dict[tuple[str, str, int], TrainConfig]:
-    """The settings of every run by manifest, variant and seed."""
+    """The settings of every run by manifest, name and seed."""
     steps, seeds = (QUICK, config.seeds[:1]) if config.quick else (config.steps, config.seeds)
     shared = {
         "profile": config.profile, "steps": steps, "batch_size": config.batch_size,
@@ -121,41 +135,49 @@ def runs(config: ProofConfig) -> dict[tuple[str, str, int], TrainConfig]:
         "warmup": steps // 10, "log_every": 10, "sample_every": 100, "checkpoint_every": 100,
     }  # fmt: skip
     return {
-        (manifest, variant, seed): settings(
+        (manifest, name, seed): settings(
             config.out / manifest / "patches.parquet", config.out / "runs" / f"{manifest}-{steps}",
-            variant, seed, shared, config.device, config.precision,
+            name, seed, shared | options_of(config, name), config.device, config.precision,
         )
         for seed in seeds
-        for manifest, variant in config.rows
+        for manifest, name in config.rows
     }  # fmt: skip
 
 
+def judge_of(config: ProofConfig) -> Judge:
+    """What scores networks on the held-out patches."""
+    out = config.out / "scores"
+    return Judge(config.out / "test", None, tuple(METRICS), out, config.device)
+
+
 def scored(config: ProofConfig) -> dict[str, Scores]:
-    """The scores of each table's rows."""
-    made = runs(config)
-    methods = {
-        f"{manifest} {variant} #{seed}": str(run.folder / "model.safetensors")
-        for (manifest, variant, seed), run in made.items()
-    }
-    references = {"start": PROFILES[config.profile]["sr"], "Real-ESRGAN": "realesrgan-x4plus"}
-    every = score(references | methods, config.out / "test", None, METRICS, config.out / "scores")
+    """The scores of each table's rows, of the runs that have ended."""
+    judge, made = judge_of(config), runs(config)
+    references = {"bicubic": "bicubic", "start": PROFILES[config.profile]["sr"]}
+    if found_in_table(TABLE[GAN]):
+        references["Real-ESRGAN"] = GAN
+    shared = {name: judge(name, weights) for name, weights in references.items()}
+    every = {key: judge.run(run) for key, run in made.items() if is_trained(run.folder)}
     found: dict[str, Scores] = {}
     for title, rows in config.tables.items():
-        found[title] = {name: every[name] for name in ("bicubic", *references)}
-        for label, (manifest, variant) in rows.items():
-            for seed in dict.fromkeys(seed for *_, seed in made):
-                found[title][f"{label} #{seed}"] = every[f"{manifest} {variant} #{seed}"]
+        found[title] = dict(shared)
+        for label, row in rows.items():
+            for *of, seed in every:
+                if tuple(of) == row:
+                    found[title][f"{label} #{seed}"] = every[*row, seed]
     return found
 
 
 def run(config: ProofConfig) -> None:
     """Make manifests, train, score, and print the tables."""
-    assert all(variant in VARIANTS for _, variant in config.rows)
+    if config.variant not in VARIANTS:
+        raise UserError(f"--variant: no {config.variant}", f"take one of {', '.join(VARIANTS)}")
     config.out.mkdir(parents=True, exist_ok=True)
     if "prepare" in config.only:
         prepare(config)
     if "train" in config.only:
-        train_all(list(runs(config).values()), config.parallel)
+        judge = judge_of(config).run if "score" in config.only else None
+        train_all(list(runs(config).values()), config.parallel, judge)
     if "score" in config.only:
         parts = [f"## {title}\n\n{table(rows, SHOWN)}" for title, rows in scored(config).items()]
         text = "\n\n".join(parts)

@@ -1,14 +1,21 @@
 """Scores of several methods on the same pictures, and their tables over seeds."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
 import pyarrow.parquet as pq
 
 from benchmarks.proof.squeeze import distance
+from lasr.device import Device
 from lasr.errors import UserError
 from lasr.pictures.read import read_rgb
+from lasr.weights.digests import sha256
+from trainer.config import TrainConfig
 from trainer.sheets import colour_shift
 from trainer.watch.validation import consistency
 
@@ -21,36 +28,61 @@ ARROWS = {
 }  # fmt: skip
 
 
-def score(
-    methods: Mapping[str, str],
-    images: Path,
-    reference: Path | None,
-    metrics: Sequence[str],
-    out: Path,
-) -> Scores:
-    """The mean scores of bicubic and of methods over the pictures of a folder.
+@dataclass(frozen=True)
+class Judge:
+    """Scores methods on the pictures of a folder, each method once.
 
-    methods: weights by name. metrics: of `lasr evaluate`; to these come `consistency` (the PSNR in
-    dB of a picture, shrunk again, against its input), `colour shift` (of 1), and, against the
-    pictures of `reference`, `squeeze`. Raises UserError: the evaluation failed.
+    images: LR pictures. reference: their true enlargements, if known. metrics: of `lasr evaluate`;
+    to these come `consistency` (the PSNR in dB of a picture, shrunk again, against its input),
+    `colour shift` (of 1), and, against `reference`, `squeeze`. out: a folder for each method in it.
     """
-    from trainer.evaluate.__main__ import main as evaluate
 
-    against = ["--reference", str(reference)] if reference else []
-    weights = ["bicubic", *(f"{name}={path}" for name, path in methods.items())]
-    if evaluate(
-        [
-            *("--images", str(images), *against, "--out", str(out)),
-            *("--weights", *weights, "--metrics", *metrics),
-        ]
-    ):
-        raise UserError("the evaluation failed", "see the lines above")
-    found: Scores = {}
-    for row in pq.read_table(out / "means.parquet").to_pylist():
-        found.setdefault(row["method"], {})[row["metric"]] = row["mean"]
-    for method, values in found.items():
-        values |= measured(out / "sr" / method, images, reference)
-    return found
+    images: Path
+    reference: Path | None
+    metrics: tuple[str, ...]
+    out: Path
+    device: Device = "auto"
+
+    def run(self, run: TrainConfig) -> dict[str, float]:
+        """The mean scores of a run that has ended."""
+        return self.network(run.folder)
+
+    def network(self, folder: Path) -> dict[str, float]:
+        """The mean scores of the network in a folder."""
+        return self(f"{folder.parent.name}-{folder.name}", str(folder / "model.safetensors"))
+
+    def __call__(self, method: str, weights: str) -> dict[str, float]:
+        """The mean scores of a method. Raises UserError: the evaluation failed."""
+        folder, file = self.out / method, Path(weights)
+        known = self.out / f"{method}.json"  # apart from pictures and weights, which are large
+        version = {"weights": sha256(file) if file.is_file() else weights, "of": list(self.metrics)}
+        if known.exists() and (content := json.loads(known.read_text()))["version"] == version:
+            return dict(content["numbers"])
+        numbers = self.scored(folder, weights)
+        known.write_text(json.dumps({"version": version, "numbers": numbers}, indent=1))
+        return numbers
+
+    def scored(self, folder: Path, weights: str) -> dict[str, float]:
+        """As if called, and nothing is known."""
+        from trainer.evaluate.__main__ import main as evaluate
+
+        against = ["--reference", str(self.reference)] if self.reference else []
+        said = io.StringIO()  # its table of one method
+        with contextlib.redirect_stdout(said):
+            status = evaluate(
+                [
+                    *("--images", str(self.images), *against, "--out", str(folder)),
+                    *("--weights", weights if weights == "bicubic" else f"made={weights}"),
+                    *("--metrics", *self.metrics, "--device", self.device),
+                ]
+            )
+        if status:
+            raise UserError("the evaluation failed", "see the lines above")
+        means = pq.read_table(folder / "means.parquet").to_pylist()
+        made = next(path for path in sorted((folder / "sr").iterdir()) if path.is_dir())
+        return {row["metric"]: row["mean"] for row in means} | measured(
+            made, self.images, self.reference
+        )
 
 
 def measured(made: Path, images: Path, reference: Path | None) -> dict[str, float]:

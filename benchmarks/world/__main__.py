@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, Field
 
-from benchmarks.proof.runs import VARIANTS, is_trained, settings, train_all
-from benchmarks.proof.scores import score, table
+from benchmarks.proof.runs import PARTS, VARIANTS, Part, is_trained, name_of, settings, train_all
+from benchmarks.proof.scores import Judge, table
 from benchmarks.world.scenes import BANDS, WIDTH, Scene, save, scenes, sources
 from lasr.cli import Command, progress
 from lasr.device import Device, pick_device
@@ -49,6 +49,7 @@ class WorldConfig(BaseModel):
     photographs: list[str] = Field(min_length=1, description="to train on: 2,560 pixels wide")
     unseen: list[str] = Field(min_length=1, description="to test on: other photographs, as large")
     out: Path = Field(Path("data/world"), description="folder for scenes, runs and scores")
+    only: list[Part] = Field(list(PARTS), description=f"parts to run, of {' '.join(PARTS)}")
     scenes: int = Field(60, ge=2, description="scenes to train on")
     tests: int = Field(12, ge=1, description="scenes to test on")
     variants: list[str] = Field(["equal-size+sr", ORACLE], description=f"of {[*VARIANTS, ORACLE]}")
@@ -147,28 +148,31 @@ def write_manifest(config: WorldConfig, manifest: Path, train: list[Scene]) -> N
             bar.update()
 
 
-def train(config: WorldConfig, manifest: Path) -> dict[str, str]:
-    """Train all variants for all seeds, or continue; returns their weights by name."""
+def train(config: WorldConfig, manifest: Path, judge: Judge | None) -> dict[str, Path]:
+    """Train all variants for all seeds, or continue; returns their folders by name."""
     runs = config.out / "runs"
     shared = {
         "profile": config.profile, "steps": config.steps, "batch_size": config.batch_size,
         "lr": config.lr, "lr_encoders": config.lr_encoders, "warmup": config.warmup,
         "weight_vgg": config.weight_vgg, "sr_init": config.sr,
-        "log_every": 10, "sample_every": 100, "checkpoint_every": 50,
+        "log_every": 10, "sample_every": 100, "checkpoint_every": 100,
+        "weights_every": max(config.steps // 3, 1),  # for scores on the way
     }  # fmt: skip
     methods, waiting = {}, []
     for seed in config.seeds:
         for variant in config.variants:
-            folder = runs / f"{variant.replace(' ', '-')}-{seed}"
-            methods[f"{variant} #{seed}"] = str(folder / "model.safetensors")
+            folder = methods[f"{variant} #{seed}"] = runs / name_of(variant, seed)
             if variant == ORACLE:
                 if not is_trained(folder):
                     train_oracle(config, folder, seed)
             else:
+                options = shared | VARIANTS[variant]
                 waiting.append(
-                    settings(manifest, runs, variant, seed, shared, config.device, config.precision)
+                    settings(
+                        manifest, runs, variant, seed, options, config.device, config.precision
+                    )
                 )
-    train_all(waiting, config.parallel)
+    train_all(waiting, config.parallel, judge.run if judge else None)
     return methods
 
 
@@ -212,9 +216,18 @@ def run(config: WorldConfig) -> None:
     claim(config)
     manifest = prepare(config)
     open_manifest(manifest)
-    methods = {"start": config.sr} | train(config, manifest)
-    truth = config.out / "test-truth"
-    text = table(score(methods, config.out / "test", truth, METRICS, config.out / "scores"), SHOWN)
+    judge = Judge(
+        config.out / "test", config.out / "test-truth", tuple(METRICS), config.out / "scores",
+        config.device,
+    )  # fmt: skip
+    judges = "score" in config.only
+    made = train(config, manifest, judge if judges else None) if "train" in config.only else {}
+    if not judges:
+        return
+    found = {"bicubic": judge("bicubic", "bicubic"), "start": judge("start", config.sr)}
+    for name, folder in made.items():
+        found[name] = judge.network(folder)
+    text = table(found, SHOWN)
     (config.out / "table.md").write_text(text + "\n")
     print(text)
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageFilter
 from safetensors.torch import load_file
 from torchvision.models import squeezenet1_1
 
+from benchmarks import towers
 from benchmarks.proof import __main__ as proof
 from benchmarks.proof import scores, squeeze
 from benchmarks.world import scenes
@@ -115,6 +116,16 @@ def test_the_proof_runs_as_typed(
     assert text.strip() in capsys.readouterr().out
     rows = [line.split(" | ")[0].strip("| ") for line in text.splitlines()[4:]]
     assert rows == ["bicubic", "start", "Real-ESRGAN", "LA-SR"]
-    assert proof.main([*argv, "--only", "train"]) == 0  # trained already
+    judged = (tmp_path / "proof/scores").glob("*.json")
+    before = {path: path.stat().st_mtime_ns for path in judged}
+    assert len(before) == 4  # each method by itself, as soon as it is trained
+    assert proof.main([*argv, "--only", "train", "score"]) == 0  # trained and scored already
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    capsys.readouterr()
+    manifests = [f"{tmp_path}/proof/{name}/patches.parquet" for name in ("depth", "unseen")]
+    asked = ["--manifest", manifests[0], "--unseen", manifests[1], "--towers", "tiny-clip"]
+    assert towers.main([*asked, "--steps", "1", "--batch-size", "2", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["paper", "equal-size"]
     assert proof.main([*argv[3:], "--only", "prepare"]) == 1
     assert "give --photographs and --unseen" in capsys.readouterr().err

@@ -9,8 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tests.support import matlab
 from trainer.losses import (
     LossWeights,
+    consistency,
     cont,
     content_encoders,
     content_sr,
@@ -169,3 +171,27 @@ def test_total_is_equation_5() -> None:
     total = LossWeights().total(torch.tensor(1.0), torch.tensor(10.0), torch.tensor(100.0))
     assert total.item() == pytest.approx(0.5 + 5 + 10)
     assert LossWeights(0, 0, 2).total(*torch.ones(3)).item() == 2
+    assert LossWeights(0, 0, 2, 10).total(*torch.ones(4)).item() == 12
+
+
+@pytest.mark.parametrize(("scale", "size"), [(4, (9, 7)), (2, (3, 16))])
+def test_consistency_is_the_difference_after_matlabs_imresize(
+    scale: int, size: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(0)
+    sr = rng.uniform(-0.1, 1.1, (2, 3, scale * size[0], scale * size[1])).astype(np.float32)
+    lr = rng.uniform(0, 1, (2, 3, *size)).astype(np.float32)
+    shrunk = [matlab.imresize(picture.transpose(1, 2, 0), 1 / scale) for picture in sr]
+    expected = np.abs(np.stack(shrunk).transpose(0, 3, 1, 2) - lr).mean()
+    pictures = torch.from_numpy(sr).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):  # of the networks; the term is float32
+        found = consistency(pictures, torch.from_numpy(lr))
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    found.backward()
+    assert pictures.grad is not None
+    # Each LR pixel is a mean of weights that sum to 1, so a shift of SR shifts it by as much.
+    plain = torch.full_like(torch.from_numpy(lr), 0.5)
+    grey = torch.full_like(pictures, 0.75)
+    assert consistency(grey, plain).item() == pytest.approx(0.25, abs=1e-6)
+    with pytest.raises(ValueError, match="not a whole multiple"):
+        consistency(pictures[..., :-1], torch.from_numpy(lr))

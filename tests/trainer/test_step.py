@@ -14,6 +14,7 @@ from tests.support.training import config, first_batch, make_step
 from tests.support.weights import load_encoders, load_rrdb
 from trainer import losses
 from trainer.data.dataset import COLUMNS, Batch, Patches
+from trainer.evaluate.resize import reduce
 from trainer.models.vgg import untrained_vgg, vgg_term
 from trainer.step import TrainStep
 
@@ -78,6 +79,36 @@ def test_a_step_equals_the_paper_written_plainly(
     assert any(g is not None and g.abs().max() > 0 for g in leak)
 
 
+def test_consistency_joins_the_loss_of_the_sr_network(
+    manifest: Path, models: Path, tmp_path: Path
+) -> None:
+    batch = first_batch(manifest)
+    plain, tied = (
+        make_step(manifest, models, tmp_path, weight_consistency=weight) for weight in (0, 3)
+    )
+    (_, terms, total), (_, terms_tied, total_tied) = (
+        gradients_of(step, batch) for step in (plain, tied)
+    )
+    assert terms_tied.keys() - terms.keys() == {"consistency"}
+    made = load_rrdb(models / "sr.safetensors")(batch.lr)
+    shrunk = torch.stack([reduce(picture, 4) for picture in made.detach()])
+    expected = (shrunk - batch.lr).abs().mean()
+    torch.testing.assert_close(terms_tied["consistency"].double(), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(total_tied, total + 3 * expected.float())
+    network = load_rrdb(models / "sr.safetensors")
+    term = losses.consistency(network(batch.lr), batch.lr)
+    alone = torch.autograd.grad(term, list(network.parameters()))
+    pairs = zip(gradients(tied.sr_parameters), gradients(plain.sr_parameters), strict=True)
+    for (ours, without), gradient in zip(pairs, alone, strict=True):
+        expected = without + 3 * gradient
+        atol = max(1e-6, 5e-5 * float(expected.abs().max()))  # sums in another order
+        torch.testing.assert_close(ours, expected, atol=atol, rtol=1e-4)
+    for ours, without in zip(
+        gradients(tied.encoder_parameters), gradients(plain.encoder_parameters), strict=True
+    ):
+        torch.testing.assert_close(ours, without)
+
+
 PARTLY = {"accumulate": 2, "encoder_view": "equal-size", "sr_as_low_quality": 0.7}
 
 
@@ -85,7 +116,7 @@ PARTLY = {"accumulate": 2, "encoder_view": "equal-size", "sr_as_low_quality": 0.
     "changes",
     [
         {"accumulate": 2},
-        {"accumulate": 3, "weight_vgg": 0},
+        {"accumulate": 3, "weight_vgg": 0, "weight_consistency": 3},
         {"accumulate": 3, "freeze_encoders": True},
         PARTLY,
     ],

@@ -33,6 +33,7 @@ def bounds(config: TrainConfig) -> dict[str, Bounds]:
         "quality_encoders": Bounds(collapse, quality),
         "quality_sr": Bounds(0.0, -2.0),
         "vgg": Bounds(None, 0.0),
+        "consistency": Bounds(None, 0.0),
     }
 
 

@@ -36,6 +36,7 @@ LOSSES = {  # title and what is said of it
         f"cos(SR, Q{MINUS}) {MINUS} cos(SR, Q+), which falls.",
     ),
     "vgg": ("VGG term", "SR pictures look like their inputs."),
+    "consistency": ("Consistency term", "SR pictures, shrunk again, differ so much from LR."),
     "total": ("Total (5)", "The weighted sum."),
     "l1": ("L1", "Mean absolute difference to the photograph."),
 }
