@@ -36,11 +36,5 @@ class StepConfig(BaseModel):
 
     def typed_as(self, command: str, flag: str = "") -> list[object]:
         """A command of `lasr` over the same pictures. flag: what it takes them by."""
-        return [
-            "lasr",
-            command,
-            *([flag] if flag else []),
-            *self.pictures,
-            "--profile",
-            self.profile,
-        ]
+        by = [flag] if flag else []
+        return ["lasr", command, *by, *self.pictures, "--profile", self.profile]
