@@ -22,4 +22,8 @@ def serve_all(config: ServeConfig) -> None:
             flow.NAME, schedules=config.schedules(), tags=tags
         )
         runs = training.train_and_evaluate.to_deployment(training.NAME, tags=tags)
+        for deployment in builds, runs:
+            # Prefect names the function `_NAME`, which is the flow without its settings.
+            file, _, name = str(deployment.entrypoint).rpartition(":")
+            deployment.entrypoint = f"{file}:{name.lstrip('_')}"
         serve(builds, runs, limit=config.limit, print_starting_message=not is_quiet())

@@ -44,12 +44,11 @@ def signature_of(model: type[BaseModel], without: Collection[str] = ()) -> inspe
 def shaped(
     function: Callable[..., Any], model: type[BaseModel], about: str, without: Collection[str] = ()
 ) -> Callable[..., Any]:
-    """The function of a flow with the parameters of a model, under its public name.
+    """The function of a flow with the parameters of a model.
 
-    A served deployment finds a flow by the name of its function: by `_build_patches` it would find
-    the function alone, and run it without the flow's settings.
+    It keeps a name of its own, beside that of the flow: by that name pickles for other machines
+    find the function.
     """
-    function.__name__ = function.__qualname__ = function.__name__.lstrip("_")
     function.__signature__ = signature_of(model, without)  # type: ignore[attr-defined]
     function.__doc__ = described(model, about)
     return function
