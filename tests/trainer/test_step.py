@@ -95,14 +95,15 @@ def test_consistency_joins_the_loss_of_the_sr_network(
     expected = (shrunk - batch.lr).abs().mean()
     torch.testing.assert_close(terms_tied["consistency"].double(), expected, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(total_tied, total + 3 * expected.float())
-    network = load_rrdb(models / "sr.safetensors")
-    term = losses.consistency(network(batch.lr), batch.lr)
-    alone = torch.autograd.grad(term, list(network.parameters()))
+    term = losses.consistency(tied.enlarge(batch.lr), batch.lr)
+    alone = torch.autograd.grad(term, tied.sr_parameters)
     pairs = zip(gradients(tied.sr_parameters), gradients(plain.sr_parameters), strict=True)
     for (ours, without), gradient in zip(pairs, alone, strict=True):
         expected = without + 3 * gradient
-        atol = max(1e-6, 5e-5 * float(expected.abs().max()))  # sums in another order
-        torch.testing.assert_close(ours, expected, atol=atol, rtol=1e-4)
+        # Of L1: where SR and LR differ by a rounding, one pixel's sign is chance.
+        atol = 1e-3 * float(expected.abs().max())
+        torch.testing.assert_close(ours, expected, atol=atol, rtol=0)
+        assert (3 * gradient).abs().max() > 10 * atol
     for ours, without in zip(
         gradients(tied.encoder_parameters), gradients(plain.encoder_parameters), strict=True
     ):
