@@ -86,8 +86,8 @@ def started(name: str, argv: list[str], variables: dict[str, str], out: Path) ->
         ("loader", "--photographs 7 --rounds 1 --workers 1", "patches/s"),
         (
             "build",
-            "--photographs 2 --rounds 1 --growth 2 --width 360 --k 2",
-            "5 of the loop's 6 patches have the same position and words",
+            "--photographs 2 --rounds 1 --growth 0 --width 360 --k 2 --profile test --ways ours",
+            "7 of the loop's 7 patches have the same position and words",
         ),
     ],
 )

@@ -225,7 +225,7 @@ def test_a_dry_run_writes_nothing(
     [
         ("--images nowhere --out run", "nowhere"),
         ("--images PICTURES --out PICTURES/run", "is inside the input"),
-        ("--images PICTURES/coffee.png --out run", "1 photographs, and 1 of them would be held"),
+        ("--images PICTURES/coffee.png --out run", "1 photograph, and 1 of them would be held"),
         ("--images PICTURES --out run --patch 64", "of at least 256 pixels each way"),
         ("--images PICTURES --out run --held-out 1", "--held-out"),
         ("--images PICTURES --out run --sr-init tiny-rrdb --blocks 3", "leave --blocks out"),
