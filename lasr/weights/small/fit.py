@@ -46,7 +46,6 @@ STEPS, BATCH, MADE = 800, 192, 64  # MADE: features of classes that no photograp
 COLOUR = 0.7  # weight of the words for colours; of light and faults 0.15
 DROPPED = 0.5  # share of the image head's inputs that a step leaves out, and of its hidden layer
 MIXED = 0.5  # largest share of a second crop: as if the crop showed a part of it, too
-THREADS = 2  # sums in one order: the same numbers on every machine of one kind
 HEAD = Path(__file__).with_name("head.safetensors")
 RECORD = HEAD.with_suffix(".json")
 
@@ -296,7 +295,6 @@ def fit(
         )
         for group, lists in GROUPS.items()
     ]
-    torch.set_num_threads(THREADS)
     heads = Heads(features)
     limit = features.max(dim=0).values * 1.3
     slow = [heads.text.weight]
@@ -353,7 +351,9 @@ def make(parts: dict[str, Path], folders: Sequence[Path], dictionary: Path) -> d
 
     parts: the files of the towers by name. folders: of unpacked Debian packages. Raises UserError.
     """
-    torch.set_num_threads(1)  # several crops are in work at a time
+    # Sums in one order. Several crops are in work at a time; the heads' sums are small, and a second
+    # thread would wait for cores that others use.
+    torch.set_num_threads(1)
     torch.manual_seed(SEED)
     clip = load_towers(parts)
     network = lite0(parts["efficientnet-lite0-57934424.pth"])
@@ -377,6 +377,8 @@ def make(parts: dict[str, Path], folders: Sequence[Path], dictionary: Path) -> d
         "seed": SEED,
         "crops": len(samples.crops),
         "steps": STEPS,
+        "dropout": DROPPED,
+        "pairs": MIXED,
         "batch norms": {"steps": colour.STEPS, "weight of colours": colour.WEIGHT},
         "dictionary": hashlib.sha256("\n".join(words).encode()).hexdigest(),
         "towers": {name: sha256(path) for name, path in parts.items()},
