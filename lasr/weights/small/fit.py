@@ -351,8 +351,8 @@ def make(parts: dict[str, Path], folders: Sequence[Path], dictionary: Path) -> d
 
     parts: the files of the towers by name. folders: of unpacked Debian packages. Raises UserError.
     """
-    # Sums in one order. Several crops are in work at a time; the heads' sums are small, and a second
-    # thread would wait for cores that others use.
+    # Sums in one order. Several crops are in work at a time, and the heads' sums are too small to
+    # divide.
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     clip = load_towers(parts)
