@@ -20,7 +20,7 @@ from lasr.weights.small.crops import COLOURS
 FIRST = 4  # the first stage that is trained, from 0
 STEPS, RATE = 200, 4e-3
 PARTS, PART = 4, 8  # of a batch, and crops in each: one thread works on a part
-WEIGHT = 0.5  # of colours, where what the features were has 1
+WEIGHT = 1.0  # of colours, where what the features were has 1
 
 
 class Tower(nn.Module):

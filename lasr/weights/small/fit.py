@@ -10,6 +10,9 @@ sources say which words belong to a crop of a photograph:
 - The words of photographs.txt for the regions that a crop covers: what is no class of ImageNet.
 - What `altered` did and `measured` found: light, colour, sharpness, noise, haze, compression.
 
+66 photographs are few: without dropout of half of all inputs and pairs of crops as further examples
+the heads learn them by heart.
+
 The image head is a perceptron with one hidden layer, the text head a linear map, as open_clip
 builds both.
 """
@@ -39,9 +42,10 @@ from lasr.weights.small.towers import lite0
 
 SEED = 0
 CROPS = 72  # of each photograph
-STEPS, BATCH, MADE = 1200, 192, 64  # MADE: features of classes that no photograph shows
+STEPS, BATCH, MADE = 800, 192, 64  # MADE: features of classes that no photograph shows
 COLOUR = 0.7  # weight of the words for colours; of light and faults 0.15
-THREADS = 2  # sums in one order: the same numbers on every machine of one kind
+DROPPED = 0.5  # share of the image head's inputs that a step leaves out, and of its hidden layer
+MIXED = 0.5  # largest share of a second crop: as if the crop showed a part of it, too
 HEAD = Path(__file__).with_name("head.safetensors")
 RECORD = HEAD.with_suffix(".json")
 
@@ -237,8 +241,8 @@ class Heads(nn.Module):
 
     def images(self, features: Tensor) -> Tensor:
         """Unit vectors (n, 384) of image features; dropout in training."""
-        x = F.dropout((features - self.mean) / self.deviation, 0.2, self.training)
-        x = F.dropout(F.gelu(self.fc1(x)), 0.2, self.training)
+        x = F.dropout((features - self.mean) / self.deviation, DROPPED, self.training)
+        x = F.dropout(F.gelu(self.fc1(x)), DROPPED, self.training)
         return F.normalize(self.fc2(x), dim=1)
 
     def texts(self, features: Tensor) -> Tensor:
@@ -291,7 +295,6 @@ def fit(
         )
         for group, lists in GROUPS.items()
     ]
-    torch.set_num_threads(THREADS)
     heads = Heads(features)
     limit = features.max(dim=0).values * 1.3
     slow = [heads.text.weight]
@@ -303,8 +306,9 @@ def fit(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     with progress(STEPS, "fitted", "steps") as bar:
         for _ in range(STEPS):
-            rows = torch.randint(len(features), (BATCH,), generator=draw)
-            x, y = features[rows], targets[rows]
+            rows = torch.randint(len(features), (2, BATCH), generator=draw)
+            part = MIXED * torch.rand(BATCH, 1, generator=draw)
+            x, y = mixed(features, rows, part), mixed(targets, rows, part)
             base = features[torch.randint(len(features), (2, MADE), generator=draw)]
             made = conse.made(base.mean(dim=0), limit, draw)
             every_image = heads.images(torch.cat([x, made]))
@@ -313,14 +317,27 @@ def fit(
             loss = -(wanted * logits.log_softmax(dim=1)).sum(dim=1).mean()
             for listed, sizes, wanted_lists, weight in groups:
                 scores = group_scores(heads, every_image[:BATCH], listed, sizes)
-                told = wanted_lists[rows] * (heads.scale.exp() * scores).log_softmax(dim=1)
-                loss = loss - weight * told.sum() / wanted_lists[rows].sum().clamp(min=1)
+                told = mixed(wanted_lists, rows, part)
+                known = (wanted_lists[rows].sum(dim=2) > 0).all(dim=0)  # of both crops
+                told = told * known.unsqueeze(1)
+                likely = (heads.scale.exp() * scores).log_softmax(dim=1)
+                loss = loss - weight * (told * likely).sum() / told.sum().clamp(min=1)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             bar.update()
     return heads.eval()
+
+
+def mixed(values: Tensor, rows: Tensor, part: Tensor) -> Tensor:
+    """Values (n, c) of pairs of crops, as if the second covered a part of the first.
+
+    Pooled features are means over a crop, so those of two crops side by side are near their mean
+    (mixup: Zhang et al. 2018). rows: (2, m) of values. part: (m, 1) of the second.
+    """
+    first, second = values[rows]
+    return torch.lerp(first, second, part)
 
 
 def group_scores(heads: Heads, images: Tensor, features: Tensor, sizes: list[int]) -> Tensor:
@@ -334,7 +351,9 @@ def make(parts: dict[str, Path], folders: Sequence[Path], dictionary: Path) -> d
 
     parts: the files of the towers by name. folders: of unpacked Debian packages. Raises UserError.
     """
-    torch.set_num_threads(1)  # several crops are in work at a time
+    # Sums in one order. Several crops are in work at a time, and the heads' sums are too small to
+    # divide.
+    torch.set_num_threads(1)
     torch.manual_seed(SEED)
     clip = load_towers(parts)
     network = lite0(parts["efficientnet-lite0-57934424.pth"])
@@ -358,6 +377,8 @@ def make(parts: dict[str, Path], folders: Sequence[Path], dictionary: Path) -> d
         "seed": SEED,
         "crops": len(samples.crops),
         "steps": STEPS,
+        "dropout": DROPPED,
+        "pairs": MIXED,
         "batch norms": {"steps": colour.STEPS, "weight of colours": colour.WEIGHT},
         "dictionary": hashlib.sha256("\n".join(words).encode()).hexdigest(),
         "towers": {name: sha256(path) for name, path in parts.items()},

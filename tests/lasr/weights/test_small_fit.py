@@ -8,7 +8,14 @@ from timm.layers import Mlp
 
 from lasr.errors import UserError
 from lasr.weights.small import crops
-from lasr.weights.small.fit import GROUPS, Heads, Samples, group_labels, region_shares
+from lasr.weights.small.fit import (
+    GROUPS,
+    Heads,
+    Samples,
+    group_labels,
+    mixed,
+    region_shares,
+)
 
 NOTHING = np.empty(0, np.uint8)
 
@@ -79,6 +86,18 @@ def test_stored_heads_answer_as_the_learned_ones() -> None:
     with torch.no_grad():
         cosines = (F.normalize(theirs(features), dim=1) * heads.images(features)).sum(dim=1)
     assert cosines.min() > 0.999  # float16
+
+
+def test_a_pair_of_crops_has_the_features_of_a_collage() -> None:
+    first, second, third = torch.rand(3, 5, 8, 8)  # maps before they are pooled
+    flat = [  # alike everywhere, so that a part of a crop is as good as all of it
+        each.mean(dim=(1, 2), keepdim=True).expand_as(each) for each in (first, second, third)
+    ]
+    collage = torch.cat([flat[0][:, :, :6], flat[2][:, :, 6:]], dim=2)
+    pooled = torch.stack([each.mean(dim=(1, 2)) for each in flat])
+    rows, part = torch.tensor([[0, 1], [2, 2]]), torch.tensor([[0.25], [0.0]])
+    expected = torch.stack([collage.mean(dim=(1, 2)), pooled[1]])
+    torch.testing.assert_close(mixed(pooled, rows, part), expected)
 
 
 def test_missing_photographs_name_their_packages() -> None:
