@@ -96,10 +96,11 @@ def watched(
         raise KeyboardInterrupt from None
     if not result.done():
         end()
-        raise UserError(
-            f"SQL: no answer after {timeout:g} s", "allow more with --timeout, or ask for less"
-        )
-    result.result()
+        if not result.done() or result.exception() is not None:
+            raise UserError(
+                f"SQL: no answer after {timeout:g} s", "allow more with --timeout, or ask for less"
+            )
+    result.result()  # also where it ended at the last moment: what it wrote is there
 
 
 def out_of_memory(text: str) -> UserError:

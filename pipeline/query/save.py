@@ -60,15 +60,20 @@ def save(
                     f"--save: the answer has no '{role}' patch", "training needs both roles"
                 )
         _check_unique(temporary, schema.names)
+        _check_going(stop)  # DuckDB's own interrupt ends a statement that runs, and none after it
     _write_catalogue(manifest, target, metadata, counts)
     return roles
 
 
 def _until(stop: Event, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        if stop.is_set():
-            raise duckdb.InterruptException("the question was stopped")
+        _check_going(stop)
         yield batch
+
+
+def _check_going(stop: Event) -> None:
+    if stop.is_set():
+        raise duckdb.InterruptException("the question was stopped")
 
 
 def _selected_rows(manifest: Manifest, answer: duckdb.DuckDBPyRelation) -> Iterator[pa.RecordBatch]:

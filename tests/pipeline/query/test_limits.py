@@ -9,19 +9,23 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
 
 from lasr.device import machine_memory
-from pipeline.query import answer, views
+from lasr.errors import UserError
+from pipeline.query import answer, save, views
 from pipeline.query.__main__ import main
-from pipeline.query.limits import limit
+from pipeline.query.limits import limit, watched
 from pipeline.query.views import connect
 from pipeline.report.__main__ import main as report
+from schemas.manifest import open_manifest
 
 ROOT = Path(__file__).parents[3]
 ENDLESS = "SELECT max(a.range + b.range) FROM range(10000000) AS a, range(10000000) AS b"
+LATE = ("--save", "x.parquet", "--timeout", "0.3")
 LARGE = "SELECT * FROM range(3000000) AS r(a) ORDER BY hash(a)"  # 24 MB, and as much to sort
 
 
@@ -39,7 +43,7 @@ def ask(manifest: Path, capfd: pytest.CaptureFixture[str], *argv: str) -> tuple[
             1, "needs more memory than --memory-limit allows; raise it",
         ),
         (
-            [f"SELECT patch_id FROM patches, ({LARGE})", "--save", "x.parquet", "--timeout", "0.3"],
+            [f"SELECT patch_id FROM patches, ({ENDLESS})", *LATE],
             1, "no answer after 0.3 s",
         ),
         (["SELECT 1", "--timeout", "nan"], 2, "--timeout nan: input should be a finite number"),
@@ -56,6 +60,43 @@ def test_the_line_names_the_option(
     found, out, error = ask(manifest, capfd, *argv)
     assert found == status and out == "" and error.startswith("error: ") and said in error
     assert error.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_an_answer_at_the_last_moment_counts() -> None:
+    """It was printed or saved already: an error would say that it was not."""
+    done: list[str] = []
+
+    def late(stop: threading.Event) -> None:
+        assert stop.wait(10)
+        done.append("saved")
+
+    def never(stop: threading.Event) -> None:
+        assert stop.wait(10)
+        raise duckdb.InterruptException("stopped")
+
+    with duckdb.connect() as connection:
+        watched(late, connection, 0.1)
+        assert done == ["saved"]
+        with pytest.raises(UserError, match=r"no answer after 0\.1 s"):
+            watched(never, connection, 0.1)
+
+
+def test_nothing_is_saved_once_a_question_was_stopped(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DuckDB's interrupt has nothing to end between two statements."""
+    stop, check = threading.Event(), save._check_unique
+
+    def stopped(*given: Any) -> None:
+        check(*given)
+        stop.set()
+
+    monkeypatch.setattr(save, "_check_unique", stopped)
+    opened = open_manifest(manifest, columns=())
+    with answer.with_views(opened) as connection, pytest.raises(duckdb.InterruptException):
+        rows = connection.sql("SELECT patch_id FROM patches")
+        save.save(rows, opened, "", tmp_path / "x.parquet", stop)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_disk_for_intermediate_results_is_limited(
