@@ -49,7 +49,7 @@ demo: .venv/demo
 	@echo "The models are small and the training short: docs/results.md says what that shows and what not."
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3
 
 chaos: .venv/test
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED)

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +257,16 @@ def test_ready_questions_have_the_answers_of_duckdb(web: Client, manifest: Path)
             assert answer["columns"] == columns, name
             assert len(answer["rows"]) == min(len(rows), 200)
             assert answer["more"] == (len(rows) > 200)
-            for got, row in zip(answer["rows"], rows, strict=False):
+            texts = [at for at, is_number in enumerate(answer["numbers"]) if not is_number]
+
+            def key(row: Sequence[Any], texts: list[int] = texts) -> list[str]:
+                return [str(row[at]) for at in texts]
+
+            given = answer["rows"]
+            if "ORDER BY" not in question.sql:  # DuckDB's threads end in any order
+                assert len(rows) <= 200
+                given, rows = sorted(given, key=key), sorted(rows, key=key)
+            for got, row in zip(given, rows, strict=False):
                 for is_number, value, expected in zip(answer["numbers"], got, row, strict=True):
                     if is_number and expected is not None:
                         assert value == pytest.approx(float(expected)), name
