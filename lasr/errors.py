@@ -111,11 +111,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 def space_on_disk(path: Path, needed: int | None = None) -> str:
     """The free bytes where `path` would be written, and the needed ones if they are known."""
     folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
-    free = f"{_bytes(shutil.disk_usage(folder).free)} free"
-    return free if needed is None else f"{free}, {_bytes(needed)} needed"
+    free = f"{in_bytes(shutil.disk_usage(folder).free)} free"
+    return free if needed is None else f"{free}, {in_bytes(needed)} needed"
 
 
-def _bytes(count: float) -> str:
+def in_bytes(count: float) -> str:
+    """A number of bytes in words: 3 bytes, 1.5 kB, 16.8 GB (of 10^9 bytes)."""
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"

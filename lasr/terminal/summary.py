@@ -26,6 +26,13 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number} {plural}"
 
 
+def duration(seconds: float) -> str:
+    """A length of time in words: 90 s, 12 minutes, 3.5 hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 3600:.1f} hours" if seconds > 7200 else f"{seconds / 60:.0f} minutes"
+
+
 def typed(words: Sequence[object]) -> str:
     """A command as it is typed in a shell of this system: words with spaces are quoted."""
     texts = [str(word) for word in words]

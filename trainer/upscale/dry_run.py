@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 from lasr.device import device_name, pick_device
-from lasr.errors import UserError
+from lasr.errors import UserError, in_bytes
 from lasr.pictures.find import check_regular
 from lasr.pictures.read import TooLarge, limited, picture_size
 from lasr.system.calls import resident_memory
+from lasr.terminal.summary import duration
 from lasr.weights.locate import Located
 from trainer.upscale.config import UpscaleConfig
 from trainer.upscale.picture import Target, Upscaling, target
@@ -99,16 +100,16 @@ def _costs(work: _Work, located: Located, upscaling: Upscaling) -> list[str]:
     pixels = max(_picture_bytes(size, aim, upscaling) for size, aim in work.pictures.values())
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        memory = f"{_gigabytes(needed)} of the GPU's {_gigabytes(total)}, "
-        memory += f"and {_gigabytes(resident_memory() + pixels)} of this process"
+        memory = f"{in_bytes(needed)} of the GPU's {in_bytes(total)}, "
+        memory += f"and {in_bytes(resident_memory() + pixels)} of this process"
     else:
-        memory = f"about {_gigabytes(resident_memory() + needed + pixels)}, of which the largest"
-        memory += f" tile takes {_gigabytes(needed)} and the largest picture {_gigabytes(pixels)}"
+        memory = f"about {in_bytes(resident_memory() + needed + pixels)}, of which the largest"
+        memory += f" tile takes {in_bytes(needed)} and the largest picture {in_bytes(pixels)}"
     several = f"{tiles} tile{'s' * (tiles > 1)}"
     return [
         f"network:  {located.name} on {device_name(device)}, {several} of at most {tiling.tile}"
         f" pixels with {tiling.overlap} around them",
-        f"time:     about {_duration(seconds * area / side**2)} for the network, measured on a tile"
+        f"time:     about {duration(seconds * area / side**2)} for the network, measured on a tile"
         f" of {side}x{side} ({seconds:.2g} s); transparency by the network doubles it",
         f"memory:   {memory}",
     ]
@@ -172,13 +173,3 @@ def _picture_bytes(size: tuple[int, int], aim: Target, upscaling: Upscaling) -> 
         strips += round(rows * scale * wide * 3 * _RESIZING)
     collected = 0 if config.format == "png" else 3 * aim.width * aim.height
     return 3 * width * height + (6 * wide * high if aim.passes > 1 else 0) + strips + collected
-
-
-def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 3600:.1f} hours" if seconds > 7200 else f"{seconds / 60:.0f} minutes"

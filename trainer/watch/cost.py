@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lasr.errors import in_bytes
 from lasr.system import calls
-from lasr.terminal.summary import counted
+from lasr.terminal.summary import counted, duration
 from schemas.manifest import PATCH_SIZE, SCALE
 from trainer.config import TrainConfig
 from trainer.distributed import World
@@ -100,7 +101,7 @@ def dry_run(config: TrainConfig, processes: int = 1) -> str:
     return "\n".join(
         [
             *described(checked, processes),
-            f"time:     {_duration(left * seconds)} for {counted(left, 'step')} of {seconds:.3g} s,"
+            f"time:     {duration(left * seconds)} for {counted(left, 'step')} of {seconds:.3g} s,"
             f" measured here{_ALONE if processes > 1 else ''}; reading patches and validation come"
             " on top",
             _memory_line(memory, device),
@@ -111,18 +112,18 @@ def dry_run(config: TrainConfig, processes: int = 1) -> str:
 
 def _memory_line(memory: int, device: torch.device) -> str:
     if device.type == "cpu":
-        return f"memory:   {_gigabytes(memory)} of this process at its peak"
+        return f"memory:   {in_bytes(memory)} of this process at its peak"
     total = torch.cuda.get_device_properties(device).total_memory
-    return f"memory:   {_gigabytes(memory)} of the GPU's {_gigabytes(total)} at its peak"
+    return f"memory:   {in_bytes(memory)} of the GPU's {in_bytes(total)} at its peak"
 
 
 def _disk_line(needed: Disk, folder: Path) -> str:
     free = shutil.disk_usage(_existing(folder)).free
     return (
-        f"disk:     {_gigabytes(needed.total)}: two checkpoints of"
-        f" {_gigabytes(needed.checkpoints / 2)} and room for a third, weights"
-        f" {_gigabytes(needed.weights)}, samples about {_gigabytes(needed.samples)};"
-        f" {_gigabytes(free)} are free{', NOT ENOUGH' if free < needed.total else ''}"
+        f"disk:     {in_bytes(needed.total)}: two checkpoints of"
+        f" {in_bytes(needed.checkpoints / 2)} and room for a third, weights"
+        f" {in_bytes(needed.weights)}, samples about {in_bytes(needed.samples)};"
+        f" {in_bytes(free)} are free{', NOT ENOUGH' if free < needed.total else ''}"
     )
 
 
@@ -132,13 +133,3 @@ def _bytes(state: dict[str, Any]) -> int:
 
 def _existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
-
-
-def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 3600:.1f} hours" if seconds > 7200 else f"{seconds / 60:.0f} minutes"
