@@ -1,5 +1,6 @@
 """What a run tells its user: stats.jsonl, TensorBoard, sample sheets, a README; broken numbers."""
 
+import io
 import json
 import logging
 import math
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -23,7 +25,6 @@ from lasr.errors import UserError, writing
 from lasr.files import write_bytes
 from lasr.marks import signed
 from lasr.ownership import is_ours
-from lasr.pictures.png import png_size
 from trainer.checkpoint import RunConfig
 from trainer.data.prefetch import AsyncNumbers, Source
 from trainer.data.reader import BadRow
@@ -125,8 +126,7 @@ class RunLog:
         path = self.folder / "samples" / f"step{step:07}.png"
         with writing(path, RESUME, sr.nelement()):
             write_comparison(path, lr, sr)
-            sheet = path.read_bytes()
-        self._events.picture(step, "samples", sheet)
+        self._events.picture(step, "samples", path)
         if self._tracker:
             self._tracker.picture(step, "samples", path)
 
@@ -179,10 +179,15 @@ class EventFile:
         numbers = [Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
         self._write(Event(step=step, summary=Summary(value=numbers)))
 
-    def picture(self, step: int, name: str, png: bytes) -> None:
-        """Add a picture in RGB."""
-        width, height = png_size(png)
-        image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png)
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Add a picture in RGB, as a JPEG: the checksum of its bytes is computed in Python."""
+        content = io.BytesIO()
+        with Image.open(path) as picture:
+            width, height = picture.size
+            picture.save(content, "JPEG", quality=95, subsampling=0)
+        image = Summary.Image(
+            width=width, height=height, colorspace=3, encoded_image_string=content.getvalue()
+        )
         self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)])))
 
     def close(self) -> None:

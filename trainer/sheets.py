@@ -82,7 +82,7 @@ def write_sheet(path: Path, columns: dict[str, Tensor], is_ours: IsOurs | None =
             tile = Image.fromarray(to_uint8(picture))
             sheet.paste(tile, (x, _TITLE + _GAP + row * (height + _GAP)))
     with atomic_path(path, is_ours) as temporary:
-        sheet.save(temporary, format="PNG", **in_picture())
+        sheet.save(temporary, format="PNG", compress_level=1, **in_picture())
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,12 @@ def _openai_tokenizer(config: Path, model: open_clip.CLIP) -> Tokenize:
             " 49408",
             "take a CLIP with OpenAI's tokenizer, or with the one that its folder holds",
         )
-    tokenizer: Tokenize = open_clip.get_tokenizer("ViT-L-14")
+    return _byte_pairs()
+
+
+@cache
+def _byte_pairs() -> Tokenize:
+    tokenizer: Tokenize = open_clip.get_tokenizer("ViT-L-14")  # reads its table for 0.2 s
     return tokenizer
 
 

@@ -13,7 +13,7 @@ from schemas.manifest import SCALE
 from trainer.models.ncnn import is_ncnn, load_ncnn
 from trainer.models.rrdb import rrdb_from, untrained_rrdb
 
-TINY = {"features": 32, "blocks": 3, "growth": 32}  # the offline profile's network
+TINY = {"features": 8, "blocks": 1, "growth": 8}  # the network of the profile `test`
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ import json
 import logging
 import os
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from pydantic import ValidationError
 
 from lasr.errors import UserError, one_line, writing
@@ -135,15 +136,7 @@ def build_page(folder: Path) -> str:
     limits = _bounds(settings)
     best = _best(looks)
     done = max((line["step"] for line in lines), default=0)
-    environment = Environment(
-        loader=PackageLoader("trainer.watch"),
-        autoescape=True,  # names and texts are untrusted
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"figures": number, "n": "{:,}".format}
-    page = environment.get_template("run.html").render(
+    page = _template().render(
         name=folder.name,
         steps=steps,
         done=done,
@@ -167,6 +160,19 @@ def build_page(folder: Path) -> str:
         weights={k: v for k, v in settings.get("weights", {}).items() if v != "marked"},
     )
     return signed(page)
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("trainer.watch"),
+        autoescape=True,  # names and texts are untrusted
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"figures": number, "n": "{:,}".format}
+    return environment.get_template("run.html")
 
 
 def _is_look(line: dict[str, Any]) -> bool:
