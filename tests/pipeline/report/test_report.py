@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import scipy.stats
 from PIL import Image
 
 from pipeline.build.cache import Cache
@@ -271,9 +270,11 @@ def test_no_is_said_where_far_is_not_worse(manifest: Path, tmp_path: Path) -> No
 
 
 def test_wilsons_interval() -> None:
+    from scipy.stats import binomtest  # takes seconds
+
     for lower, n in [(14, 18), (0, 10), (7, 7), (400, 1000)]:
         found = Comparison("texture", 0, 0, n, lower, Histogram([], {})).interval
-        upstream = scipy.stats.binomtest(lower, n).proportion_ci(0.95, method="wilson")
+        upstream = binomtest(lower, n).proportion_ci(0.95, method="wilson")
         assert found == pytest.approx((upstream.low, upstream.high), abs=1e-12)
 
 

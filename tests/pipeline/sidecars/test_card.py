@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
 from pipeline.query.__main__ import main
@@ -33,6 +32,8 @@ def test_its_front_matter_is_that_of_a_dataset_card(text: str) -> None:
 def test_a_folder_with_it_as_readme_loads_as_a_dataset_repository(
     manifest: Path, text: str, tmp_path: Path
 ) -> None:
+    from datasets import load_dataset  # takes seconds
+
     folder = tmp_path / "repository"
     folder.mkdir()
     (folder / "README.md").write_text(text)

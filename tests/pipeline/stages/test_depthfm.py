@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -60,7 +59,7 @@ def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 @torch.no_grad()
 def expected_depth(
-    unet: nn.Module, vae: AutoencoderKL, text: Tensor, images: Tensor, noise: Tensor, steps: int
+    unet: nn.Module, vae: Any, text: Tensor, images: Tensor, noise: Tensor, steps: int
 ) -> Tensor:
     """The method once more, in the precision of what it is given."""
     latent = vae.encode(images).latent_dist.mean * 0.18215
@@ -81,6 +80,8 @@ def to_unit(depth: Tensor) -> Tensor:
 def test_unet_and_prediction_equal_the_reference(
     tmp_path: Path, vae_folder: Path, hparams: dict[str, Any]
 ) -> None:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # takes seconds
+
     reference = save_depthfm(tmp_path / "depthfm.ckpt", hparams).double()
     ours = load_depthfm(tmp_path / "depthfm.ckpt", vae_folder, CPU)
     vae = AutoencoderKL.from_pretrained(vae_folder).double()
@@ -293,6 +294,8 @@ def test_a_checkpoint_that_does_not_fit_is_named_in_one_line(
 
 
 def test_the_vae_is_whole_and_the_right_one(tmp_path: Path, vae_folder: Path) -> None:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # takes seconds
+
     checkpoint, folder = tmp_path / "a.ckpt", tmp_path / "vae"
     save_depthfm(checkpoint, SMALL)
     with pytest.raises(WeightsError, match=r"vae: no config\.json"):

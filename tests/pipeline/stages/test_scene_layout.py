@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
 
 from pipeline.stages.depth import at_size
 from pipeline.stages.scene_layout import SIDE, SKYLINE, STEP, scene_layout
@@ -88,6 +87,8 @@ def aloe() -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("stereo", [motorcycle, aloe])
 def test_near_and_far_are_those_of_a_stereo_pair(stereo: object) -> None:
     """Disparity is inverse depth: 0 where it is unknown."""
+    from scipy.stats import spearmanr  # takes seconds
+
     pixels, disparity = stereo()  # type: ignore[operator]
     distance = at_size(scene_layout(pixels), pixels.shape)
     known = disparity > 0

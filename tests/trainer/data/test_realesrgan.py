@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy import special, stats
 from skimage import data
 
 from trainer.data import realesrgan as module
@@ -55,14 +54,14 @@ def test_kernels_are_those_of_their_covariance(size: int, sigma_y: float, angle:
 
 
 def test_sinc_is_the_circular_low_pass() -> None:
+    from scipy.special import j1  # takes seconds, as scipy.stats below
+
     size, cutoff = 21, 1.3
     expected = np.empty((size, size))
     for row, column in itertools.product(range(size), repeat=2):
         r = np.hypot(row - 10, column - 10)
         at_centre = cutoff**2 / (4 * np.pi)
-        expected[row, column] = (
-            cutoff * special.j1(cutoff * r) / (2 * np.pi * r) if r else at_centre
-        )
+        expected[row, column] = cutoff * j1(cutoff * r) / (2 * np.pi * r) if r else at_centre
     np.testing.assert_allclose(module.sinc(size, cutoff), expected / expected.sum(), atol=1e-6)
     # It lets pass what is below the cutoff and holds back what is above.
     response = np.abs(np.fft.rfft(module.sinc(size, cutoff).sum(0), 512))
@@ -86,7 +85,22 @@ def test_drawn_kernels_are_symmetric_and_keep_brightness(settings: Round) -> Non
 
 def consistent(count: int, draws: int, probability: float) -> bool:
     """Whether a count agrees with a probability; a true one is refused once in 100,000."""
+    from scipy import stats
+
     return bool(stats.binomtest(count, draws, probability).pvalue > 1e-5)
+
+
+def follows(values: np.ndarray, distribution: object) -> bool:
+    """Whether values agree with a distribution; true ones are refused once in 100,000."""
+    from scipy import stats
+
+    return bool(stats.kstest(values, distribution).pvalue > 1e-5)
+
+
+def is_uniform(values: np.ndarray, low: float, width: float) -> bool:
+    from scipy import stats
+
+    return follows(values, stats.uniform(low, width).cdf)
 
 
 PUBLISHED = {  # options/train_realesrgan_x4plus.yml
@@ -151,7 +165,7 @@ def test_sinc_kernels_have_the_published_cutoffs(monkeypatch: pytest.MonkeyPatch
         module.draw_kernel(Round(sinc_prob=1), generator)
     assert consistent(len(cutoffs[True]), 4000, 3 / 8)  # 7, 9, 11 of 7 … 21
     for small, lowest in ((True, np.pi / 3), (False, np.pi / 5)):
-        assert stats.kstest(cutoffs[small], stats.uniform(lowest, np.pi - lowest).cdf).pvalue > 1e-5
+        assert is_uniform(cutoffs[small], lowest, np.pi - lowest)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +181,7 @@ def test_factors_come_as_often_as_published(
     assert consistent(int((factors < 1).sum()), 6000, down)
     assert low <= factors.min() < low + 0.01 and high - 0.01 < factors.max() <= high
     below = factors[factors < 1]
-    assert stats.kstest(below, stats.uniform(low, 1 - low).cdf).pvalue > 1e-5
+    assert is_uniform(below, low, 1 - low)
 
 
 def test_steps_come_in_the_published_order_as_often_as_published(
@@ -204,7 +218,7 @@ def test_steps_come_in_the_published_order_as_often_as_published(
     assert consistent(seen["second blur"], draws, 0.8)
     assert consistent(seen["JPEG last"], draws, 0.5)
     assert consistent(seen["final sinc"], draws, 0.8)
-    assert stats.kstest(qualities, stats.uniform(30, 65).cdf).pvalue > 1e-5
+    assert is_uniform(qualities, 30, 65)
     assert set(sizes[1::2]) == {(56, 56)}
     second = np.array(sizes[::2])
     assert second.min() in (16, 17, 18) and second.max() in (65, 66, 67)  # 0.3 x 56, 1.2 x 56
@@ -234,7 +248,7 @@ def test_kinds_of_noise_come_as_often_as_published(
     assert consistent(sum(gray for seen in drawn.values() for _, gray in seen), 4000, 0.4)
     for name, (low, high) in (("gaussian_noise", sigma), ("poisson_noise", scale)):
         strengths = [strength for strength, _ in drawn[name]]
-        assert stats.kstest(strengths, stats.uniform(low, high - low).cdf).pvalue > 1e-5
+        assert is_uniform(strengths, low, high - low)
 
 
 # Each step ----------------------------------------------------------------------------------------
@@ -255,7 +269,7 @@ def test_gaussian_noise_has_its_deviation(gray: bool) -> None:
     noise = module.gaussian_noise((300, 300, 3), 20.0, gray, rng())
     assert noise.dtype == np.float32 and noise.shape == (300, 300, 1 if gray else 3)
     assert noise.std() * 255 == pytest.approx(20, rel=0.02) and abs(noise.mean()) < 1e-3
-    assert stats.kstest(noise[..., 0].ravel()[::10] * 255 / 20, "norm").pvalue > 1e-5
+    assert follows(noise[..., 0].ravel()[::10] * 255 / 20, "norm")
     if not gray:
         assert abs(np.corrcoef(noise.reshape(-1, 3).T)[0, 1]) < 0.02
 

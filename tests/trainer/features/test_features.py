@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from sklearn.neighbors import NearestNeighbors
 
 from lasr.errors import UserError
 from lasr.weights.locate import locate
@@ -158,6 +157,8 @@ def test_words_are_those_that_captions_name_first() -> None:
 
 
 def test_agreement_equals_scikit_learns_neighbours_among_other_photographs() -> None:
+    from sklearn.neighbors import NearestNeighbors  # takes seconds
+
     rng = np.random.default_rng(0)
     points = rng.normal(size=(60, 8)).astype(np.float32)
     points[:30] += 1
