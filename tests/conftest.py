@@ -39,7 +39,7 @@ if hang_up and signal.getsignal(hang_up) is signal.SIG_IGN:  # as under nohup
 
 # They take longest, so they start first: the workers then end together.
 LONGEST = (
-    "system/flow/test_commands.py", "system/test_ray.py", "trainer/test_distributed.py",
+    "system/flow/test_commands.py", "trainer/test_distributed.py",
     "system/test_benchmarks.py", "trainer/test_train.py", "system/test_kill.py",
     "system/test_chaos.py", "system/test_readme.py", "trainer/test_step.py",
     "pipeline/report/test_report.py", "trainer/test_failures.py", "system/test_object_storage.py",

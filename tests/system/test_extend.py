@@ -72,7 +72,7 @@ def apply(step: re.Match[str], folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def extended(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Copy:
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     folder = tmp_path_factory.mktemp("extended")
     for package in PACKAGES:
         shutil.copytree(
@@ -85,7 +85,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -
         steps = list(STEP.finditer(section))
         assert len(steps) == section.count("```python"), "a block without its file"
         touched[section.splitlines()[0]] = {apply(step, folder) for step in steps}
-    variables = environment(folder, prefect_database) | {"PYTHONPATH": str(folder)}
+    variables = environment(folder) | {"PYTHONPATH": str(folder)}
     return Copy(folder, touched, variables)
 
 
@@ -125,12 +125,13 @@ def used(photographs: Path, extended: Copy, album: Path) -> Path:
         (extended.folder / folder).mkdir()
         content.save(extended.folder / folder / "coffee.png")
     extended.run(
-        ("pipeline.run", "--images", "photographs", "--profile", "test", "--k", "3",
+        ("complete", "--images", "photographs", "--profile", "test", "--k", "3",
          "--depth", "row-position", "--strategy", "texture", "--out", "new.parquet"),
         ("pipeline.query.__main__", "--manifest", "new.parquet",
          "SELECT count(saturation) AS n FROM patches", "--format", "csv",
          "--out", "answer.csv"),
-        ("complete", old.model_dump_json()),
+        ("complete", "--images", str(album), "--profile", "test", "--k", "2",
+         "--out", str(old.out)),
         ("trainer.evaluate.__main__", "--images", "lr", "--reference", "reference", "--outputs",
          "mine=outputs", "--metrics", "colour-shift", "--out", "scores", "--device", "cpu"),
     )  # fmt: skip
@@ -138,13 +139,14 @@ def used(photographs: Path, extended: Copy, album: Path) -> Path:
 
 
 COMPLETE = """
+import pipeline.run
 from pipeline.build.plan import plan_build, prepare
 from pipeline.build.publish import finish
 from pipeline.build.shard import build_shard
-from pipeline.config import BuildConfig
 
 def main(argv):
-    build = plan_build(prepare(BuildConfig.model_validate_json(argv[0])))
+    # `lasr build` without Prefect, which takes as long as all else.
+    build = plan_build(prepare(pipeline.run.main.flags.parse(argv)[0]))
     finish(build, [build_shard(build.job, shard) for shard in build.plan.to_do])
 """
 

@@ -24,16 +24,22 @@ from pipeline.build.plan import plan_build, prepare
 from pipeline.config import BuildConfig
 from pipeline.flows import flow as flows
 from tests.conftest import run_stages
-from tests.support.servers import environment, prefect_server
+from tests.support.servers import environment
 from tests.support.words import WORDS
+from tests.system.flow.conftest import PASSWORD, Project
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # at 15, workers wait for all that is busy
 ray = pytest.importorskip("ray")
 
-from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
+from prefect.settings import (  # noqa: E402
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    temporary_settings,
+)
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.xdist_group("prefect")  # one server for all of them
+ROOT = Path(__file__).parents[3]
 
 
 def watch_worker() -> None:
@@ -76,8 +82,11 @@ def album(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Iterator[Path]:
-    """A Ray cluster with two workers and a Prefect server; yields the folder of `watch_worker`."""
+def watched(tmp_path_factory: pytest.TempPathFactory, server: Project) -> Iterator[Path]:
+    """A Ray cluster with two workers, clients of the Prefect server of all tests here.
+
+    Yields the folder of `watch_worker`.
+    """
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(flows, "RETRY_SECONDS", 0)
     folder = tmp_path_factory.mktemp("watched")
@@ -90,10 +99,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) ->
         "local", num_cpus=2, object_store_memory=100_000_000, include_dashboard=False,
         log_to_driver=False, runtime_env=hook,
     )  # fmt: skip
-    with (
-        prefect_server(folder, environment(folder, prefect_database)) as api,
-        temporary_settings({PREFECT_API_URL: api}),
-    ):
+    known = {PREFECT_API_URL: server.environment["PREFECT_API_URL"]}
+    with temporary_settings(known | {PREFECT_API_AUTH_STRING: PASSWORD}):
         yield folder
     ray.shutdown()
     monkeypatch.undo()
