@@ -114,7 +114,7 @@ def as_iceberg(folder: Path, files: list[str], more: list[str]) -> dict[str, Cal
 
 
 def _is_short(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) and kind.bit_width < 32
+    return bool(pa.types.is_integer(kind) and kind.bit_width < 32)
 
 
 def _ask(patches: ds.Dataset) -> Any:

@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import astuple
+from dataclasses import asdict
 
 from benchmarks.scale.simulation import BATCH, Costs, Machine, seconds
 from lasr.device import ahead
 from pipeline.build.batches import bounded_map
 
+STAGES = ("read", "depth", "crop", "captions", "write", "latency")
 CASES = {
     "GPU: depth takes longest": (Costs(0.02, 0.06, 0.02, 0.02, 0.01), Machine(8, 8)),
     "GPU: threads take longest": (Costs(0.20, 0.01, 0.10, 0.01, 0.01), Machine(4, 8)),
@@ -84,5 +85,5 @@ def compare(photographs: int, slower: float) -> Iterator[tuple[str, float, float
     Threads wake late on a busy machine: the longer they sleep, the less that matters.
     """
     for name, (costs, machine) in CASES.items():
-        slow = Costs(*(slower * each for each in astuple(costs)[:-1]), costs.patches)
+        slow = Costs(**asdict(costs) | {name: slower * getattr(costs, name) for name in STAGES})
         yield name, measured(slow, machine, photographs), seconds(slow, machine, photographs)
