@@ -48,7 +48,8 @@ def script(tmp_path: Path) -> Any:
         calls.unlink(missing_ok=True)
         path = f"{stub.parent}{os.pathsep}{os.environ['PATH']}"
         env = os.environ | {"PATH": path, "PREFECT_HOME": "shared"}
-        subprocess.run(["bash", ROOT / "docker/shares.sh", *step], check=True, env=env)
+        command = ["bash", str(ROOT / "docker/shares.sh"), *step]
+        subprocess.run(command, check=True, env=env, cwd=stub.parent)
         return calls.read_text(encoding="utf-8").splitlines() if calls.exists() else []
 
     return run
