@@ -83,7 +83,6 @@ def started(name: str, argv: list[str], variables: dict[str, str], out: Path) ->
 @pytest.mark.parametrize(
     ("name", "flags", "answer"),
     [
-        ("scale", "--photographs 1e9", "| GPU hours | 22,401 |"),
         ("loader", "--photographs 7 --rounds 1 --workers 1", "patches/s"),
         (
             "build",

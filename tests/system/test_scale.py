@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scale.__main__ import ScaleBenchmark, sums
+from benchmarks.scale.__main__ import ScaleBenchmark, main, sums
 from benchmarks.scale.bookkeeping import _run
 from benchmarks.scale.simulation import Costs, Machine, seconds
 from tests.support.servers import ROOT
@@ -57,3 +57,8 @@ def test_the_page_has_the_sums_of_the_command() -> None:
         assert re.search(rf"^\| {re.escape(name)} \| {re.escape(row)} \|$", page, re.M), name
     assert columns[-1]["GPU hours"] == f"{1e9 / 12.4 / 3600:,.0f}"
     assert columns[-1]["rows"] == "16,000,000,000"
+
+
+def test_the_command_runs_as_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--photographs", "1e9"]) == 0
+    assert "| GPU hours | 22,401 |" in capsys.readouterr().out
