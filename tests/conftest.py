@@ -1,6 +1,7 @@
 """Real photographs, and one small manifest made of them by the product's own stages."""
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -138,6 +139,21 @@ def manifest(photographs: Path, once: Once) -> Path:
         run_stages(BuildConfig(**plain, out=folder / "patches.parquet", k=4, shard_size=4))
 
     return once("data", build) / "patches.parquet"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium; of a module, since its event loop runs as long as it does."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on this machine: `apt-get install chromium`")
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=500_000)  # however slow the machine is
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 def run_stages(config: BuildConfig) -> list[str]:

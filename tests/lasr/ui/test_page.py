@@ -2,7 +2,6 @@
 
 import io
 import re
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -17,21 +16,7 @@ from lasr.ui.config import UiConfig
 from lasr.ui.server import Page, server
 from tests.lasr.ui.test_server import SECRET, as_bytes, noise
 
-CHROMIUM = shutil.which("chromium")
 HOSTILE = "a<img src=x onerror=alert(1)>'\".png"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: `apt-get install chromium`")
-    from playwright.sync_api import expect, sync_playwright
-
-    expect.set_options(timeout=500_000)  # however slow the machine is
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,11 @@ import base64
 import io
 import math
 import re
-import shutil
 import socket
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -36,21 +34,7 @@ from schemas.manifest import PATCHES
 from tests.support.bad_rows import bad_pictures, one_table, replaced, with_pictures
 
 pytestmark = pytest.mark.xdist_group("report")  # one browser, one large manifest
-CHROMIUM = shutil.which("chromium")
 HOSTILE = """a"b'<script>document.title='taken'</script><img src=x onerror=alert(1)>.png"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: `apt-get install chromium`")
-    from playwright.sync_api import expect, sync_playwright
-
-    expect.set_options(timeout=500_000)  # however slow the machine is
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
