@@ -1,0 +1,1 @@
+"""Questions and the report on manifests of up to ten million rows, from a disk and from S3."""
