@@ -69,7 +69,7 @@ def with_views(manifest: Manifest) -> duckdb.DuckDBPyConnection:
         duckdb.InvalidInputException,
     ) as error:  # damaged since it was opened
         raise DamagedError(manifest.path, error) from error
-    patches.project(_projection(manifest.schema)).create_view("patches")
+    patches.project(projection(manifest.schema)).create_view("patches")
     for file in readable_files(manifest)[1:]:
         if file.suffix == ".parquet" and file.is_file():
             name = file.name.split(".")[-2]
@@ -88,7 +88,7 @@ def with_views(manifest: Manifest) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def _projection(schema: pa.Schema) -> str:
+def projection(schema: pa.Schema) -> str:
     """The columns of a manifest, numbers in the types of `PATCHES`: unsigned ones overflow."""
     casts = []
     for name, sql in _NUMBERS.items():
