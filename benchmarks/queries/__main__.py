@@ -117,7 +117,8 @@ def measured(name: str, manifest: str, memory_limit: str | None, address: str) -
         start = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-c", CHILD, *command, "--manifest", manifest, *limit],
-            env=os.environ | variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env=os.environ | variables, text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
     seconds = time.monotonic() - start
     found = re.search(r"@@ (\S+) (\d+) (\d+)", done.stderr)

@@ -108,7 +108,9 @@ def _part(
         "caption": _same("as the words", n),
         "words": _lists(pool.take(pa.array(chosen.ravel()))),
         "word_scores": _lists(
-            pa.array(np.sort(rng.normal(0.21, 0.02, (n, WORDS_PER_PATCH)))[:, ::-1].ravel().round(4))
+            pa.array(
+                np.sort(rng.normal(0.21, 0.02, (n, WORDS_PER_PATCH)))[:, ::-1].ravel().round(4)
+            )
         ),
         "image": pa.StructArray.from_arrays(
             [pa.array([_png()] * n, pa.binary()), pa.array([f"{one}.png" for one in ids])],
@@ -200,7 +202,9 @@ def _hex(rng: np.random.Generator, n: int, size: int) -> np.ndarray:
 
 
 def _lists(values: pa.Array) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array(range(0, len(values) + 1, WORDS_PER_PATCH), pa.int32()), values)
+    return pa.ListArray.from_arrays(
+        pa.array(range(0, len(values) + 1, WORDS_PER_PATCH), pa.int32()), values
+    )
 
 
 def _same(text: str, n: int) -> pa.Array:

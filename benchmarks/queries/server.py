@@ -59,7 +59,9 @@ class Bucket:
         file = self.folder / key
         if kind == "LIST":
             body = self._list(bucket, query).encode()
-            writer.write(_head(200, {"Content-Type": "application/xml", "Content-Length": len(body)}))
+            writer.write(
+                _head(200, {"Content-Type": "application/xml", "Content-Length": len(body)})
+            )
             writer.write(body)
         elif not key:
             writer.write(_head(200, {"Content-Length": 0}))

@@ -77,7 +77,9 @@ def answer_rows(
 
             def work(stop: Event) -> None:
                 statement = read_only(connection, sql)
-                found.append(_rows(connection, manifest, connection.sql(statement), most, pictures, stop))
+                found.append(
+                    _rows(connection, manifest, connection.sql(statement), most, pictures, stop)
+                )
 
             watched(work, connection, timeout)
         except duckdb.Error as error:

@@ -16,7 +16,7 @@ _ADDRESS = re.compile(r"([a-z0-9+]+):/+(.*)")
 
 
 def address_of(manifest: Path) -> str | None:
-    """The address of a manifest in storage, or None of a local one: pathlib makes one slash of two."""
+    """The address of a manifest in storage; None: a local one. pathlib makes one slash of two."""
     found = _ADDRESS.fullmatch(str(manifest))
     return f"{found[1]}://{found[2].rstrip('/')}" if found else None
 
@@ -38,5 +38,3 @@ def opened(manifest: Path) -> Iterator[tuple[Manifest, "Mirror | None"]]:
             where = address.rpartition("/")[0]
             raise ManifestError(error.problem.replace(folder, where), error.fix) from error
         yield found, mirror
-
-
