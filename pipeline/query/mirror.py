@@ -5,8 +5,8 @@ it, of the same name and length. The footers are fetched at once; before a quest
 plan says which columns it scans, and these go to where they are in the file. All else are holes
 that take no disk. So a question meets local files, and the sandbox need not know of storage.
 
-Pixels stay where they are: a question that needs them is refused. `fetch_row_groups` fetches those of
-a few rows.
+Pixels stay where they are: a question that needs them is refused. `fetch_row_groups` fetches those
+of a few rows.
 """
 
 import json

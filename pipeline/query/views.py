@@ -53,8 +53,8 @@ def with_views(manifest: Manifest) -> duckdb.DuckDBPyConnection:
     files are missing are left out, and those of damaged files with a warning. Raises DamagedError.
     """
     connection = duckdb.connect()
-    # DuckDB 2.0 reads 1 MB from the beginning of a list column, of which 12 kB are words and most are
-    # pixels; without prefetching it reads the pages that it needs, and no others.
+    # DuckDB 2.0 reads 1 MB from the beginning of a list column, of which 12 kB are words and most
+    # are pixels; without prefetching it reads the pages that it needs, and no others.
     connection.execute("SET disable_parquet_prefetching = true")
     # Not stored in a database file: its relative paths would break in another working directory.
     # Folders such as `role=lr` above a manifest are no columns of it.

@@ -59,7 +59,7 @@ def counted(server: str) -> dict[str, Any]:
 
 
 def test_answers_are_those_of_a_local_manifest(stored: str, server: str, manifest: Path) -> None:
-    """Every question, each of a mirror of its own; footers and needed columns are all that comes."""
+    """Every question, each of a mirror of its own: footers and the columns needed come."""
     pixels = sum(
         pq.read_metadata(file).row_group(group).column(i).total_compressed_size
         for file in manifest.glob("*.parquet")
@@ -68,6 +68,10 @@ def test_answers_are_those_of_a_local_manifest(stored: str, server: str, manifes
         if pq.read_metadata(file).row_group(group).column(i).path_in_schema == "image.bytes"
     )
     size = sum(file.stat().st_size for file in manifest.glob("*.parquet"))
+    beside = sum(
+        file.stat().st_size for file in manifest.parent.glob("*.parquet") if file.is_file()
+    )
+    fetched = {}
     with connect(manifest) as local:
         for name, question in QUESTIONS.items():
             with opened(Path(stored)) as (found, mirror):
@@ -79,7 +83,9 @@ def test_answers_are_those_of_a_local_manifest(stored: str, server: str, manifes
                 assert sorted(map(str, answer)) == sorted(
                     map(str, local.sql(question.sql).fetchall())
                 ), name
-                assert 0 < counted(server)["bytes"] < size - pixels + 50_000, name
+                fetched[name] = counted(server)["bytes"]
+    assert max(fetched.values()) < beside + size - pixels, "and the least is 0, by statistics alone"
+    assert fetched["plain"] > 0
 
 
 def test_the_command_and_the_report(
@@ -95,7 +101,7 @@ def test_the_command_and_the_report(
     pages = []
     for where in (stored, str(manifest)):
         out = tmp_path / "x.html"
-        assert report(["--manifest", where, "--out", str(out), "--images", str(tmp_path)]) == 0
+        assert report(["--manifest", where, "--out", str(out)]) == 0
         lines = out.read_text().splitlines()
         pages.append([line for line in lines if where not in line and "la-sr" not in line])
         assert len(lines) - len(pages[-1]) <= 4
@@ -108,7 +114,7 @@ def test_the_command_and_the_report(
         (["FROM patches", "--format", "csv"], "reads pixels, which are not fetched"),
         (["SELECT patch_id FROM patches", "--save", "x.parquet"], "--save: the pixels of s3://"),
         (["SELECT 1", "--manifest", "s3://bucket/data/none.parquet"], "no manifest there"),
-        (["FROM 's3://bucket/data/images.parquet'"], "Cannot access"),
+        (["FROM 's3://bucket/data/images.parquet'"], "is not a file of this manifest"),
     ],
 )
 def test_what_storage_does_not_give(

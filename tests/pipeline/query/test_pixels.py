@@ -39,7 +39,7 @@ def read_by(work: Callable[[], object]) -> int:
 
 @pytest.fixture(scope="module")
 def heavy(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A manifest whose pixels are most of its bytes, as those of a build are, and are no pictures."""
+    """A manifest whose pixels are most of its bytes, as those of a build are, and no pictures."""
     path = tmp_path_factory.mktemp("heavy") / "patches.parquet"
     path.mkdir()
     rows = ds.dataset(manifest).to_table()
