@@ -4,6 +4,7 @@ import base64
 import hashlib
 import math
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import duckdb
@@ -14,7 +15,7 @@ from lasr.cli import progress
 from lasr.errors import UserError, one_line
 from lasr.marks import signed
 from lasr.weights.locate import TABLE, untrained
-from pipeline.query.limits import limit, out_of_memory
+from pipeline.query.limits import limit, out_of_memory, watched
 from pipeline.query.mirror import Mirror
 from pipeline.query.source import opened
 from pipeline.query.views import interruptible, with_views
@@ -96,19 +97,24 @@ def _asked(
         # for 3 s of CPU. The cache takes 1.2 GB of them.
         connection.execute("SET parquet_metadata_cache = true")
         data = ReportData(connection, config.seed, mirror)
-        try:
+        found: list[tuple[dict[str, Any], Samples]] = []
+
+        def work(stop: Event) -> None:
             if mirror:
-                mirror.fetch(connection, data.reads())
+                mirror.fetch(connection, data.reads(), stop)
             facts = _facts(config, manifest, data)
             originals = Originals(manifest, config.images, config.device)
-            samples = _sample(config, manifest, data, originals)
+            found.append((facts, _sample(config, manifest, data, originals)))
+
+        try:
+            watched(work, connection, config.timeout)
         except duckdb.OutOfMemoryException as error:
             raise out_of_memory(str(error)) from error
         except duckdb.Error as error:
             raise UserError(
                 f"{config.manifest}: cannot be read ({one_line(error)})", "build it again"
             ) from error
-    return facts, samples
+    return found[0]
 
 
 def _facts(config: ReportConfig, manifest: Manifest, data: ReportData) -> dict[str, Any]:
