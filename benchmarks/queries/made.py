@@ -72,7 +72,7 @@ def _part(
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     """The rows of a part, of its photographs in the catalogue, and of its near-duplicates."""
     n = PHOTOGRAPHS * 2 * K
-    photographs = {
+    photographs: dict[str, Any] = {
         "image_id": _hex(rng, PHOTOGRAPHS, 32),
         "path": [f"album-{number:05}/DSC_{i:04}.jpg" for i in range(PHOTOGRAPHS)],
         "width": rng.choice([1020, 2040, 4032], PHOTOGRAPHS),
