@@ -22,8 +22,8 @@ from lasr.errors import UserError
 from lasr.ownership import check_apart, check_file
 from pipeline.query.limits import MEMORY_LIMIT, Memory
 from pipeline.query.questions import QUESTIONS, listing
+from pipeline.query.source import address_of, opened
 from schemas.catalogue import BESIDE, beside
-from schemas.manifest import open_manifest
 
 
 class QueryConfig(BaseModel):
@@ -32,7 +32,10 @@ class QueryConfig(BaseModel):
     sql: str | None = Field(None, description="one SQL statement; the views are named above")
     ask: str | None = Field(None, description="name of a ready question, instead of SQL")
     list: bool = Field(False, description="show the names and titles of the ready questions")
-    manifest: Path = Field(Path("data/patches.parquet"), description="the manifest to query")
+    manifest: Path = Field(
+        Path("data/patches.parquet"),
+        description="the manifest to query: a path, or s3://bucket/name",
+    )
     format: Literal["table", "csv", "json", "parquet"] = Field(
         "table", description="output format; parquet needs --out"
     )
@@ -98,13 +101,13 @@ def run(config: QueryConfig) -> None:
         )
     sql = QUESTIONS[config.ask].sql if config.ask is not None else config.sql or ""
     check_outputs(config)
-    manifest = open_manifest(config.manifest, columns=())
-    from pipeline.query.answer import ask  # imports DuckDB
+    with opened(config.manifest) as (manifest, mirror):
+        from pipeline.query.answer import ask  # imports DuckDB, once a wrong path was reported
 
-    ask(
-        sql, manifest, config.format, config.out, config.save, config.allow_files,
-        config.overwrite, config.timeout, config.memory_limit,
-    )  # fmt: skip
+        ask(
+            sql, manifest, config.format, config.out, config.save, config.allow_files,
+            config.overwrite, config.timeout, config.memory_limit, mirror,
+        )  # fmt: skip
 
 
 def following(config: QueryConfig) -> list[object]:
@@ -113,9 +116,10 @@ def following(config: QueryConfig) -> list[object]:
         return ["lasr", "train", "--manifest", config.save]
     if config.out or not sys.stdout.isatty():  # the answer is for a file or another program
         return []
+    manifest = address_of(config.manifest) or config.manifest
     if config.list:
-        return ["lasr", "query", "--ask", next(iter(QUESTIONS)), "--manifest", config.manifest]
-    return ["lasr", "query", "--list", "--manifest", config.manifest]
+        return ["lasr", "query", "--ask", next(iter(QUESTIONS)), "--manifest", manifest]
+    return ["lasr", "query", "--list", "--manifest", manifest]
 
 
 main = Command(

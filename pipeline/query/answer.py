@@ -22,6 +22,7 @@ from lasr.system.calls import unnamed_file
 from lasr.terminal.output import say
 from lasr.terminal.summary import counted
 from pipeline.query.limits import limit, out_of_memory, watched
+from pipeline.query.mirror import Mirror
 from pipeline.query.sandbox import confine, read_only, readable_files, refusal
 from pipeline.query.save import save
 from pipeline.query.views import interruptible, with_views
@@ -42,13 +43,20 @@ def ask(
     overwrite: bool = False,
     timeout: float | None = None,
     memory_limit: str | None = None,
+    mirror: Mirror | None = None,
 ) -> None:
     """Answer one question. Raises UserError.
 
     form: how the answer is printed, or written to `out`. save_to: write a manifest of the patches
     in the answer instead. allow_files: run any statement and open any file. overwrite: `out` may
     replace what is not ours. timeout: seconds. memory_limit: see pipeline.query.limits.
+    mirror: of a manifest in storage, which is `manifest` then.
     """
+    if mirror and save_to:
+        raise UserError(
+            f"--save: the pixels of {mirror.address} are not fetched from storage",
+            "copy the manifest to a local disk",
+        )
     with interruptible(), ExitStack() as stack:
         connection = with_views(manifest)
         stack.callback(_close, connection)
@@ -63,11 +71,17 @@ def ask(
             if not allow_files:
                 confine(connection, readable_files(manifest), target)
                 statement = read_only(connection, sql)
+            if mirror and connection.extract_statements(statement)[0].type.name != "SELECT":
+                mirror.fetch(connection, statement, stop)  # it runs at once
             answer = connection.sql(statement)
+            if answer is not None and form == "table" and out is None and not save_to:
+                answer = _as_shown(answer, _width())
+            if mirror and answer is not None:
+                mirror.fetch(connection, answer.sql_query(), stop)
             if save_to:
                 _save(answer, manifest, sql, save_to, stop)
             elif answer is not None and form == "table" and out is None:
-                _show(answer)
+                answer.show(max_width=_width())
             elif answer is not None:
                 _write(answer, form, target)
             elif out:
@@ -97,10 +111,9 @@ def _save(
     say(f"{target}: {roles['lr']} lr and {counted(roles['hr'], 'hr patch')}")
 
 
-def _show(answer: duckdb.DuckDBPyRelation) -> None:
-    """Print the first and the last rows as a table that fits the terminal."""
-    width = shutil.get_terminal_size((WIDTH, 24)).columns
-    _as_shown(answer, width).show(max_width=width)
+def _width() -> int:
+    """Columns of a table that fits the terminal."""
+    return shutil.get_terminal_size((WIDTH, 24)).columns
 
 
 def _write(answer: duckdb.DuckDBPyRelation, form: Form, target: Path) -> None:

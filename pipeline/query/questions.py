@@ -48,7 +48,8 @@ def page() -> str:
         "Each question has a name: `lasr query --ask sharp-far`, and `lasr query --list` shows",
         "all names. `--format csv|json`, `--out FILE` and `--save FILE.parquet` work as with SQL.",
         "This page is generated from [questions.sql](../pipeline/query/questions.sql). A test",
-        "runs every question; none of them reads pixels.",
+        "runs every question; none of them reads a byte of pixels. Their seconds and memory are in",
+        "[benchmarks.md](benchmarks.md#questions-at-ten-million-rows).",
     ]
     for question in QUESTIONS.values():
         lines += ["", f"## {question.title}", "", f"`{question.name}`. {question.why}", ""]

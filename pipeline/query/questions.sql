@@ -82,22 +82,24 @@ FROM patches GROUP BY role ORDER BY role;
 -- near-copies: Patches that look like another of their photograph and role
 -- Copies differ from a better patch in at most 4 of the 64 bits of their perceptual hashes.
 -- Overlapping ones share 40 % of their area or more with one. --min-separation sets them apart.
-WITH hashed AS (
-    SELECT patch_id, image_id, role, rank, x::DOUBLE AS x, y::DOUBLE AS y, size::DOUBLE AS size,
-        try_cast('0x' || phash AS UBIGINT) AS hash
-    FROM patches
-), found AS (
-    SELECT this.patch_id, bool_or(bit_count(xor(this.hash, better.hash)) <= 4) AS copy,
-        max(greatest(this.size - abs(this.x - better.x), 0)
-            * greatest(this.size - abs(this.y - better.y), 0) / this.size ** 2) AS shared
-    FROM hashed AS this JOIN hashed AS better
-    ON this.image_id = better.image_id AND this.role = better.role
-        AND (better.rank, better.patch_id) < (this.rank, this.patch_id)
-    GROUP BY this.patch_id
+WITH grouped AS (
+    SELECT role, list_sort(list({
+        'rank': rank, 'patch_id': patch_id, 'x': x::DOUBLE, 'y': y::DOUBLE, 'size': size::DOUBLE,
+        'hash': try_cast('0x' || phash AS UBIGINT)
+    })) AS p
+    FROM patches GROUP BY image_id, role
+), counted AS (
+    SELECT role, len(p) AS n, len(list_filter(range(2, n + 1), lambda i: list_bool_or(
+        list_transform(p[: i - 1], lambda better: bit_count(xor(p[i].hash, better.hash)) <= 4)
+    ))) AS alike, len(list_filter(range(2, n + 1), lambda i: 0.4 <= list_max(
+        list_transform(p[: i - 1], lambda better: greatest(p[i].size - abs(p[i].x - better.x), 0)
+            * greatest(p[i].size - abs(p[i].y - better.y), 0) / p[i].size ** 2)
+    ))) AS shared
+    FROM grouped
 )
-SELECT role, count(*) FILTER (copy) AS copies, count(*) FILTER (shared >= 0.4) AS overlapping,
-    count(*) AS total, round(100.0 * copies / total, 1) AS per_cent
-FROM hashed LEFT JOIN found USING (patch_id) GROUP BY role ORDER BY role;
+SELECT role, sum(alike)::BIGINT AS copies, sum(shared)::BIGINT AS overlapping,
+    sum(n)::BIGINT AS total, round(100.0 * sum(alike) / sum(n), 1) AS per_cent
+FROM counted GROUP BY role ORDER BY role;
 
 -- telling-words: Words that separate the roles
 -- Log-odds of a word in far against near captions: above 0 far, below 0 near. A half is added to each
@@ -106,7 +108,7 @@ WITH sizes AS (
     SELECT count(*) FILTER (role = 'lr') AS far, count(*) FILTER (role = 'hr') AS near FROM patches
 ), counted AS (
     SELECT word, count(*) FILTER (role = 'lr') AS far, count(*) FILTER (role = 'hr') AS near
-    FROM words GROUP BY word
+    FROM (SELECT role, unnest(words) AS word FROM patches) GROUP BY word
 )
 SELECT word, counted.far, counted.near,
     round(ln((counted.far + 0.5) / (sizes.far - counted.far + 0.5))
@@ -117,11 +119,22 @@ ORDER BY abs(log_odds) DESC, word LIMIT 40;
 
 -- word-balance: Balance by word
 -- The number of patches and photographs of each word. A word with many patches of few photographs
--- comes from a series.
-SELECT word, count(*) AS patches, count(DISTINCT image_id) AS photographs,
-    round(count(*) / (SELECT count(*) FROM patches), 4) AS share,
-    round(avg(score), 3) AS score
-FROM words GROUP BY word ORDER BY patches DESC, word LIMIT 50;
+-- comes from a series. Each photograph is a bit of 64, so that its words need not be remembered.
+WITH photographs AS (
+    SELECT image_id, row_number() OVER (ORDER BY min(image_path), image_id) AS number
+    FROM patches GROUP BY image_id
+), blocks AS (
+    SELECT word, number // 64 AS block, count(*) AS n, sum(score) AS total, count(score) AS scored,
+        bit_or(1::UBIGINT << (number % 64)) AS seen
+    FROM (
+        SELECT number, unnest(words) AS word, unnest(word_scores) AS score
+        FROM patches JOIN photographs USING (image_id)
+    ) GROUP BY word, block
+)
+SELECT word, sum(n)::BIGINT AS patches, sum(bit_count(seen))::BIGINT AS photographs,
+    round(sum(n) / (SELECT count(*) FROM patches), 4) AS share,
+    round(sum(total) / sum(scored), 3) AS score
+FROM blocks GROUP BY word ORDER BY patches DESC, word LIMIT 50;
 
 -- gave-nothing: Photographs that gave nothing
 -- Every file found that has no patch in the manifest, with the reason.

@@ -15,6 +15,7 @@ import numpy as np
 from lasr.errors import UserError
 from pipeline.query.answer import sql_error
 from pipeline.query.limits import limit, watched
+from pipeline.query.pixels import rows_of_patches
 from pipeline.query.sandbox import confine, read_only, readable_files
 from pipeline.query.views import with_views
 from schemas.manifest import PATCH_SIZE, Manifest, Role
@@ -76,7 +77,9 @@ def answer_rows(
 
             def work(stop: Event) -> None:
                 statement = read_only(connection, sql)
-                found.append(_rows(connection, connection.sql(statement), most, pictures, stop))
+                found.append(
+                    _rows(connection, manifest, connection.sql(statement), most, pictures, stop)
+                )
 
             watched(work, connection, timeout)
         except duckdb.Error as error:
@@ -89,6 +92,7 @@ def answer_rows(
 
 def _rows(
     connection: duckdb.DuckDBPyConnection,
+    manifest: Manifest,
     answer: duckdb.DuckDBPyRelation | None,
     most: int,
     pictures: int,
@@ -114,7 +118,7 @@ def _rows(
         numbers,
         [[*map(_plain, row, kinds)] for row in rows[:most]],
         len(rows) > most,
-        _patches(connection, ids) if ids else [],
+        _patches(connection, manifest, ids) if ids else [],
     )
 
 
@@ -144,17 +148,17 @@ def _plain(value: Any, kind: str) -> Value:
     return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 
-def _patches(connection: duckdb.DuckDBPyConnection, ids: list[str]) -> list[Patch]:
+def _patches(
+    connection: duckdb.DuckDBPyConnection, manifest: Manifest, ids: list[str]
+) -> list[Patch]:
     """The patches of these ids, in this order; ids that are not patches are passed over."""
-    known = set(connection.sql("FROM patches").columns)
-    if not {"patch_id", "role", "image"} <= known:
+    if not {"patch_id", "role", "image"} <= {*manifest.schema.names}:
         return []
-    path = "image_path" if "image_path" in known else "''"
-    words = f"words[1:{WORDS}]" if "words" in known else "[]"
-    found = connection.execute(
-        f"SELECT patch_id, role, {path}, {words}, image.bytes FROM patches"
-        " WHERE patch_id IN (SELECT unnest(?))",
-        [ids],
-    ).fetchall()
-    patches = {row[0]: Patch(*row) for row in found if row[1] in PATCH_SIZE}
+    columns = ("patch_id", "role", "image_path", "words", "image")
+    patches = {}
+    for row in rows_of_patches(connection, manifest, ids, columns).to_pylist():
+        if row["role"] in PATCH_SIZE:
+            path, words = row.get("image_path", ""), (row.get("words") or [])[:WORDS]
+            png = (row["image"] or {}).get("bytes")
+            patches[row["patch_id"]] = Patch(row["patch_id"], row["role"], path, words, png)
     return [patches[name] for name in ids if name in patches]

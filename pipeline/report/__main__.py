@@ -12,6 +12,7 @@ import time
 from lasr.cli import Command
 from lasr.ownership import check_file, write_own
 from lasr.terminal.output import say
+from pipeline.query.source import address_of, opened
 from pipeline.report.config import ReportConfig
 from schemas.manifest import open_manifest
 
@@ -20,11 +21,11 @@ def run(config: ReportConfig) -> None:
     """Write the page and print its size. Raises UserError."""
     start = time.monotonic()
     check_file(config.out, [config.manifest, *(config.images or [])])
-    open_manifest(config.manifest, columns=())  # a wrong path is reported before DuckDB loads
-    from pipeline.report.page import build_page
-    from pipeline.report.pictures import DETAILS
+    with opened(config.manifest) as (manifest, mirror):
+        from pipeline.report.page import page_of  # imports DuckDB, once a wrong path was reported
+        from pipeline.report.pictures import DETAILS
 
-    page, detail = build_page(config)
+        page, detail = page_of(config, manifest, mirror)
     content = page.encode()
     write_own(config.out, content)
     smaller = " (with smaller pictures to fit)" if detail is not DETAILS[0] else ""
@@ -34,7 +35,10 @@ def run(config: ReportConfig) -> None:
 
 def following(config: ReportConfig) -> list[object]:
     """The next command: training, with the profile of the build."""
-    profile = open_manifest(config.manifest, columns=()).metadata.get("parameters", {})
+    if address := address_of(config.manifest):
+        return ["lasr", "train", "--manifest", address]
+    parts = sorted(config.manifest.glob("*.parquet")) or [config.manifest]
+    profile = open_manifest(parts[0], columns=()).metadata.get("parameters", {})
     named = ["--profile", profile["profile"]] if "profile" in profile else []
     return ["lasr", "train", "--manifest", config.manifest, *named]
 

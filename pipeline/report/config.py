@@ -26,6 +26,12 @@ class ReportConfig(BaseModel):
         8.0, gt=0, description="maximum size of the page; its pictures become smaller until it fits"
     )
     seed: int = Field(0, ge=0, description="seed of the random samples")
+    timeout: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="give up where the manifest was not read after this many seconds",
+    )
     memory_limit: Memory | None = Field(None, description=MEMORY_LIMIT)
     device: Device = Field(
         "auto", description="where the depth estimator runs, if the build cached no distance maps"

@@ -4,45 +4,63 @@ DuckDB streams the columns that a query names, so a manifest of millions of rows
 Pixels are read for the sampled patches alone (`ReportData.patches`).
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import duckdb
 import numpy as np
 
+from pipeline.query.mirror import Mirror
+from pipeline.query.pixels import rows_of_patches
+from pipeline.query.views import projection
 from pipeline.report.comparison import Comparison, Histogram
 from pipeline.report.overview import Row, counts, rows_of
 from pipeline.report.worth import Worth, worth
-from schemas.manifest import Role
+from schemas.manifest import Manifest, Role
 
 BINS = 36
 WORDS = 12  # of each role
+# Columns of which the page needs all rows, besides those of MEASURES and _DRAWABLE.
+COLUMNS = ("rank", "words", "depth_model", "caption_model", "strategy", "luma", "contrast", "phash",
+           "colour_a", "colour_b")  # fmt: skip
 EXAMPLES = 3  # photographs named for each status
 # Compared between far and near, if the manifest has them; the first decides the page's answer.
 MEASURES = ("sharpness_56", "texture", "sharpness")
 # A row that lacks one of these, or has a size of its own, is counted but not drawn.
 _DRAWABLE = """(
-    FROM patches WHERE size = CASE role WHEN 'lr' THEN 56 WHEN 'hr' THEN 224 END
+    FROM {view} WHERE size = CASE role WHEN 'lr' THEN 56 WHEN 'hr' THEN 224 END
     AND x >= 0 AND y >= 0 AND image_id IS NOT NULL AND patch_id IS NOT NULL
     AND image_path IS NOT NULL AND image_width > 0 AND image_height > 0
     AND distance IS NOT NULL AND texture IS NOT NULL
 )"""
+DRAWABLE = _DRAWABLE.format(view="patches")
+# What the page shows of a patch, besides what _DRAWABLE needs.
+_SHOWN = ("rank", "depth_model", "words", "image")
 
 
 class ReportData:
     """Queries on a connection with the views of a manifest; see `pipeline.query.views.connect`.
 
-    seed: of the random samples.
+    seed: of the random samples. mirror: of a manifest in storage, whose columns it has.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, seed: int):
-        self.connection, self.seed = connection, str(seed)
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, seed: int, mirror: Mirror | None = None
+    ):
+        self.connection, self.seed, self.mirror = connection, str(seed), mirror
         views = self._ask("SELECT view_name AS name FROM duckdb_views() WHERE NOT internal")
         self.has_catalogue = "images" in {view["name"] for view in views}
         self.columns = {row["column_name"] for row in self._ask("DESCRIBE patches")}
 
     def _ask(self, sql: str, **parameters: Any) -> list[Row]:
         return rows_of(self.connection.sql(sql, params=parameters))
+
+    def reads(self) -> str:
+        """A statement that reads every column of which the page needs all rows."""
+        names = sorted({*re.findall(r"[a-z_]+", DRAWABLE), *COLUMNS, *MEASURES} & self.columns)
+        images = ", (FROM images)" if self.has_catalogue else ""
+        return f"SELECT * FROM (SELECT {', '.join(names)} FROM patches){images}"
 
     def statuses(self) -> list[Row]:
         """Photographs and patches by status. Without a catalogue only `ok` is known."""
@@ -176,7 +194,7 @@ class ReportData:
         """A random sample of the photographs that have patches."""
         return self._ask(
             "SELECT image_id, any_value(image_path) AS path, any_value(image_width) AS width,"
-            f" any_value(image_height) AS height FROM {_DRAWABLE} GROUP BY image_id"
+            f" any_value(image_height) AS height FROM {DRAWABLE} GROUP BY image_id"
             " ORDER BY md5(image_id || $seed) LIMIT $n",
             seed=self.seed,
             n=photographs,
@@ -185,7 +203,7 @@ class ReportData:
     def patches_of(self, image_ids: Sequence[str]) -> list[str]:
         """Ids of all patches of these photographs."""
         rows = self._ask(
-            f"SELECT patch_id FROM {_DRAWABLE} WHERE image_id IN (SELECT unnest($ids))",
+            f"SELECT patch_id FROM {DRAWABLE} WHERE image_id IN (SELECT unnest($ids))",
             ids=list(image_ids),
         )
         return [row["patch_id"] for row in rows]
@@ -198,13 +216,13 @@ class ReportData:
         return self._ask(
             f"""
             WITH photographs AS (
-                SELECT image_id FROM {_DRAWABLE} GROUP BY image_id
+                SELECT image_id FROM {DRAWABLE} GROUP BY image_id
                 HAVING bool_or(role = 'lr') AND bool_or(role = 'hr')
                 ORDER BY md5(image_id || $seed) LIMIT $n
             ), drawn AS (
                 SELECT patch_id, image_id, role, row_number() OVER (
                     PARTITION BY image_id, role ORDER BY md5(patch_id || $seed)
-                ) AS turn FROM {_DRAWABLE} SEMI JOIN photographs USING (image_id)
+                ) AS turn FROM {DRAWABLE} SEMI JOIN photographs USING (image_id)
             )
             SELECT far.image_id, far.patch_id AS lr, near.patch_id AS hr, far.turn
             FROM drawn AS far JOIN drawn AS near
@@ -216,15 +234,17 @@ class ReportData:
             n=pairs,
         )
 
-    def patches(self, patch_ids: Sequence[str]) -> dict[str, Row]:
+    def patches(self, manifest: Manifest, patch_ids: Sequence[str]) -> dict[str, Row]:
         """Patches by id with their pixels (`png`, bytes); lr first, by rank."""
+        columns = [*re.findall(r"[a-z_]+", DRAWABLE), *_SHOWN]
+        found = rows_of_patches(self.connection, manifest, patch_ids, columns, self.mirror)
+        self.connection.from_arrow(found).project(projection(found.schema)).create_view("shown")
         rows = self._ask(
             "SELECT patch_id, image_id, image_path, role, x, y, size, distance, texture,"
             " coalesce(depth_model, '') AS depth_model,"
             " list_filter(coalesce(words, []), lambda word: word IS NOT NULL) AS words,"
-            f" image.bytes AS png FROM {_DRAWABLE}"
-            " WHERE patch_id IN (SELECT unnest($ids)) ORDER BY role DESC, rank, patch_id",
-            ids=list(patch_ids),
+            f" image.bytes AS png FROM {_DRAWABLE.format(view='shown')}"
+            " ORDER BY role DESC, rank, patch_id"
         )
         return {row["patch_id"]: row for row in rows}
 

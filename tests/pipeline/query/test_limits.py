@@ -151,6 +151,20 @@ def test_the_reports_memory_is_limited(
     assert "more memory than --memory-limit allows; raise it" in capfd.readouterr().err
 
 
+def test_the_report_gives_up_after_its_time(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def endless(_: object, __: object, data: Any) -> None:
+        data.connection.sql(ENDLESS).fetchall()
+
+    monkeypatch.setattr("pipeline.report.page._facts", endless)
+    argv = ["--manifest", str(manifest), "--out", str(tmp_path / "x.html"), "--timeout", "0.3"]
+    assert report(argv) == 1
+    assert "no answer after 0.3 s; allow more with --timeout" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("form", ["table", "csv"])
 def test_ctrl_c_ends_a_question(
     form: str, manifest: Path, capfd: pytest.CaptureFixture[str]

@@ -138,8 +138,8 @@ def test_the_answers_are_right(asked: Path) -> None:
     }
     commonest = ask(asked, "word-balance")[0]
     holds = f"list_contains(words, '{commonest['word']}')"
-    counted = duckdb.sql(f"SELECT count(*) FROM '{asked}/*.parquet' WHERE {holds}").fetchall()
-    assert counted == [(commonest["patches"],)]
+    sql = f"SELECT count(*), count(DISTINCT image_id) FROM '{asked}/*.parquet' WHERE {holds}"
+    assert duckdb.sql(sql).fetchall() == [(commonest["patches"], commonest["photographs"])]
     odds = [row["log_odds"] for row in ask(asked, "telling-words")]
     assert sorted(map(abs, odds), reverse=True) == list(map(abs, odds)) and max(odds) > 0 > min(
         odds

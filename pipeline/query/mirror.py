@@ -1,0 +1,205 @@
+"""A manifest in object storage, asked where it is: only footers and the columns needed are fetched.
+
+A mirror is a temporary folder of sparse files, one for each Parquet file of the manifest and beside
+it, of the same name and length. The footers are fetched at once; before a question runs, DuckDB's
+plan says which columns it scans, and these go to where they are in the file. All else are holes
+that take no disk. So a question meets local files, and the sandbox need not know of storage.
+
+Pixels stay where they are: a question that needs them is refused. `fetch_row_groups` fetches those
+of a few rows.
+"""
+
+import json
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from lasr.errors import UserError
+from pipeline.storage import StoragePath, reported
+from schemas.catalogue import BESIDE, beside
+from schemas.manifest import ManifestError
+
+AT_ONCE = 64  # requests: a row group has few bytes of a column, so that the way there is the cost
+PIXELS = "image.bytes"
+_TAIL = 1 << 17  # bytes; a footer of 16 row groups has 63 kB
+_GAP = 1 << 13  # bytes between two ranges that are fetched as one
+
+Leaves = set[str]  # columns as Parquet counts them: `words`, `image.path`
+Range = tuple[int, int]  # first byte, and the byte after the last
+
+
+@dataclass
+class _File:
+    """A file in storage and its mirror."""
+
+    key: str
+    size: int
+    path: Path
+    fetched: set[int]  # row group * number of leaves + leaf
+
+
+class Mirror:
+    """The mirror of a manifest. folder: an empty one on this machine. Raises UserError."""
+
+    def __init__(self, address: str, folder: Path):
+        self.address = address
+        source = StoragePath(address)
+        pa.set_io_thread_count(AT_ONCE)  # an S3 client made later has as many connections
+        self._fs = source.fs
+        self.manifest = folder / source.name
+        with reported(source, "read"):
+            self._files = [*self._list(source)]
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                list(pool.map(self._fetch_footer, self._files))
+
+    def _list(self, source: StoragePath) -> Iterator[_File]:
+        whole = self._fs.get_file_info(source.key)
+        if whole.type == pafs.FileType.NotFound:
+            raise ManifestError(f"{source}: no manifest there", "check the address")
+        if whole.type == pafs.FileType.File:
+            yield self._sparse(whole, self.manifest)
+        else:
+            self.manifest.mkdir()
+            for info in self._fs.get_file_info(pafs.FileSelector(source.key)):
+                if _is_table(info) and not info.base_name.startswith((".", "_")):
+                    yield self._sparse(info, self.manifest / info.base_name)
+        others = [source.parent / beside(source.name, name) for name in BESIDE]
+        for info in self._fs.get_file_info([other.key for other in others]):
+            if _is_table(info):
+                yield self._sparse(info, self.manifest.parent / info.base_name)
+
+    @staticmethod
+    def _sparse(info: pafs.FileInfo, path: Path) -> _File:
+        with open(path, "wb") as file:
+            file.truncate(info.size)
+        return _File(info.path, info.size, path, set())
+
+    def _fetch_footer(self, file: _File) -> None:
+        """The end of a file, from the first byte of its footer on."""
+        with self._fs.open_input_file(file.key) as source:
+            start = max(file.size - _TAIL, 0)
+            tail = source.read_at(file.size - start, start)
+            footer = file.size - 8 - int.from_bytes(tail[-8:-4], "little")
+            if 0 < footer < start:
+                tail = source.read_at(file.size - footer, footer)
+        with open(file.path, "r+b") as local:
+            local.seek(file.size - len(tail))
+            local.write(tail)
+
+    def fetch(
+        self, connection: duckdb.DuckDBPyConnection, sql: str, stop: threading.Event | None = None
+    ) -> None:
+        """Fetch the columns that a statement scans. Raises UserError: it needs pixels."""
+        leaves = scanned(connection, sql)
+        if leaves is None:  # a statement of another kind
+            leaves = {leaf for file in self._files for leaf in _leaves(file)} - {PIXELS}
+        if leaves & {PIXELS, "image"}:
+            raise UserError(
+                f"{self.address}: the question reads pixels, which are not fetched from storage",
+                "leave out the column image, name image.path, or copy the manifest to a local disk",
+            )
+        wanted = [(file, _ranges(file, leaves)) for file in self._files]
+        self._get([(file, ranges) for file, ranges in wanted if ranges], stop)
+
+    def fetch_row_groups(self, of: dict[str, set[int]]) -> None:
+        """Fetch some row groups, pixels included. of: their numbers by the name of the part."""
+        wanted = [
+            (file, _ranges(file, None, of[file.path.name]))
+            for file in self._files
+            if file.path.name in of
+        ]
+        self._get(wanted)
+
+    def _get(
+        self, wanted: list[tuple[_File, list[Range]]], stop: threading.Event | None = None
+    ) -> None:
+        def get(one: tuple[_File, list[Range]]) -> None:
+            file, ranges = one
+            with self._fs.open_input_file(file.key) as source, open(file.path, "r+b") as local:
+                for start, end in ranges:
+                    if stop and stop.is_set():
+                        return
+                    content = source.read_at(end - start, start)
+                    local.seek(start)
+                    local.write(content)
+
+        with reported(StoragePath(self.address), "read"), ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(get, _shares(wanted)))
+        if stop and stop.is_set():
+            raise duckdb.InterruptException("the question was stopped")
+
+
+def _is_table(info: pafs.FileInfo) -> bool:
+    return bool(info.type == pafs.FileType.File and info.base_name.endswith(".parquet"))
+
+
+def scanned(connection: duckdb.DuckDBPyConnection, sql: str) -> Leaves | None:
+    """The columns that a statement scans, by DuckDB's plan; None if it has no plan."""
+    try:
+        (plan,) = connection.execute(f"EXPLAIN (FORMAT json) {sql}").fetchall()
+    except duckdb.ParserException:
+        return None
+    found: Leaves = set()
+
+    def look(node: dict[str, Any]) -> None:
+        if "PARQUET" in node["name"].upper():
+            for key in ("Projections", "Filters"):
+                about = node["extra_info"].get(key, [])
+                for text in [about] if isinstance(about, str) else about:
+                    found.update(re.findall(r"[A-Za-z_]\w*(?:\.\w+)?", text))
+        for child in node["children"]:
+            look(child)
+
+    for node in json.loads(plan[1]):
+        look(node)
+    return found
+
+
+def _leaves(file: _File) -> list[str]:
+    """The columns of a file in its order; a list is one, a field of a struct too."""
+    columns = pq.read_metadata(file.path).schema
+    paths = [columns.column(i).path for i in range(len(columns))]
+    return [path.removesuffix(".list.element") for path in paths]
+
+
+def _ranges(file: _File, leaves: Leaves | None, groups: Iterable[int] | None = None) -> list[Range]:
+    """The bytes of some columns, None: of all, that were not fetched yet."""
+    metadata, names, found = pq.read_metadata(file.path), _leaves(file), list[Range]()
+    columns = [i for i, name in enumerate(names) if leaves is None or name in leaves]
+    last = 0
+    for group in range(metadata.num_row_groups) if groups is None else sorted(groups):
+        row_group = metadata.row_group(group)
+        for i in columns:
+            here = group * len(names) + i
+            if here in file.fetched:
+                continue
+            file.fetched.add(here)
+            column = row_group.column(i)
+            start = column.dictionary_page_offset or column.data_page_offset
+            end = start + column.total_compressed_size
+            between = {names[j % len(names)] for j in range(last + 1, here)}
+            if found and 0 <= start - found[-1][1] <= _GAP and PIXELS not in between:
+                found[-1] = (found[-1][0], end)
+            else:
+                found.append((start, end))
+            last = here
+    return found
+
+
+def _shares(wanted: list[tuple[_File, list[Range]]]) -> Iterator[tuple[_File, list[Range]]]:
+    """As many lists as requests at once, also of a single file."""
+    files = max(len(wanted), 1)
+    pieces = -(-AT_ONCE // files)
+    for file, ranges in wanted:
+        size = max(-(-len(ranges) // pieces), 1)
+        for start in range(0, len(ranges), size):
+            yield file, ranges[start : start + size]

@@ -1,0 +1,40 @@
+"""Open the manifest of a question: on a local disk, or in object storage by way of a mirror."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from schemas.manifest import Manifest, ManifestError, open_manifest
+
+if TYPE_CHECKING:
+    from pipeline.query.mirror import Mirror
+
+_ADDRESS = re.compile(r"([a-z0-9+]+):/+(.*)")
+
+
+def address_of(manifest: Path) -> str | None:
+    """The address of a manifest in storage; None: a local one. pathlib makes one slash of two."""
+    found = _ADDRESS.fullmatch(str(manifest))
+    return f"{found[1]}://{found[2].rstrip('/')}" if found else None
+
+
+@contextlib.contextmanager
+def opened(manifest: Path) -> Iterator[tuple[Manifest, "Mirror | None"]]:
+    """Open a manifest on a local disk or in storage, for its rows. Raises UserError."""
+    address = address_of(manifest)
+    if address is None:
+        yield open_manifest(manifest, columns=()), None
+        return
+    from pipeline.query.mirror import Mirror  # imports DuckDB
+
+    with TemporaryDirectory(prefix="lasr-mirror-", ignore_cleanup_errors=True) as folder:
+        mirror = Mirror(address, Path(folder))
+        try:
+            found = open_manifest(mirror.manifest, columns=())
+        except ManifestError as error:
+            where = address.rpartition("/")[0]
+            raise ManifestError(error.problem.replace(folder, where), error.fix) from error
+        yield found, mirror

@@ -1,0 +1,166 @@
+"""A manifest in storage: the same answers, and no byte that was not needed."""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import storage
+from pipeline.query.__main__ import main
+from pipeline.query.mirror import Mirror, scanned
+from pipeline.query.questions import QUESTIONS
+from pipeline.query.source import opened
+from pipeline.query.views import connect, with_views
+from pipeline.report.__main__ import main as report
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def server(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server of the manifest, as s3://bucket/data/patches.parquet."""
+    folder = tmp_path_factory.mktemp("bucket")
+    shutil.copytree(manifest, folder / "data" / "patches.parquet")
+    for name in ("images.parquet", "duplicates.parquet"):
+        shutil.copy(manifest.parent / name, folder / "data")
+    command = [sys.executable, "-m", "benchmarks.queries.server", str(folder), "0"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        yield process.stdout.readline().strip()
+        process.terminate()
+
+
+@pytest.fixture
+def stored(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    for name, value in (
+        ("AWS_ENDPOINT_URL", server), ("AWS_REGION", "us-east-1"), ("AWS_ACCESS_KEY_ID", "a"),
+        ("AWS_SECRET_ACCESS_KEY", "b"), ("AWS_EC2_METADATA_DISABLED", "true"),
+    ):  # fmt: skip
+        monkeypatch.setenv(name, value)
+    storage._file_system.cache_clear()
+    counted(server)
+    yield "s3://bucket/data/patches.parquet"
+    storage._file_system.cache_clear()
+
+
+def counted(server: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{server}/-/counts") as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found
+
+
+def test_answers_are_those_of_a_local_manifest(stored: str, server: str, manifest: Path) -> None:
+    """Every question, each of a mirror of its own: footers and the columns needed come."""
+    pixels = sum(
+        pq.read_metadata(file).row_group(group).column(i).total_compressed_size
+        for file in manifest.glob("*.parquet")
+        for group in range(pq.read_metadata(file).num_row_groups)
+        for i in range(pq.read_metadata(file).num_columns)
+        if pq.read_metadata(file).row_group(group).column(i).path_in_schema == "image.bytes"
+    )
+    size = sum(file.stat().st_size for file in manifest.glob("*.parquet"))
+    beside = sum(
+        file.stat().st_size for file in manifest.parent.glob("*.parquet") if file.is_file()
+    )
+    fetched = {}
+    with connect(manifest) as local:
+        for name, question in QUESTIONS.items():
+            with opened(Path(stored)) as (found, mirror):
+                assert mirror
+                with with_views(found) as connection:
+                    counted(server)
+                    mirror.fetch(connection, question.sql)
+                    answer = connection.sql(question.sql).fetchall()
+                assert sorted(map(str, answer)) == sorted(
+                    map(str, local.sql(question.sql).fetchall())
+                ), name
+                fetched[name] = counted(server)["bytes"]
+    assert max(fetched.values()) < beside + size - pixels, "and the least is 0, by statistics alone"
+    assert fetched["plain"] > 0
+
+
+def test_the_command_and_the_report(
+    stored: str, manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for form in ("csv", "table"):
+        sql = "SELECT * EXCLUDE image FROM patches ORDER BY patch_id LIMIT 3"
+        answers = []
+        for where in (stored, str(manifest)):
+            assert main([sql, "--manifest", where, "--format", form]) == 0
+            answers.append(capfd.readouterr().out)
+        assert answers[0] == answers[1] != ""
+    pages = []
+    for where in (stored, str(manifest)):
+        out = tmp_path / "x.html"
+        assert report(["--manifest", where, "--out", str(out)]) == 0
+        lines = out.read_text().splitlines()
+        pages.append([line for line in lines if where not in line and "la-sr" not in line])
+        assert len(lines) - len(pages[-1]) <= 4
+    assert pages[0] == pages[1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["FROM patches", "--format", "csv"], "reads pixels, which are not fetched"),
+        (["SELECT patch_id FROM patches", "--save", "x.parquet"], "--save: the pixels of s3://"),
+        (["SELECT 1", "--manifest", "s3://bucket/data/none.parquet"], "no manifest there"),
+        (["FROM 's3://bucket/data/images.parquet'"], "is not a file of this manifest"),
+    ],
+)
+def test_what_storage_does_not_give(
+    argv: list[str], said: str, stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    where = [] if "--manifest" in argv else ["--manifest", stored]
+    assert main([*argv, *where]) == 1
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1 and said.lower() in error.lower(), error
+
+
+def test_a_hole_is_never_an_answer(stored: str, tmp_path: Path) -> None:
+    """A column that was not fetched is an error, should a plan not name it."""
+    with opened(Path(stored)) as (found, mirror), with_views(found) as connection:
+        assert mirror
+        mirror.fetch(connection, "SELECT role FROM patches")
+        assert connection.sql("SELECT DISTINCT role FROM patches ORDER BY 1").fetchall() == [
+            ("hr",), ("lr",),
+        ]  # fmt: skip
+        for column in ("x", "patch_id", "words", "luma"):
+            with pytest.raises(duckdb.Error):
+                connection.sql(f"SELECT {column} FROM patches ORDER BY ALL").fetchall()
+
+
+def test_nothing_is_fetched_twice_and_a_stop_ends_it(stored: str, server: str) -> None:
+    with opened(Path(stored)) as (found, mirror), with_views(found) as connection:
+        assert isinstance(mirror, Mirror)
+        stopped = threading.Event()
+        stopped.set()
+        with pytest.raises(duckdb.InterruptException):
+            mirror.fetch(connection, "SELECT luma FROM patches", stopped)
+        mirror.fetch(connection, "SELECT role, distance FROM patches")
+        counted(server)
+        mirror.fetch(connection, "SELECT distance FROM patches WHERE role = 'lr'")
+        assert counted(server)["bytes"] == 0
+
+
+def test_a_plan_names_columns_and_filters(manifest: Path) -> None:
+    with connect(manifest) as connection:
+        for sql, columns in (
+            ("SELECT max(x) FROM patches WHERE luma > 0.1 AND image.path <> 'y'",
+             {"x", "luma", "image.path"}),
+            ("SELECT unnest(words) FROM patches", {"words"}),
+            ("SELECT image FROM patches", {"image"}),
+        ):  # fmt: skip
+            assert columns <= (scanned(connection, sql) or set()), sql
+        assert scanned(connection, "EXPLAIN SELECT 1") is None
