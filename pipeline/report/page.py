@@ -110,6 +110,8 @@ def _asked(
             watched(work, connection, config.timeout)
         except duckdb.OutOfMemoryException as error:
             raise out_of_memory(str(error)) from error
+        except duckdb.InterruptException:
+            raise  # for `interruptible`
         except duckdb.Error as error:
             raise UserError(
                 f"{config.manifest}: cannot be read ({one_line(error)})", "build it again"

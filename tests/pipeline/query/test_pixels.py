@@ -19,7 +19,7 @@ from pipeline.report.__main__ import main as report
 from schemas.manifest import open_manifest
 from schemas.parquet import table_writer
 
-BYTES = 40_000  # of the pixels of a patch
+BYTES = 80_000  # of the pixels of a patch
 ROWS = 8  # of a row group
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts bytes in /proc")
 

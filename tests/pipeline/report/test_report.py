@@ -30,7 +30,7 @@ from pipeline.report.data import WORDS, ReportData
 from pipeline.report.page import build_page, figures
 from pipeline.stages import depth
 from pipeline.storage import StoragePath
-from schemas.manifest import PATCHES
+from schemas.manifest import PATCHES, open_manifest
 from tests.support.bad_rows import bad_pictures, one_table, replaced, with_pictures
 
 pytestmark = pytest.mark.xdist_group("report")  # one browser, one large manifest
@@ -211,7 +211,8 @@ def test_patches_stand_in_their_places_where_the_photograph_is_missing(
     with connect(manifest) as connection:
         questions = ReportData(connection, 0)
         first = questions.sample(1)[0]
-        patches = list(questions.patches(questions.patches_of([first["image_id"]])).values())
+        ids = questions.patches_of([first["image_id"]])
+        patches = list(questions.patches(open_manifest(manifest), ids).values())
     canvas = report_pictures._patches_alone(first, patches)
     original = Image.open(photographs / first["path"]).convert("RGB")
     assert canvas.size == original.size == (first["width"], first["height"])
@@ -369,7 +370,8 @@ def test_pairs_are_of_one_photograph_and_differ(manifest: Path) -> None:
     with connect(manifest) as connection:
         questions = ReportData(connection, 3)
         pairs = questions.pairs(20)
-        patches = questions.patches([pair[role] for pair in pairs for role in ("lr", "hr")])
+        ids = [pair[role] for pair in pairs for role in ("lr", "hr")]
+        patches = questions.patches(open_manifest(manifest), ids)
     for pair in pairs:
         assert {patches[pair[role]]["image_id"] for role in ("lr", "hr")} == {pair["image_id"]}
         assert [patches[pair[role]]["role"] for role in ("lr", "hr")] == ["lr", "hr"]
