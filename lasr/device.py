@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import re
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -76,6 +77,17 @@ def pick_device(wanted: Device) -> torch.device:
         )
     torch.cuda.set_device(device)  # for whatever only says "cuda": events, streams, pinned memory
     return device
+
+
+def is_surely_cpu(wanted: Device) -> bool:
+    """Whether `pick_device` gives the CPU, as far as can be told without loading PyTorch.
+
+    On Linux a GPU that programs can use has a file in /dev: NVIDIA's, also in WSL and on Jetson,
+    or AMD's.
+    """
+    names = ("nvidiactl", "nvidia0", "nvmap", "dxg", "kfd")
+    is_bare = sys.platform == "linux" and not any(Path("/dev", name).exists() for name in names)
+    return wanted == "cpu" or (wanted == "auto" and is_bare)
 
 
 def device_name(device: torch.device) -> str:

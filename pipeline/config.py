@@ -17,6 +17,7 @@ from pipeline.stages.depth import DepthConfig
 from pipeline.stages.images import MAX_PIXELS, ImagesConfig
 from pipeline.stages.select import SelectConfig
 from pipeline.storage import StoragePath
+from schemas.catalogue import work_name
 from schemas.manifest import Role
 
 Address = Annotated[str, BeforeValidator(os.fspath)]  # a path, or s3://bucket/name
@@ -30,7 +31,7 @@ CACHE_FOLDER = "kept"  # in the work folder; its name on disk since the first bu
 
 def work_folder(manifest: StoragePath) -> StoragePath:
     """The folder of finished parts, beside a manifest."""
-    return manifest.parent / f"{manifest.name.removesuffix('.parquet')}.work"
+    return manifest.parent / work_name(manifest.name)
 
 
 class OutputConfig(BaseModel):

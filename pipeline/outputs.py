@@ -20,14 +20,21 @@ from lasr.marks import KEY, has_mark
 from lasr.ownership import check_file, check_folder, check_name, contains, is_lock, refused
 from pipeline.storage import StoragePath, reported
 from schemas.catalogue import BESIDE, beside
+from schemas.current import POINTER
 
 log = logging.getLogger(__name__)
 
 _DIGEST = "[0-9a-f]{16}([0-9a-f]{16})?"  # of a shard or an earlier part, and of a part
-_PART = re.compile(rf"(part|shard)-{_DIGEST}(-without|\.images)?\.parquet")
+_PART = re.compile(rf"(part|shard)-{_DIGEST}(-without|\.images)?\.parquet|{re.escape(POINTER)}")
+# What a work folder remembers of the last publication: see `pipeline.sidecars`.
+_REMEMBERED = re.compile(
+    "(images|duplicates)-[0-9a-f]{32}[.]parquet|card-[0-9a-f]{32}[.]md"
+    "|near-(photograph|lr|hr)[.]parquet"
+)
 # Temporary files of a build that was killed; see `scratch` and `StoragePath.write_bytes`.
 _TEMPORARY = re.compile(
-    rf"\.((part|shard)-.*|.*({'|'.join(BESIDE)})\.[0-9a-f]{{8}}|[a-z0-9_]{{8}})\.tmp"
+    rf"\.((part|shard|near)-.*|.*({'|'.join((*BESIDE, POINTER))})\.[0-9a-f]{{8}}"
+    r"|[a-z0-9_]{8})\.tmp"
 )
 _LOCKS, _FOLDERS = ("lock", "lock.json"), ("kept", "publishing")
 
@@ -166,6 +173,9 @@ def _is_own(path: StoragePath) -> bool | None:
         return _is_lock(path)
     if _TEMPORARY.fullmatch(path.name):
         return not path.is_local or path.path.is_file()
+    if _REMEMBERED.fullmatch(path.name):
+        is_file = not path.is_local or (path.path.is_file() and not path.path.is_symlink())
+        return (is_marked(path) or None) if is_file else False
     if path.is_local and path.path.is_dir() and _PART.fullmatch(path.name):
         return False if any(path.path.iterdir()) else None
     return _is_own_part(path)

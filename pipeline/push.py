@@ -18,7 +18,7 @@ from lasr.cli import Command
 from lasr.errors import UserError
 from lasr.files import read_text
 from lasr.terminal.output import say
-from schemas.catalogue import beside
+from schemas.catalogue import beside, companion
 from schemas.manifest import Manifest, open_manifest
 
 
@@ -47,8 +47,8 @@ def files(manifest: Manifest, licence: str | None) -> dict[str, Path | bytes]:
     inside = f"{path.name}/" if path.is_dir() else ""
     found: dict[str, Path | bytes] = {f"{inside}{file.name}": file for file in manifest.files}
     for name in ("images.parquet", "duplicates.parquet"):
-        if (file := path.with_name(beside(path.name, name))).is_file():
-            found[file.name] = file
+        if (file := companion(manifest, name)).is_file():
+            found[beside(path.name, name)] = file
     return found | {"README.md": with_licence(read_text(card), licence).encode()}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from schemas.manifest import column
+from schemas.manifest import Manifest, ManifestError, column, find_files
 
 BESIDE = ("images.parquet", "duplicates.parquet", "card.md")
 
@@ -52,6 +52,32 @@ def beside(manifest: str, name: str) -> str:
     """
     stem = manifest.removesuffix(".parquet")
     return name if stem == "patches" else f"{stem}.{name}"
+
+
+def work_name(manifest: str) -> str:
+    """Return the name of the folder beside a manifest in which builds of it work."""
+    return f"{manifest.removesuffix('.parquet')}.work"
+
+
+def companion(manifest: Manifest, name: str) -> Path:
+    """Return the path of a file beside a manifest as it was published with the rows.
+
+    name: one of BESIDE. Where the manifest names its companions, that is a file in the work folder
+    that never changes: the file beside the manifest is for other readers, and follows a moment
+    later. Without a work folder it is the file beside it. Raises ManifestError: the manifest was
+    published again since it was opened, and what was published with these rows is gone.
+    """
+    path = manifest.path.with_name(beside(manifest.path.name, name))
+    if manifest.current is None:
+        return path
+    kept = path.with_name(work_name(manifest.path.name)) / manifest.current.beside.get(name, name)
+    if kept.is_file():
+        return kept
+    if find_files(manifest.path)[1] != manifest.current:
+        raise ManifestError(
+            f"{manifest.path}: was published again while it was read", "run the same command again"
+        )
+    return path
 
 
 def images_path(manifest: Path) -> Path:

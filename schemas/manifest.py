@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.columns import fits
+from schemas.current import Current, current_files
 from schemas.digest import Damaged, ParquetDigest, parquet_digest
 from schemas.errors import UserError
 from schemas.parquet import METADATA_KEY, decoded_metadata
@@ -111,6 +112,7 @@ class Manifest:
     files: tuple[Path, ...]  # the parts, sorted by name
     schema: pa.Schema
     metadata: dict[str, Any] = field(default_factory=dict)  # {} if SQL wrote it: SQL drops it
+    current: Current | None = None  # names the files that were published together
 
     @cached_property
     def identity(self) -> str:
@@ -195,9 +197,7 @@ def open_manifest(path: Path | str, columns: Iterable[str] = PATCHES.names) -> M
             f"{path}: no manifest there",
             f"build one with `lasr build --images FOLDER --out {path}`",
         )
-    # Readers of Parquet folders skip names that begin with a dot or an underscore.
-    names = path.glob("*.parquet") if path.is_dir() else [path]
-    files = tuple(sorted(f for f in names if not f.name.startswith((".", "_"))))
+    files, current = find_files(path)
     _refuse_partitions(path)
     if not files:
         raise ManifestError(f"{path}: the folder holds no *.parquet part", "build it again")
@@ -211,7 +211,14 @@ def open_manifest(path: Path | str, columns: Iterable[str] = PATCHES.names) -> M
             raise ManifestError(
                 f"{file}: its columns differ from those of {files[0].name}", "build it again"
             )
-    return Manifest(path, files, first, metadata)
+    return Manifest(path, files, first, metadata, current)
+
+
+def find_files(path: Path) -> tuple[tuple[Path, ...], Current | None]:
+    """The files of a manifest, sorted, and what says that they are current, if anything does."""
+    if not path.is_dir():
+        return (path,), None
+    return current_files(path)
 
 
 def _refuse_partitions(path: Path) -> None:

@@ -73,6 +73,7 @@ class Part:
     image_ids: dict[str, str | None]  # photograph's name -> sha256 of its bytes
     retried: frozenset[str] = frozenset(RETRIED)  # `retried` of its metadata
     about: dict[str, Any] = field(default_factory=dict)  # the metadata of its catalogue file
+    catalogue: pa.Table | None = field(default=None, compare=False, repr=False)  # its rows
 
     @property
     def is_earlier(self) -> bool:
@@ -211,7 +212,7 @@ def read_part(work: StoragePath, name: str, in_full: bool) -> tuple[Part, pa.Tab
     )
     part = Part(
         name, about["selection"], about["rows"], about["states"], status, image_ids,
-        retried(about), about,
+        retried(about), about, as_catalogue(catalogue),
     )  # fmt: skip
     state = patches.state()
     if not state[0]:

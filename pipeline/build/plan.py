@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from lasr.device import Precision, pick_device, pick_precision
+from lasr.device import Precision, is_surely_cpu, pick_device, pick_precision
 from lasr.errors import UserError
 from lasr.pictures.search import expand_lists
 from lasr.terminal.summary import counted
@@ -56,7 +56,8 @@ class Plan:
     """The finished parts that a build reuses, and the shards that remain.
 
     gone: photographs of the earlier build that are not found. kept: those out of reach whose rows
-    stay. states: part -> name -> new state of a photograph whose bytes are unchanged.
+    stay. states: part -> name -> new state of a photograph whose bytes are unchanged. parts: the
+    finished ones, by name.
     """
 
     finished: tuple[str, ...]
@@ -65,6 +66,7 @@ class Plan:
     gone: int = 0
     kept: int = 0
     states: dict[str, dict[str, State]] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,8 @@ def resolved_precision(config: BuildConfig) -> Precision:
         asks = config.device.startswith("cuda") or bool(config.gpus_per_task)
         half: Precision = "bfloat16" if asks else "float32"
         return half if config.precision == "auto" else config.precision
+    if config.precision == "auto" and is_surely_cpu(config.device):
+        return "float32"  # without PyTorch, which takes seconds and 500 MB of memory
     return pick_precision(config.precision, pick_device(config.device), old_gpu="float16")
 
 
@@ -273,7 +277,9 @@ def plan_shards(
         cuts = (group[i : i + shard_size] for i in range(0, len(group), shard_size))
         shards.extend(_shard(cut, reusable) for cut in cuts)
     states = {name: changes.states[name] for name in finished if name in changes.states}
-    return Plan(tuple(finished), tuple(shards), len(photographs), states=states)
+    by_name = {part.name: part for part in parts}
+    known = {name: by_name[name] for name in finished}
+    return Plan(tuple(finished), tuple(shards), len(photographs), states=states, parts=known)
 
 
 def _reusable(

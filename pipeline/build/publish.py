@@ -1,16 +1,14 @@
 """Publish finished parts as the manifest: readers see the old one or the new one."""
 
 import contextlib
+import io
 import json
 import logging
-import os
-import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,12 +17,12 @@ import pyarrow.parquet as pq
 from lasr.errors import UserError
 from lasr.files import replace_folder
 from pipeline.build import cache
+from pipeline.build.fingerprint import fingerprint
 from pipeline.build.lock import HOLDER, LOCK
 from pipeline.build.parts import (
     FAULTS,
-    as_catalogue,
+    Part,
     damage,
-    file_name,
     keep_part,
     part_files,
     read_part,
@@ -33,17 +31,22 @@ from pipeline.build.parts import (
 from pipeline.build.plan import Build
 from pipeline.config import CACHE_FOLDER
 from pipeline.inputs.photographs import State
-from pipeline.outputs import is_marked, is_own_manifest, remove_own, set_aside
-from pipeline.sidecars import write_sidecars
-from pipeline.storage import StoragePath, read_table, reported, scratch
+from pipeline.outputs import is_own_manifest, remove_own
+from pipeline.publication import dropped, new_folder, place, place_copy, remove_outdated, states_in
+from pipeline.sidecars.companions import are_whole, copy_beside, write_companions
+from pipeline.sidecars.kept import KEPT
+from pipeline.storage import StoragePath, reason, reported, scratch
 from pipeline.summary import Summary, photographs, unused
 from schemas.catalogue import IMAGES, beside
+from schemas.current import POINTER, Current, read_current, write_current
+from schemas.digest import Damaged
 from schemas.manifest import FORMER_KEY
-from schemas.parquet import ROW_GROUP, table_writer, write_table
+from schemas.parquet import table_writer
 
 log = logging.getLogger(__name__)
 
-Wanted = Literal["all", "some", "none"]  # rows of a part
+# Raise it when the files beside a manifest are computed differently, so that they are made again.
+VERSION = 1
 
 
 def finish(build: Build, made: Sequence[str]) -> Summary:
@@ -51,68 +54,155 @@ def finish(build: Build, made: Sequence[str]) -> Summary:
 
     made: the names that `build_shard` returned. Raises UserError.
     """
-    config, metadata = build.job.config, build.job.metadata
+    config, metadata, plan = build.job.config, build.job.metadata, build.plan
     out = StoragePath(config.out)
-    states = build.plan.states
 
-    def renewed(name: str) -> str:
-        return renew(config.work, name, out, states.get(name, {}))
+    def renewed(name: str) -> tuple[str, Part]:
+        part = plan.parts[name]
+        return renew(config.work, name, out, plan.states.get(name, {}), part), part
 
     with ThreadPoolExecutor(8) as executor:
-        finished = list(executor.map(renewed, build.plan.finished))
-    summary = publish(out, config.work, finished, made, metadata)
-    write_sidecars(out, metadata, config.work)
-    prune(config.work, [*finished, *made])
-    if config.cache is None:
-        image_ids = read_table(StoragePath(summary.images), ["image_id"])["image_id"]
-        used = set(pc.unique(image_ids).to_pylist())
+        finished = dict(executor.map(renewed, plan.finished))
+    parts = finished | {name: _made(config.work, name) for name in made}
+    catalogue, published = publish(out, config.work, parts, made, metadata, config.verify)
+    names = {*published.current.beside.values(), *published.current.former, *KEPT}
+    prune(config.work, parts, names)
+    if config.cache is None and published.is_new:
+        used = set(pc.unique(catalogue["image_id"]).to_pylist())
         cache.prune(config.cache_folder, build.job.identities, used)
-    return replace(
-        summary,
+    return Summary(
+        str(out),
+        str(out.parent / beside(out.name, "images.parquet")),
+        len(published.current.files),
+        _status(catalogue),
+        {role: pc.sum(catalogue[f"n_{role}"]).as_py() for role in ("lr", "hr")},
+        unused(catalogue),
         passed=str(build.inputs.passed),
-        gone=build.plan.gone,
-        kept=build.plan.kept,
-        left_out=len(build.inputs.found) + build.plan.kept - build.plan.photographs,
+        gone=plan.gone,
+        kept=plan.kept,
+        left_out=len(build.inputs.found) + plan.kept - plan.photographs,
     )
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a manifest consists of now, and whether this build changed it."""
+
+    current: Current
+    is_new: bool
 
 
 def publish(
     out: StoragePath,
     work: StoragePath,
-    finished: Sequence[str],
+    parts: Mapping[str, Part],
     made: Sequence[str],
     metadata: dict[str, Any],
-) -> Summary:
-    """Turn parts into the manifest and its catalogue.
+    verify: bool = False,
+) -> tuple[pa.Table, Published]:
+    """Turn parts into the manifest and what belongs to it; returns its catalogue.
 
-    finished: parts of earlier runs, whose failed photographs this build tried again. made: parts of
-    this build. Of photographs with the same bytes only the first by name is used.
+    parts: by name, those of earlier runs, whose failed photographs this build tried again, and
+    those of this build, `made`. Of photographs with the same bytes only the first by name is used.
+    If the manifest is that of these parts already, and whole, nothing is written, unless `verify`.
     Raises UserError: no photograph gave a patch.
     """
-    catalogues = _read_catalogues(work, finished, made)
+    catalogues = {name: _rows(parts[name], name in made) for name in sorted(parts)}
     catalogue = _mark_duplicates(pa.concat_tables(catalogues.values()).sort_by("path"))
-    status = {
-        entry["values"]: entry["counts"] for entry in catalogue["status"].value_counts().to_pylist()
-    }
-    if not status.get("ok"):
+    if "ok" not in (status := _status(catalogue)):
         raise _nothing_usable(catalogue, status)
+    made_from = fingerprint(
+        VERSION, out.name, metadata, [[name, len(rows)] for name, rows in catalogues.items()]
+    )
+    former = _read_current(out)
+    is_same = former is not None and former.made_from == made_from and not verify
+    if former and is_same and _is_whole(out, work, former):
+        return catalogue, Published(former, False)
     unwanted = catalogue.filter(pc.equal(catalogue["status"], "duplicate"))["path"]
     unwanted = unwanted.combine_chunks()
-    wanted = {name: _wanted(catalogues[name], unwanted) for name in sorted(catalogues)}
-    publish_parts = _publish_locally if out.is_local else _publish_objects
     with reported(out, "written"):
-        files = publish_parts(out, work, wanted, unwanted)
-    images = out.parent / beside(out.name, "images.parquet")
-    with scratch(work, images.name) as temporary:  # the folder that `sweep` cleans
-        write_table(temporary, catalogue, metadata)
-        set_aside(images)
-        images.take(temporary, is_marked)
-    patches = {role: pc.sum(catalogue[f"n_{role}"]).as_py() for role in ("lr", "hr")}
-    return Summary(str(out), str(images), files, status, patches, unused(catalogue))
+        folder = new_folder(work) if out.is_local else out
+        placed, copies = {}, {}
+        for name, rows in catalogues.items():
+            if (without := dropped(rows, unwanted)) is None:
+                continue
+            placed[name] = f"{name}.parquet"
+            if len(without):
+                key = f"{name} {fingerprint(without.to_pylist())}"
+                placed[name] = place_copy(out, work, folder, name, without, former, key)
+                copies[key] = placed[name]
+            else:
+                place(part_files(work, name)[0], folder, former)
+        files = {name: folder / name for name in sorted(placed.values())}
+        schema = pq.read_schema((first := next(iter(files.values()))).key, filesystem=first.fs)
+        companions = write_companions(
+            out, work, metadata, catalogue, files, "split" in schema.names
+        )
+        found = states_in(folder)
+        current = Current(
+            {name: found[name] for name in files},
+            companions,
+            sorted({*former.beside.values()} - {*companions.values()}) if former else [],
+            made_from,
+            copies,
+        )
+        with scratch(work, POINTER) as temporary:
+            write_current(temporary, schema, current)
+            (folder / POINTER).take(temporary)  # in object storage, readers see the new one now
+        if out.is_local:
+            out.path.parent.mkdir(parents=True, exist_ok=True)
+            replace_folder(folder.path, out.path, is_own_manifest)
+    copy_beside(out, work, companions)
+    if not out.is_local:
+        remove_outdated(out, {*files, POINTER})
+    return catalogue, Published(current, True)
 
 
-def renew(work: StoragePath, name: str, out: StoragePath, states: Mapping[str, State]) -> str:
-    """Bring a finished part up to date; returns its name.
+def _made(work: StoragePath, name: str) -> Part:
+    with _unchanged(work, name):
+        return read_part(work, name, in_full=False)[0]
+
+
+def _rows(part: Part, is_made: bool) -> pa.Table:
+    """The rows of a part in the catalogue."""
+    assert part.catalogue is not None
+    if is_made:
+        return part.catalogue
+    again = pa.array(sorted(part.retried))
+    return part.catalogue.filter(pc.invert(pc.is_in(part.catalogue["status"], again)))
+
+
+def _status(catalogue: pa.Table) -> dict[str, int]:
+    entries = catalogue["status"].value_counts().to_pylist()
+    return {entry["values"]: entry["counts"] for entry in entries}
+
+
+def _read_current(out: StoragePath) -> Current | None:
+    """What the manifest says of itself; None: nothing that can be trusted."""
+    try:
+        return read_current(io.BytesIO((out / POINTER).read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (OSError, Damaged) as error:
+        log.warning("%s: damaged (%s); published again", out / POINTER, reason(error))
+        return None
+
+
+def _is_whole(out: StoragePath, work: StoragePath, current: Current) -> bool:
+    """Whether a manifest and the files beside it are as they were published, and nothing else."""
+    found = states_in(out)
+    found.pop(POINTER, None)
+    return found == current.files and are_whole(out, work, current.beside)
+
+
+def renew(
+    work: StoragePath,
+    name: str,
+    out: StoragePath,
+    states: Mapping[str, State],
+    known: Part | None = None,
+) -> str:
+    """Bring a finished part up to date; returns its name. known: what the plan read of it.
 
     A part of a version without digests is written again with one. Where the file of rows has
     another state than at its last check (the folder was copied, say), the new state is noted: the
@@ -120,6 +210,9 @@ def renew(work: StoragePath, name: str, out: StoragePath, states: Mapping[str, S
     states: new states of photographs whose bytes are the same, so that a rerun trusts them.
     """
     with _unchanged(work, name):
+        checked = known.about.get("checked") if known and not states else None
+        if checked and part_files(work, name)[0].state() == checked:  # earlier parts have none
+            return name
         part, catalogue = read_part(work, name, in_full=False)
         patches, entries = part_files(work, name)
         about = part.about | {"states": part.states | dict(states)}
@@ -153,23 +246,6 @@ def _unchanged(work: StoragePath, name: str) -> Iterator[None]:
         raise UserError(damage(work, name, error), "run the same command again") from error
 
 
-def _read_catalogues(
-    work: StoragePath, finished: Sequence[str], made: Sequence[str]
-) -> dict[str, pa.Table]:
-    """The catalogue rows of each part, after a check that no part has changed since the plan."""
-
-    def read(name: str) -> pa.Table:
-        with _unchanged(work, name):
-            part, table = read_part(work, name, in_full=False)
-        table = as_catalogue(table)
-        again = pa.array(sorted(part.retried))
-        return table if name in made else table.filter(pc.invert(pc.is_in(table["status"], again)))
-
-    names = sorted({*finished, *made})
-    with ThreadPoolExecutor(8) as executor:
-        return dict(zip(names, executor.map(read, names), strict=True))
-
-
 def _mark_duplicates(catalogue: pa.Table) -> pa.Table:
     """Mark all but the first of photographs with the same bytes; catalogue: sorted by path."""
     used = catalogue.filter(pc.is_in(catalogue["status"], pa.array(["ok", "no_patches"])))
@@ -198,84 +274,6 @@ def _nothing_usable(catalogue: pa.Table, status: dict[str, int]) -> UserError:
     )
 
 
-def _publish_locally(
-    out: StoragePath, work: StoragePath, parts: Mapping[str, Wanted], unwanted: pa.Array
-) -> int:
-    """Link the parts into a new folder, then replace the manifest by it in one step.
-
-    Returns the number of files; a part without a patch gives none.
-    """
-    new = work / "publishing"
-    if new.exists():  # of a build that was killed here
-        remove_own(new)
-    new.path.mkdir(parents=True)
-    for name, rows in parts.items():
-        source, _ = part_files(work, name)
-        if rows == "some":
-            with scratch(new, name) as temporary:
-                (new / _copy_without(source, temporary, unwanted)).take(temporary)
-        elif rows == "all":
-            _link(source.path, new.path / source.name)
-    files = len(new.names())
-    out.path.parent.mkdir(parents=True, exist_ok=True)
-    replace_folder(new.path, out.path, is_own_manifest)
-    return files
-
-
-def _publish_objects(
-    out: StoragePath, work: StoragePath, parts: Mapping[str, Wanted], unwanted: pa.Array
-) -> int:
-    """Copy the missing parts, then remove the outdated ones. Returns the number of files.
-
-    Object storage cannot exchange folders: in between, a reader may see rows of both manifests.
-    """
-    existing, wanted = set(out.names()), set[str]()
-    for name, rows in parts.items():
-        source, _ = part_files(work, name)
-        if rows == "some":
-            with scratch(out, name) as temporary:
-                wanted.add(target := _copy_without(source, temporary, unwanted))
-                if target not in existing:
-                    (out / target).take(temporary)
-        elif rows == "all":
-            wanted.add(source.name)
-            if source.name not in existing:
-                source.fs.copy_file(source.key, (out / source.name).key)
-    for name in existing - wanted:
-        remove_own(out / name)
-    return len(wanted)
-
-
-def _wanted(catalogue: pa.Table, unwanted: pa.Array) -> Wanted:
-    """Which rows of a part belong to the manifest. catalogue: of the part."""
-    has_rows = pc.greater(pc.add(catalogue["n_lr"], catalogue["n_hr"]), 0)
-    dropped = pc.is_in(catalogue.filter(has_rows)["path"], unwanted)
-    if pc.all(dropped).as_py() is not False:  # also: it has no rows
-        return "none"
-    return "some" if pc.any(dropped).as_py() else "all"
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)  # parts never change, so both names can share the bytes
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
-
-
-def _copy_without(source: StoragePath, target: Path, unwanted: pa.Array) -> str:
-    """Write the other rows of a part; returns the name that their digest gives the file."""
-    with source.open() as file:
-        part = pq.ParquetFile(file, page_checksum_verification=True)
-        former = (part.metadata.metadata or {}).get(FORMER_KEY.encode())
-        more = {FORMER_KEY: former.decode()} if former else {}
-        with table_writer(target, part.schema_arrow, lambda: more) as write:
-            for batch in part.iter_batches(ROW_GROUP):
-                rows = batch.filter(pc.invert(pc.is_in(batch["image_path"], unwanted)))
-                write(pa.Table.from_batches([rows]))
-    with open(target, "rb") as copy:
-        return file_name(copy)
-
-
 def sweep(work: StoragePath) -> None:
     """Remove the temporary files of a killed build; finished parts stay."""
     cached = work / CACHE_FOLDER
@@ -286,10 +284,13 @@ def sweep(work: StoragePath) -> None:
             remove_own(work / name)
 
 
-def prune(work: StoragePath, parts: Collection[str]) -> None:
-    """Remove parts that no longer belong to the manifest, and other leftovers of builds."""
+def prune(work: StoragePath, parts: Collection[str], others: Collection[str]) -> None:
+    """Remove parts that no longer belong to the manifest, and other leftovers of builds.
+
+    others: names of files that stay, besides those of the parts.
+    """
     keep = {file.name for name in parts for file in part_files(work, name)}
-    keep |= {CACHE_FOLDER, LOCK, HOLDER}
+    keep |= {CACHE_FOLDER, LOCK, HOLDER, *others}
     for name in work.names():
         if name not in keep:
             remove_own(work / name)

@@ -12,7 +12,7 @@ from pathlib import Path
 import duckdb
 
 from lasr.errors import UserError
-from schemas.catalogue import BESIDE, beside
+from schemas.catalogue import BESIDE, beside, companion
 from schemas.manifest import Manifest
 
 _EXPLAIN = re.compile(
@@ -25,7 +25,8 @@ _EXECUTES = "JSON_EXECUTE_SERIALIZED_SQL"
 def readable_files(manifest: Manifest) -> list[Path]:
     """Return all that a question may read: the manifest, then the files beside it."""
     others = [manifest.path.parent / beside(manifest.path.name, name) for name in BESIDE]
-    return [manifest.path, *others]
+    published = [companion(manifest, name) for name in BESIDE]
+    return list(dict.fromkeys([manifest.path, *others, *published]))
 
 
 def confine(

@@ -16,7 +16,7 @@ from lasr.errors import UserError
 from lasr.ownership import own_path
 from pipeline.sidecars import write_sidecars
 from pipeline.storage import StoragePath
-from schemas.catalogue import IMAGES, images_path
+from schemas.catalogue import IMAGES, companion, images_path
 from schemas.digest import check_parquet
 from schemas.manifest import PATCH_SIZE, Manifest, check_columns, damage_named, digest_of
 from schemas.parquet import ROW_GROUP, encoded_metadata, rows_to, table_writer
@@ -159,9 +159,10 @@ def _write_catalogue(
     manifest: Manifest, target: Path, metadata: dict[str, Any], counts: Counter[tuple[str, str]]
 ) -> None:
     """Write the catalogue with every photograph and the patches that it has in the new manifest."""
-    if not images_path(manifest.path).is_file():
+    catalogue = companion(manifest, "images.parquet")
+    if not catalogue.is_file():
         return
-    rows = pq.read_table(images_path(manifest.path)).to_pylist()
+    rows = pq.read_table(catalogue).to_pylist()
     for row in rows:
         left = {role: counts[row["image_id"], role] for role in PATCH_SIZE}
         if row["status"] == "ok" and not any(left.values()):

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from lasr.errors import one_line
 from pipeline.query.limits import limit
-from pipeline.query.sandbox import readable_files
+from schemas.catalogue import BESIDE, companion
 from schemas.manifest import PATCHES, DamagedError, Manifest, open_manifest
 
 log = logging.getLogger(__name__)
@@ -68,9 +68,9 @@ def with_views(manifest: Manifest) -> duckdb.DuckDBPyConnection:
     ) as error:  # damaged since it was opened
         raise DamagedError(manifest.path, error) from error
     patches.project(projection(manifest.schema)).create_view("patches")
-    for file in readable_files(manifest)[1:]:
+    for title in BESIDE:
+        file, name = companion(manifest, title), title.split(".")[0]
         if file.suffix == ".parquet" and file.is_file():
-            name = file.name.split(".")[-2]
             try:
                 beside = connection.read_parquet(str(file), hive_partitioning=False)
             except (duckdb.IOException, duckdb.InvalidInputException) as error:

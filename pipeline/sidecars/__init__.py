@@ -1,5 +1,6 @@
-"""The files beside a manifest that are computed from its rows: near-duplicates and a data card."""
+"""The files that are computed from a manifest's rows: near-duplicates and a data card."""
 
+from collections import Counter
 from typing import Any
 
 import pyarrow as pa
@@ -7,7 +8,7 @@ import pyarrow.parquet as pq
 
 from lasr.marks import signed
 from pipeline.outputs import is_marked, set_aside
-from pipeline.sidecars.card import data_card
+from pipeline.sidecars.card import Contents, data_card
 from pipeline.sidecars.duplicates import find_duplicates
 from pipeline.storage import StoragePath, read_table, reported, scratch
 from schemas.catalogue import BESIDE, beside
@@ -19,8 +20,8 @@ _COLUMNS = ("patch_id", "role", "rank", "phash", "split")  # no pixels
 def write_sidecars(manifest: StoragePath, metadata: dict[str, Any], work: StoragePath) -> None:
     """Write `duplicates.parquet` and `card.md` beside a manifest and its catalogue.
 
-    Both replace older ones. work: a folder on the same disk, for temporary files. Raises
-    StorageError.
+    Of a manifest that no build wrote; builds publish them with the rows. Both replace older ones.
+    work: a folder on the same disk, for temporary files. Raises StorageError.
     """
     catalogue_path, duplicates_path, card_path = (
         manifest.parent / beside(manifest.name, name) for name in BESIDE
@@ -32,7 +33,9 @@ def write_sidecars(manifest: StoragePath, metadata: dict[str, Any], work: Storag
         write_table(temporary, duplicates, metadata)
         set_aside(duplicates_path)
         duplicates_path.take(temporary, is_marked)
-    card = signed(data_card(manifest, metadata, catalogue, patches, duplicates))
+    contents = _count(patches)
+    text = data_card(manifest, bool(manifest.names()), metadata, catalogue, contents, duplicates)
+    card = signed(text)
     with scratch(work, card_path.name) as temporary:
         temporary.write_bytes(card.encode())
         card_path.take(temporary, is_marked)
@@ -44,3 +47,12 @@ def _read_patches(manifest: StoragePath) -> pa.Table:
     schema = pq.read_schema(files[0].key, filesystem=files[0].fs)
     columns = [name for name in _COLUMNS if name in schema.names]
     return pa.concat_tables([read_table(file, columns) for file in files])
+
+
+def _count(patches: pa.Table) -> Contents:
+    """How many patches of each role and split; split is None where there is no such column."""
+    keys = [name for name in ("role", "split") if name in patches.schema.names]
+    counts = Counter[tuple[str, str | None]]()
+    for row in patches.group_by(keys).aggregate([([], "count_all")]).to_pylist():
+        counts[row["role"], row.get("split")] += row["count_all"]
+    return counts, "split" in keys

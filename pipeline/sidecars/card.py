@@ -3,11 +3,11 @@
 As the README.md of a dataset repository it describes the data to people and to `load_dataset`.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from huggingface_hub import DatasetCardData
 
 from lasr.weights.locate import TABLE
@@ -46,21 +46,27 @@ _LICENCE = (
 )
 
 
+# Number of patches by role and split, and whether the rows have a column `split`.
+Contents = tuple[Counter[tuple[str, str | None]], bool]
+
+
 def data_card(
     manifest: StoragePath,
+    is_folder: bool,
     metadata: dict[str, Any],
     catalogue: pa.Table,
-    patches: pa.Table,
+    contents: Contents,
     duplicates: pa.Table,
 ) -> str:
     """Return the text of the card.
 
-    metadata: that of the manifest. catalogue: columns of IMAGES. patches: at least the column
-    `role`. duplicates: columns of DUPLICATES.
+    manifest: its place, a folder of parts or one file; nothing is read there. metadata: that of the
+    manifest. catalogue: columns of IMAGES. duplicates: columns of DUPLICATES.
     """
+    files = f"{manifest.name}/*.parquet" if is_folder else manifest.name
     parameters = metadata.get("parameters", {})
     sections = {
-        "Contents": _contents(patches),
+        "Contents": _contents(*contents),
         "Photographs": _counted(catalogue, "status", "photographs"),
         "Near-duplicates": _counted(duplicates, "kind", "listed"),
         "Sources": _sources(parameters),
@@ -71,7 +77,7 @@ def data_card(
             ((f"`{c.name}`", f"`{c.type}`", c.metadata[b"description"].decode()) for c in PATCHES),
         ),
         "Limits": _LIMITS.format(licence=_LICENCE).strip(),
-        "Use": _use(manifest),
+        "Use": _use(manifest, files),
     }
     if query := metadata.get("query"):
         sections = {"Selected by": f"```sql\n{query}\n```"} | sections
@@ -81,9 +87,8 @@ def data_card(
         "Far (`lr`, 56x56) and near (`hr`, 224x224) patches of photographs, with captions, to train"
         " super-resolution of real pictures without pairs (LA-SR)."
     )
-    return (
-        f"{_front_matter(manifest, len(patches))}\n# {_title(manifest)}\n\n{about}\n{banner}{text}"
-    )
+    front = _front_matter(manifest, files, contents[0].total())
+    return f"{front}\n# {_title(manifest)}\n\n{about}\n{banner}{text}"
 
 
 def _banner(parameters: dict[str, Any]) -> str:
@@ -98,8 +103,7 @@ def _title(manifest: StoragePath) -> str:
     return f"LA-SR training patches: {manifest.name.removesuffix('.parquet')}"
 
 
-def _front_matter(manifest: StoragePath, rows: int) -> str:
-    files = f"{manifest.name}/*.parquet" if manifest.names() else manifest.name
+def _front_matter(manifest: StoragePath, files: str, rows: int) -> str:
     card = DatasetCardData(
         license="other",
         license_name="that-of-the-photographs",
@@ -112,16 +116,17 @@ def _front_matter(manifest: StoragePath, rows: int) -> str:
     return f"---\n{card.to_yaml()}\n---\n"
 
 
-def _contents(patches: pa.Table) -> str:
-    splits = sorted(set(patches["split"].to_pylist())) if "split" in patches.schema.names else []
-    names = [str(split) for split in splits]
+def _contents(counts: Counter[tuple[str, str | None]], has_split: bool) -> str:
+    splits = sorted({str(split) for _, split in counts}) if has_split else []
 
     def row(role: str) -> list[object]:
-        own = patches.filter(pc.equal(patches["role"], role))
-        counts = [pc.sum(pc.equal(own["split"], split)).as_py() or 0 for split in splits]
-        return [f"`{role}`", f"{PATCH_SIZE[role]}x{PATCH_SIZE[role]}", len(own), *counts]  # type: ignore[index]
+        own = Counter[str]()
+        for (of, split), number in counts.items():
+            own[str(split)] += number if of == role else 0
+        size = PATCH_SIZE[role]  # type: ignore[index]
+        return [f"`{role}`", f"{size}x{size}", own.total(), *(own[split] for split in splits)]
 
-    return _table(("role", "pixels", "patches", *names), map(row, PATCH_SIZE))
+    return _table(("role", "pixels", "patches", *splits), map(row, PATCH_SIZE))
 
 
 def _counted(table: pa.Table, column: str, what: str) -> str:
@@ -154,8 +159,7 @@ def _parameters(parameters: dict[str, Any]) -> Iterable[tuple[str, str]]:
     )
 
 
-def _use(manifest: StoragePath) -> str:
-    files = f"{manifest.name}/*.parquet" if manifest.names() else manifest.name
+def _use(manifest: StoragePath, files: str) -> str:
     return (
         "```python\n"
         "from datasets import load_dataset\n\n"

@@ -84,6 +84,12 @@ def first_alike(hashes: np.ndarray, max_bits: int) -> np.ndarray:
     return result
 
 
+def bands(max_bits: int) -> list[tuple[int, int]]:
+    """First bit, and bit after the last, of the bands into which hashes are cut."""
+    edges = np.linspace(0, 64, max_bits + 2).astype(int).tolist()
+    return list(itertools.pairwise(edges))
+
+
 def _near_pairs(hashes: np.ndarray, max_bits: int) -> tuple[list[int], list[int], list[int]]:
     """All pairs of different hashes that differ in at most `max_bits` bits.
 
@@ -93,9 +99,8 @@ def _near_pairs(hashes: np.ndarray, max_bits: int) -> tuple[list[int], list[int]
     principle), so only hashes with an equal band are compared: n^2 / 2^13 of n random ones at 4
     bits instead of n^2.
     """
-    edges = np.linspace(0, 64, max_bits + 2).astype(int).tolist()
     found = [np.empty((3, 0), np.int64)]
-    for start, stop in itertools.pairwise(edges):
+    for start, stop in bands(max_bits):
         band = (hashes >> np.uint64(start)) & np.uint64(2 ** (stop - start) - 1)
         order = np.argsort(band, kind="stable")
         band = band[order]

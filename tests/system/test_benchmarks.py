@@ -83,6 +83,7 @@ def started(name: str, argv: list[str], variables: dict[str, str], out: Path) ->
 @pytest.mark.parametrize(
     ("name", "flags", "answer"),
     [
+        ("rerun", "--photographs 3 --added 1 --keep FOLDER", "| 48 | 1 new |"),
         ("loader", "--photographs 7 --rounds 1 --workers 1", "patches/s"),
         (
             "build",
@@ -92,6 +93,7 @@ def started(name: str, argv: list[str], variables: dict[str, str], out: Path) ->
     ],
 )
 def test_benchmarks_run_as_typed(name: str, flags: str, answer: str, tmp_path: Path) -> None:
+    flags = flags.replace("FOLDER", str(tmp_path / "kept"))
     assert answer in started(name, flags.split(), {}, tmp_path / "log")
 
 

@@ -24,7 +24,8 @@ from pipeline.build.plan import plan_build, prepare
 from pipeline.build.publish import finish
 from pipeline.build.shard import build_shard
 from pipeline.config import BuildConfig
-from schemas.manifest import PATCHES
+from schemas.current import POINTER
+from schemas.manifest import PATCHES, open_manifest
 from tests.conftest import run_stages
 from tests.support.parts import write_part
 from trainer.checkpoint import check_folder
@@ -431,7 +432,7 @@ def test_what_comes_while_a_build_runs_stays(photographs: Path, tmp_path: Path) 
     card.unlink()
     finish(planned, made)
     assert all(path.read_text() == "precious" for path in late)
-    assert {path.name for path in out.iterdir()} == {f"{made[0]}.parquet"}
+    assert {path.name for path in out.iterdir()} == {f"{made[0]}.parquet", POINTER}
 
 
 def test_a_damaged_part_of_ours_is_replaced(photographs: Path, tmp_path: Path) -> None:
@@ -439,7 +440,7 @@ def test_a_damaged_part_of_ours_is_replaced(photographs: Path, tmp_path: Path) -
         images=[f"{photographs}/coffee.png"], out=tmp_path / "o.parquet", profile="test", k=1
     )
     run_stages(config)
-    (part,) = (tmp_path / "o.parquet").iterdir()
+    (part,) = open_manifest(tmp_path / "o.parquet").files
     content = part.read_bytes()
     mark_at_its_end = b"xxxx" + content[4:]
     for damaged in (b"", content[:100], b"x" * 100, mark_at_its_end):
@@ -451,6 +452,7 @@ def test_a_damaged_part_of_ours_is_replaced(photographs: Path, tmp_path: Path) -
     # Beside nothing of ours, such a name alone proves nothing.
     shutil.rmtree(tmp_path / "o.work")
     part.unlink()
+    part.with_name(POINTER).unlink()
     part.write_bytes(b"precious")
     with pytest.raises(UserError, match="which no build wrote"):
         run_stages(config)

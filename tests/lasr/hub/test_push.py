@@ -11,6 +11,7 @@ from huggingface_hub import DatasetCard, HfApi, ModelCard
 from safetensors import safe_open
 
 from lasr.__main__ import main as lasr
+from schemas.manifest import open_manifest
 from tests.support import training
 from tests.support.hub import Host, reached_by_huggingface_hub, serve
 from tests.support.upstream import save_clip
@@ -52,7 +53,7 @@ def test_a_data_set_is_uploaded_once_and_updated(
     assert push(*argv) == 0
     assert f"pushed:     {host.address}/{DATA}\n" in capsys.readouterr().out
     repository = host.hub.repositories[DATA]
-    parts = {f"patches.parquet/{path.name}": path.read_bytes() for path in own.iterdir()}
+    parts = {f"patches.parquet/{path.name}": path.read_bytes() for path in open_manifest(own).files}
     assert repository.private and parts.items() <= repository.files.items()
     assert parts.keys() <= repository.large  # over the large-file storage
     assert repository.files["images.parquet"] == (own.parent / "images.parquet").read_bytes()
@@ -64,7 +65,7 @@ def test_a_data_set_is_uploaded_once_and_updated(
     uploads = len(repository.commits), sum(seen.method == "PUT" for seen in host.seen)
     assert push(*argv) == 0  # nothing new: only the record is looked at
     assert sum(seen.method == "PUT" for seen in host.seen) == uploads[1]
-    first, *others = sorted(own.iterdir())
+    first, *others = open_manifest(own).files
     first.rename(own.parent / "gone")
     assert push(*argv) == 0  # a part that is gone here is removed there, and nothing else
     assert set(repository.files) & parts.keys() == {f"patches.parquet/{one.name}" for one in others}
