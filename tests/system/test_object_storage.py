@@ -22,7 +22,8 @@ from werkzeug.serving import WSGIRequestHandler
 import pipeline.run
 import trainer.run
 from lasr.errors import UserError
-from pipeline import storage
+from lasr.storage import filesystem
+from lasr.storage.filesystem import file_system
 from pipeline.build.cache import Cache
 from pipeline.build.lock import check_free, sole_build
 from pipeline.build.plan import plan_build, prepare
@@ -71,7 +72,7 @@ def bucket(
         monkeypatch.setenv(name, value)
     name = re.sub("[^a-z]+", "-", request.node.name)[:60].strip("-")
     urllib.request.urlopen(urllib.request.Request(f"{server[0]}/{name}", method="PUT"))
-    storage._file_system.cache_clear()
+    file_system.cache_clear()
     server[1].clear()
     return f"s3://{name}"
 
@@ -302,9 +303,9 @@ def test_mistakes_are_one_line(
             port.bind(("127.0.0.1", 0))
             if listening:
                 port.listen()
-                monkeypatch.setattr(storage, "_REQUEST_TIMEOUT", 1)
+                monkeypatch.setattr(filesystem, "REQUEST_TIMEOUT", 1)
             monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port.getsockname()[1]}")
-            storage._file_system.cache_clear()
+            file_system.cache_clear()
             assert "cannot be read (NETWORK_CONNECTION during" in error_of(argv, capsys)
 
 
