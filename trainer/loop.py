@@ -115,12 +115,21 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
         finally:
             if run_log:
                 run_log.close()
+        say_traffic(patches, world)
 
         # --- Write the final weights; the other ranks wait, so that they learn of an error --------
         paths: list[Path] = []
         world.on_rank_zero(lambda: paths.extend(save_weights(config.folder, train_step)))
         world.on_rank_zero(lambda: save_encoders(config, train_step))
         return paths
+
+
+def say_traffic(patches: Patches, world: World) -> None:
+    """Log what each rank fetched of a manifest in storage."""
+    fetched = world.exchange(patches.fetched)
+    if any(fetched):
+        said = ", ".join(f"{size / 1e6:,.0f} MB" for size in fetched)
+        log.info("fetched from storage, by rank: %s", said)
 
 
 def first_patches(patches: Patches, world: World) -> Tensor:

@@ -90,6 +90,10 @@ class StoredFile:
         self.access.traffic.add(len(content))
         return content
 
+    def _bytes(self, start: int, stop: int) -> bytes:
+        first, end = self.tail
+        return end[start - first : stop - first] if start >= first else self.read(start, stop)
+
     @cached_property
     def _read_at(self) -> Callable[[int, int], bytes]:
         handler = getattr(self.fs, "handler", None)
@@ -223,7 +227,7 @@ class StoredFile:
         """
 
         def fetch() -> bytes:
-            content = b"".join(self.read(start, stop) for start, stop in ranges)
+            content = b"".join(self._bytes(start, stop) for start, stop in ranges)
             if not hashlib.sha256(content).hexdigest().startswith(expected):
                 raise Damaged(fault or "its bytes have changed")
             return content

@@ -116,6 +116,12 @@ class Patches:
         """Pairs in an epoch: one per LR patch."""
         return len(self.rows["lr"])
 
+    @property
+    def fetched(self) -> int:
+        """The bytes that this process fetched from storage; 0 for a manifest on a disk."""
+        stored = [file for file in self.manifest.parts if isinstance(file, StoredFile)]
+        return stored[0].access.traffic.bytes if stored else 0
+
     def _divide(self) -> list[list[int]]:
         """The numbers of each shard's chunks: the largest first, to the shard that has the least.
 

@@ -32,7 +32,7 @@ from schemas.columns import convert_column
 from schemas.digest import Damaged
 from schemas.manifest import PATCH_SIZE, PATCHES, Manifest, ManifestError, Role, digest_of
 from schemas.parquet import ROW_GROUP
-from schemas.parts import PartFile
+from schemas.parts import PartFile, open_part
 from trainer.data.index import READ_ERRORS, Index, damage, opened, read_footer, read_index
 
 log = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ class Reader:
         with opened(file, self._footers[chunk.file], CONTENT) as part:
             try:
                 if digest := self._digests[chunk.file]:
-                    with open(file, "rb") as content:
+                    with open_part(file) as content:
                         digest.check_group(content, chunk.index)
                 return _content(part.read_row_group(chunk.index, columns=CONTENT))
             except (*READ_ERRORS, Damaged) as error:
