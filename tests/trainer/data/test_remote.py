@@ -95,8 +95,9 @@ def file_end(file: Path) -> int:
 
 @pytest.fixture(autouse=True)
 def small_tail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of a small file would hold row groups as well, and no request would show them."""
+    """Row groups are small here: they would come with the end of a file, or between columns."""
     monkeypatch.setattr("lasr.storage.remote.TAIL", 1 << 12)
+    monkeypatch.setattr("lasr.storage.remote._GAP", 1 << 10)
 
 
 def test_batches_identity_and_index_are_those_of_a_local_manifest(
@@ -140,7 +141,7 @@ def test_row_groups_are_fetched_before_they_are_needed(
 
 
 def test_the_cache_is_bounded_and_the_batches_stay(local: Path, s3: S3, tmp_path: Path) -> None:
-    size = max((p.stat().st_size for p in local.iterdir()))
+    size = max(p.stat().st_size for p in local.iterdir())
     limit = size // 2
     settings = config(tmp_path, cache_size=limit / 1e9)
     found = remote(settings)
@@ -223,7 +224,7 @@ def test_without_room_for_the_cache_it_goes_on(
     def refuses(path: Any, mode: str = "r", **options: Any) -> Any:
         if "w" in mode:
             raise OSError(number, os.strerror(number))
-        return open(path, mode, **options)  # noqa: SIM115
+        return open(path, mode, **options)
 
     monkeypatch.setattr(cache_module, "open", refuses, raising=False)
     with caplog.at_level(logging.WARNING):
