@@ -252,8 +252,9 @@ def test_a_folder_of_others_is_no_cache(local: Path, s3: S3, tmp_path: Path) -> 
     assert foreign.read_text() == "precious" and not abandoned.exists()
 
 
-def fetch_all(folder: Path, ready: Any, go: Any) -> None:
+def fetch_all(folder: Path, environment: dict[str, str], ready: Any, go: Any) -> None:
     """In a process: have all row groups of the manifest in a cache."""
+    os.environ |= environment
     manifest = open_manifest(ADDRESS, COLUMNS, StorageConfig(cache=folder))
     ready.release()
     go.wait(60)
@@ -269,7 +270,8 @@ def test_two_processes_that_share_a_cache_fetch_once(local: Path, s3: S3, tmp_pa
     context = processes.context()
     ready, go = context.Semaphore(0), context.Event()
     both = [
-        context.Process(target=fetch_all, args=(tmp_path / "cache", ready, go)) for _ in range(2)
+        context.Process(target=fetch_all, args=(tmp_path / "cache", s3.environment, ready, go))
+        for _ in range(2)
     ]
     for process in both:
         process.start()
