@@ -12,7 +12,7 @@ import re
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from lasr.errors import UserError, one_line
+from lasr.errors import UserError, one_line, printable
 
 # Seconds. The library makes three attempts. A copy inside the storage sends nothing until it ends.
 CONNECT_TIMEOUT, REQUEST_TIMEOUT = 5, 15
@@ -70,5 +70,5 @@ def split(address: str) -> tuple[pafs.FileSystem, str]:
 
 def reason(error: Exception) -> str:
     """The message of an error without the library's preamble and request ids."""
-    text = getattr(error, "strerror", None) or one_line(error, 1000)
+    text = printable(getattr(error, "strerror", None) or one_line(error, 1000))
     return re.sub(r"^.*?AWS Error |\s*\(Request ID: .*\)", "", text)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lasr.storage.config import StorageConfig
+from lasr.storage.config import StorageConfig, address
 from schemas import manifest
 from schemas.manifest import PATCHES, Manifest, ManifestError
 from schemas.parts import is_part
@@ -25,6 +25,7 @@ def open_manifest(
 
     Of files in storage the footers are read. Raises UserError, StorageError among them.
     """
+    where = address(where)
     if isinstance(where, Path):
         return manifest.open_manifest(where, columns)
     files = find_files(where, config or StorageConfig())

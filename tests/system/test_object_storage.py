@@ -283,8 +283,9 @@ def test_mistakes_are_one_line(
     with pytest.raises(StorageError, match=r"cannot be written \(NO_SUCH_BUCKET during") as raised:
         build(album, argv[-1])
     assert "Request ID" not in str(raised.value)
-    status = trainer.run.main(["--manifest", f"{bucket}/data/patches.parquet"])
-    assert status == 1 and f"`aws s3 sync {bucket}/data/patches" in capsys.readouterr().err
+    cache = str(tmp_path / "cache")
+    status = trainer.run.main(["--manifest", f"{bucket}/data/patches.parquet", "--cache", cache])
+    assert status == 1 and f"{bucket}/data/patches.parquet: no manifest" in capsys.readouterr().err
     with pytest.raises(UserError, match="nosuch://bucket: cannot be opened"):
         find(["nosuch://bucket/photos"])
     # A key that the storage does not know.
