@@ -86,6 +86,12 @@ def open_patches(config: TrainConfig, processes: int = 1) -> Patches:
         )
     check_folder(config.folder, config.inputs)
     manifest = open_manifest(config.manifest, COLUMNS, config)
+    if isinstance(config.manifest, str) and processes > 1 == config.shards:
+        log.info(
+            "each process fetches nearly all row groups; with --shards %d, or the number of"
+            " machines, they would fetch disjoint ones, in another order of training",
+            processes,
+        )
     needed: list[Role] = ["lr"] if config.freeze_encoders else ["lr", "hr"]
     patches = Patches(
         manifest, config.seed, config.degrade, config.pairing, config.augment, config.split, needed,

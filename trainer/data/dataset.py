@@ -313,7 +313,8 @@ class Patches:
         uses = first_uses(of_steps, lambda n: reader.chunks[n].rows, reader.cache_rows)
         neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # share the cache, if torchrun
         most = min(remote[0].access.cache.limit // 2 // neighbours, AHEAD_BYTES)
-        return ReadAhead(uses, reader.fetch, reader.stored_size, most)
+        steps = -(-WINDOW // size)  # two windows
+        return ReadAhead(uses, reader.fetch, reader.stored_size, most, steps)
 
     def named(self, batch: Batch) -> str:
         """The rows of a batch, for an error."""

@@ -20,19 +20,22 @@ THREADS = 8  # row groups at once; each is one large request
 class ReadAhead:
     """Fetches in threads of its own; a context manager.
 
-    uses: the step at which each row group is needed first, and its number, in the order of steps.
-    fetch: brings one to the disk. size: its bytes, 0: it is not fetched. most: bytes that are
-    fetched ahead of the step that was last reached.
+    uses: each step with the numbers of the row groups that it needs first. fetch: brings one to the
+    disk. size: its bytes, 0: it is not fetched. most: bytes that are fetched ahead of the step that
+    was last reached. steps: so far ahead of it, at most.
     """
 
     def __init__(
         self,
-        uses: Iterator[tuple[int, int]],
+        uses: Iterator[tuple[int, list[int]]],
         fetch: Callable[[int], None],
         size: Callable[[int], int],
         most: int,
+        steps: int,
     ):
-        self._uses, self._fetch, self._size, self._most = uses, fetch, size, most
+        self._uses, self._fetch, self._size = uses, fetch, size
+        self._most, self._steps = most, steps
+        self._reached: int | None = None
         self._ahead: OrderedDict[int, int] = OrderedDict()  # bytes by step, not reached yet
         self._changed = threading.Condition()
         self._closed = False
@@ -53,26 +56,34 @@ class ReadAhead:
     def reached(self, step: int) -> None:
         """Say that the batch of a step is being made: what it needs is no longer ahead."""
         with self._changed:
+            self._reached = max(step, self._reached or step)
             while self._ahead and next(iter(self._ahead)) <= step:
                 self._ahead.popitem(last=False)
             self._changed.notify_all()
 
     def _plan(self) -> None:
-        for step, number in self._uses:
-            size = self._size(number)
-            if not size:
-                continue
-            with self._changed:
-                # One is always allowed, however large it is.
-                while not self._closed and self._ahead and self._sum() + size > self._most:
-                    self._changed.wait()
-                if self._closed:
+        for step, numbers in self._uses:
+            for size, number in [(0, 0), *((self._size(each), each) for each in numbers)]:
+                if not self._may_go_on(step, size):
                     return
-                self._ahead[step] = self._ahead.get(step, 0) + size
-                self._executor.submit(self._fetch, number).add_done_callback(_note)
+                if size:
+                    self._executor.submit(self._fetch, number).add_done_callback(_note)
 
-    def _sum(self) -> int:
-        return sum(self._ahead.values())
+    def _may_go_on(self, step: int, size: int) -> bool:
+        """Wait until `size` bytes may be fetched for a step; False: it was closed meanwhile."""
+        with self._changed:
+            if self._reached is None:
+                self._reached = step
+            while not self._closed and self._is_far(step, size):
+                self._changed.wait()
+            self._ahead[step] = self._ahead.get(step, 0) + size
+            return not self._closed
+
+    def _is_far(self, step: int, size: int) -> bool:
+        """Whether it is too early; one row group is always allowed, however large it is."""
+        assert self._reached is not None
+        held = sum(self._ahead.values())
+        return step > self._reached + self._steps or (held > 0 and held + size > self._most)
 
 
 def _note(done: Future[None]) -> None:
@@ -84,8 +95,8 @@ def _note(done: Future[None]) -> None:
 
 def first_uses(
     chunks_of_steps: Iterable[tuple[int, list[int]]], rows: Callable[[int], int], most: int
-) -> Iterator[tuple[int, int]]:
-    """When each chunk is needed and not in memory: the step, and the number of the chunk.
+) -> Iterator[tuple[int, list[int]]]:
+    """Each step, with the numbers of the chunks that it needs and that are not in memory.
 
     chunks_of_steps: the numbers that each step needs, in order. rows: of a chunk. most: rows that
     stay in memory; the least recently used go first, as in the reader.
@@ -93,11 +104,13 @@ def first_uses(
     recent: OrderedDict[int, int] = OrderedDict()
     held = 0
     for step, numbers in chunks_of_steps:
+        new: list[int] = []
         for number in numbers:
             if number not in recent:
-                yield step, number
+                new.append(number)
                 recent[number] = rows(number)
                 held += recent[number]
             recent.move_to_end(number)
             while held > most and len(recent) > 1:
                 held -= recent.popitem(last=False)[1]
+        yield step, new
