@@ -275,9 +275,9 @@ def run(config: LoaderConfig) -> None:
         folder = Path(temporary)
         path = config.manifest or make_manifest(folder, config.photographs)
         if config.latency:
-            rows = path if config.manifest else enlarged(path, folder / "enlarged", config.rows)
+            large = enlarged(path, folder / "enlarged", config.rows)
             compare(
-                rows, folder, config.latency, config.step, config.steps, config.rounds,
+                large, folder, config.latency, config.step, config.steps, config.rounds,
                 config.workers,
             )  # fmt: skip
             return

@@ -37,7 +37,12 @@ class Reading:
 
 
 def enlarged(manifest: Path, folder: Path, rows: int) -> Path:
-    """A manifest of `rows` rows that repeats those of another, each time as other photographs."""
+    """A manifest of `rows` rows that repeats a smaller one, each time as other photographs.
+
+    manifest: a folder. It is returned if it has so many.
+    """
+    if sum(pq.read_metadata(file).num_rows for file in manifest.glob("*.parquet")) >= rows:
+        return manifest
     table = pq.read_table(manifest)
     folder.mkdir(parents=True)
     part_rows, written, part, turn = 16 * ROW_GROUP, 0, 0, 0
