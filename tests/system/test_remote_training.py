@@ -119,14 +119,20 @@ def test_other_commands_that_take_a_manifest(
 
 
 @pytest.mark.parametrize(
-    "command", ["report --out r.html", "query SQL", "convert --out folder", "push dataset a/b"]
+    "command",
+    [
+        f"report --manifest {ADDRESS} --out r.html",
+        f"query SQL --manifest {ADDRESS}",
+        f"convert {ADDRESS} --to folder --out folder",
+        f"push dataset {ADDRESS} a/b",
+    ],
 )
 def test_commands_that_need_a_disk_say_so(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    assert lasr([*command.split(), "--manifest", ADDRESS]) == 1
+    assert lasr(command.split()) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"error: {ADDRESS}: this command reads manifests from a local disk")
     assert f"aws s3 sync {ADDRESS} data/patches.parquet" in error
