@@ -22,7 +22,6 @@ The replacement depends on the manifest alone, so that threads, processes and re
 """
 
 import contextlib
-import heapq
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -39,6 +38,7 @@ from lasr.storage.remote import StoredFile
 from schemas.manifest import PATCH_SIZE, Manifest, ManifestError, Role
 from trainer.config import Augmentation, Degradation, Pairing, Split
 from trainer.data.index import NO_ROLE, ROLES, opened, read_footer
+from trainer.data.order import divide, paired, spread
 from trainer.data.prefetch import ahead
 from trainer.data.read_ahead import ReadAhead, first_uses
 from trainer.data.reader import COLUMNS, LARGE_ROW_GROUP, BadRow, Reader, decode
@@ -105,10 +105,19 @@ class Patches:
                 f"{manifest.where}: no '{lacking[0]}' row has the split `train`, all are held out",
                 "pass --split all, or keep rows of that split in the query",
             )
-        self.chunks_of_shards = self._divide()
-        lr_of_chunks = np.bincount(self.reader.chunk_of[self.rows["lr"]],
-                                   minlength=len(self.reader.chunks))  # fmt: skip
-        self.lr_of_shards = [int(lr_of_chunks[own].sum()) for own in self.chunks_of_shards]
+        counts = {
+            role: np.bincount(self.reader.chunk_of[rows], minlength=len(self.reader.chunks))
+            for role, rows in self.rows.items()
+        }
+        self.chunks_of_shards = divide(counts["lr"], shards, seed)
+        self.lr_of_shards = [int(counts["lr"][own].sum()) for own in self.chunks_of_shards]
+        for role in needed:
+            if not all(counts[role][own].sum() for own in self.chunks_of_shards):
+                raise ManifestError(
+                    f"{manifest.where}: --shards {shards} of its {len(self.reader.chunks)} row"
+                    f" groups leave a shard without an '{role}' patch",
+                    "pass fewer shards",
+                )
         # The last epoch and the next, and the one that is read ahead.
         self.epoch = lru_cache(maxsize=3 * shards)(self._epoch)
 
@@ -121,36 +130,6 @@ class Patches:
         """The bytes that this process fetched from storage; 0 for a manifest on a disk."""
         stored = [file for file in self.manifest.parts if isinstance(file, StoredFile)]
         return stored[0].access.traffic.bytes if stored else 0
-
-    def _divide(self) -> list[list[int]]:
-        """The numbers of each shard's chunks: the largest first, to the shard that has the least.
-
-        Raises ManifestError: a shard would lack a role.
-        """
-        chunks = range(len(self.reader.chunks))
-        if self.shards == 1:
-            return [list(chunks)]
-        counts = {
-            role: np.bincount(self.reader.chunk_of[self.rows[role]], minlength=len(chunks))
-            for role in self.needed
-        }
-        lr = counts["lr"]
-        order = np.random.default_rng([self.seed, 2]).permutation(len(chunks))
-        order = order[np.argsort(-lr[order], kind="stable")]
-        shards: list[list[int]] = [[] for _ in range(self.shards)]
-        heap = [(0, number) for number in range(self.shards)]
-        for chunk in order.tolist():
-            has, number = heapq.heappop(heap)
-            shards[number].append(chunk)
-            heapq.heappush(heap, (has + int(lr[chunk]), number))
-        for role, count in counts.items():
-            if not all(count[shard].sum() for shard in shards):
-                raise ManifestError(
-                    f"{self.manifest.where}: --shards {self.shards} of its {len(chunks)} row groups"
-                    f" leave a shard without an '{role}' patch",
-                    "pass fewer shards",
-                )
-        return [sorted(shard) for shard in shards]
 
     def _epoch(self, epoch: int, shard: int = 0) -> np.ndarray:
         """The pairs of an epoch of a shard in order, (n, 2) int64: row of the LR and the HR patch.
@@ -177,26 +156,13 @@ class Patches:
     def _pairs(self, rows: np.ndarray, shard: int, rng: np.random.Generator) -> np.ndarray:
         """The pairs of a window of a shard, (n, 2), shuffled."""
         photograph, chunk_of = self.reader.index.photograph, self.reader.chunk_of
-        role = self.role
-        lr, hr = (rng.permutation(rows[role[rows] == number]) for number in range(len(ROLES)))
-        lr = lr[_spread(photograph[lr], rng)]
-        lr = lr[_spread(chunk_of[lr], rng)]
+        lr, hr = (rng.permutation(rows[self.role[rows] == n]) for n in range(len(ROLES)))
+        lr = lr[spread(photograph[lr], rng)]
+        lr = lr[spread(chunk_of[lr], rng)]
         if not len(hr):
             hr = self.rows["hr"]
             hr = rng.permutation(hr[np.isin(chunk_of[hr], self.chunks_of_shards[shard])])
-        if not len(hr):
-            return np.stack([lr, np.full_like(lr, -1)], axis=1)  # no HR patch is needed
-        any_hr = np.resize(hr, len(lr))
-        if self.pairing == "random":
-            return np.stack([lr, any_hr], axis=1)
-        # The HR patches of a photograph are hr[first:past]; its LR patches take them in turn.
-        hr = hr[np.argsort(photograph[hr], kind="stable")]
-        first, past = (
-            np.searchsorted(photograph[hr], photograph[lr], side) for side in ("left", "right")
-        )
-        turn, _ = _count_equal(photograph[lr])
-        own_hr = hr[(first + turn % np.maximum(past - first, 1)) % len(hr)]
-        return np.stack([lr, np.where(past > first, own_hr, any_hr)], axis=1)
+        return paired(lr, hr, photograph, self.pairing)
 
     def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> Batch:
         """The batch of a step (from 0), or the slice of it that belongs to `rank` of `world`.
@@ -333,24 +299,6 @@ class Patches:
             role: [{"row": row, **table.slice(row, 1).to_pylist()[0]} for row in rows]
             for role, rows in (("lr", batch.lr_rows), ("hr", batch.hr_rows))
         }
-
-
-def _count_equal(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each element: how many equal ones precede it, and how many there are in all."""
-    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    order = np.argsort(inverse, kind="stable")
-    preceding = np.empty_like(order)
-    preceding[order] = np.arange(len(keys)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return preceding, counts[inverse]
-
-
-def _spread(keys: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """An order that spreads every key evenly: of its n elements, one is in each n-th of the order.
-
-    Elements with the same key keep their order.
-    """
-    preceding, counts = _count_equal(keys)
-    return np.argsort((preceding + rng.random(len(keys))) / counts)
 
 
 def flip_and_rotate(pixels: np.ndarray, which: int) -> np.ndarray:
