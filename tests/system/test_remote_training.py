@@ -38,7 +38,7 @@ def arguments(manifest: object, models: Path, out: Path) -> list[str]:
         f"--manifest {manifest} --out {out} --profile test --clip {models}/clip --batch-size 4"
         f" --sr-init {models}/sr.safetensors --steps {STEPS} --log-every 1 --checkpoint-every 3"
         f" --sample-every 100 --workers 2 --lr 1e-3 --cache {out.parent}/cache"
-        " --storage-timeout 20"
+        " --storage-timeout 300"
     )
     return text.split()
 
