@@ -23,7 +23,9 @@ import pipeline.run
 import trainer.run
 from lasr.errors import UserError
 from lasr.storage import filesystem
+from lasr.storage.config import StorageConfig
 from lasr.storage.filesystem import file_system
+from lasr.storage.manifest import open_manifest
 from pipeline.build.cache import Cache
 from pipeline.build.lock import check_free, sole_build
 from pipeline.build.plan import plan_build, prepare
@@ -37,6 +39,7 @@ from tests.conftest import run_stages
 from tests.support import killed, processes
 from tests.support.upstream import save_depth_anything
 from tests.support.words import WORDS
+from trainer.data.dataset import COLUMNS, Patches
 
 NAMES = ("china.jpg", "coffee.png", "rocket.jpg", "chelsea.png")
 
@@ -141,6 +144,21 @@ def test_rows_are_those_of_a_local_build(
     assert catalogue(out) == catalogue(tmp_path / "local/patches.parquet")
     assert len(rows(out)) == 16
     assert build(photos.format(**names), out) == []
+
+
+def test_a_manifest_built_there_is_trained_on_there(
+    album: Path, bucket: str, tmp_path: Path
+) -> None:
+    out, copy = StoragePath(f"{bucket}/data/patches.parquet"), tmp_path / "copy.parquet"
+    build(album, out)
+    copy.mkdir()
+    for name in out.names():
+        (copy / name).write_bytes((out / name).read_bytes())
+    settings = StorageConfig(cache=tmp_path / "cache")
+    there, here = open_manifest(str(out), COLUMNS, settings), open_manifest(copy, COLUMNS)
+    assert there.identity == here.identity
+    first, second = (next(Patches(m).batches(0, 2, 4, 1)) for m in (there, here))
+    assert first.lr.equal(second.lr) and first.hr_captions == second.hr_captions
 
 
 def test_nothing_is_fetched_twice(
