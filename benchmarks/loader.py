@@ -2,6 +2,7 @@
 
 python -m benchmarks.loader                                   # a small generated data set
 python -m benchmarks.loader --manifest data/patches.parquet --rounds 1
+python -m benchmarks.loader --latency 20                      # from object storage, beside a disk
 
 The folder holds the same patches as PNG files and a JSON file of captions. It is read in the usual
 way: a torch DataLoader whose worker processes open files with Pillow and apply torchvision's
@@ -33,6 +34,7 @@ from pydantic import BaseModel, Field
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from benchmarks.remote_loader import compare, enlarged
 from lasr.cli import Command
 from schemas.manifest import Manifest, open_manifest
 from trainer.config import Degradation
@@ -57,6 +59,14 @@ class LoaderConfig(BaseModel):
     rounds: int = Field(3, ge=1, description="epochs of each loader, in turn")
     workers: int = Field(2, ge=1, description="threads, or worker processes of the DataLoader")
     seed: int = Field(0, ge=0, description="seed of shuffling")
+    latency: float = Field(
+        0, ge=0, description="ms that a request takes; compares object storage with a disk instead"
+    )
+    step: list[float] = Field(
+        [100.0, 0.0], description="with --latency: ms of a training step; 0: as fast as it can"
+    )
+    steps: int = Field(400, ge=2, description="with --latency: training steps")
+    rows: int = Field(16_384, ge=256, description="with --latency: rows, 0.9 GB of sample patches")
 
 
 @dataclass(frozen=True)
@@ -264,6 +274,13 @@ def run(config: LoaderConfig) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         path = config.manifest or make_manifest(folder, config.photographs)
+        if config.latency:
+            large = enlarged(path, folder / "enlarged", config.rows)
+            compare(
+                large, folder, config.latency, config.step, config.steps, config.rounds,
+                config.workers,
+            )  # fmt: skip
+            return
         config = config.model_copy(update={"manifest": path})
         manifest = open_manifest(path)
         write_folder(manifest, folder / "crops")

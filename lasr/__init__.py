@@ -17,7 +17,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _MODULES = {  # by name, since lasr itself depends on neither program
-    "open_manifest": "schemas.manifest",
+    "open_manifest": "lasr.storage.manifest",
     "build_patches": "pipeline.run",
     "train": "trainer.run",
     "Upscaler": "trainer.upscale.upscaler",

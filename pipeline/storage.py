@@ -1,17 +1,14 @@
 """Files and folders on this machine or in object storage, behind one small interface.
 
-`s3://bucket/name` and `gs://…` go through pyarrow, other schemes through fsspec and its packages;
-credentials, region and endpoint come from the usual variables (AWS_ACCESS_KEY_ID,
-AWS_ENDPOINT_URL, …). In object storage a file appears when it is closed, so readers never see half
-a file; on local disks, atomic renames give the same guarantee.
+Addresses such as `s3://bucket/name` are those of `lasr.storage.filesystem`. In object storage a
+file appears when it is closed, so readers never see half a file; on local disks, atomic renames
+give the same guarantee.
 """
 
 import contextlib
 import errno
-import functools
 import io
 import os
-import re
 import shutil
 import stat
 import tempfile
@@ -20,58 +17,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from lasr.errors import UserError, no_space, of_machine, one_line
+from lasr.errors import no_space, of_machine, one_line
 from lasr.files import NAME_MAX, foreign, fsync_folder, remove, replace_file
+from lasr.storage.filesystem import StorageError, reason, split
 from lasr.system.calls import unnamed_file
 from schemas.digest import BinaryFile, Damaged, parquet_digest
 
+__all__ = [
+    "StorageError", "StoragePath", "read_range", "read_table", "read_whole_table", "reason",
+    "reported", "scratch",
+]  # fmt: skip
+
 _BLOCK = 1 << 22  # bytes per write of an upload
-# Seconds. The library makes three attempts. A copy inside the storage sends nothing until it ends.
-_CONNECT_TIMEOUT, _REQUEST_TIMEOUT = 5, 15
-
-
-class StorageError(UserError):
-    """A file or folder that cannot be read or written."""
-
-
-@functools.lru_cache
-def _file_system(scheme: str, bucket: str) -> pafs.FileSystem:
-    address = f"{scheme}://{bucket}"
-    try:
-        if scheme == "s3":
-            return _s3(bucket)
-        if scheme in ("gs", "gcs"):
-            return pafs.FileSystem.from_uri(address)[0]
-        # huggingface_hub reads this variable only while it is imported.
-        hub = os.environ.get("HF_ENDPOINT") if scheme == "hf" else None
-        options = {"endpoint": hub.rstrip("/")} if hub else {}
-        return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme, **options)))
-    except (pa.ArrowException, OSError, ValueError, ImportError) as error:
-        raise StorageError(
-            f"{address}: cannot be opened ({reason(error)})",
-            "check the scheme, the credentials and the endpoint",
-        ) from error
-
-
-def _s3(bucket: str) -> pafs.S3FileSystem:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    scheme, _, host = (endpoint or "https://").rpartition("://")
-    if not (endpoint or region):
-        region = pafs.resolve_s3_region(bucket)
-    return pafs.S3FileSystem(
-        scheme=scheme or "http",
-        endpoint_override=host.rstrip("/") or None,
-        region=region,
-        connect_timeout=_CONNECT_TIMEOUT,
-        request_timeout=_REQUEST_TIMEOUT,
-        allow_delayed_open=True,  # a small file is one request, not three
-    )
 
 
 @dataclass(frozen=True, order=True)
@@ -115,8 +76,7 @@ class StoragePath:
         """The pyarrow file system that contains it."""
         if self.is_local:
             return _LOCAL
-        scheme, rest = self.uri.split("://", 1)
-        return _file_system(scheme, rest.split("/", 1)[0])
+        return split(self.uri)[0]
 
     @property
     def key(self) -> str:
@@ -314,9 +274,3 @@ def reported(path: StoragePath, what: str) -> Iterator[None]:
             fix = f"check the address, the credentials and the endpoint; {fix}"
         where = error.filename or path
         raise StorageError(f"{where}: cannot be {what} ({reason(error)})", fix) from error
-
-
-def reason(error: Exception) -> str:
-    """The message of an error without the library's preamble and request ids."""
-    text = getattr(error, "strerror", None) or one_line(error, 1000)
-    return re.sub(r"^.*?AWS Error |\s*\(Request ID: .*\)", "", text)

@@ -23,6 +23,7 @@ from schemas.current import Current, current_files
 from schemas.digest import Damaged, ParquetDigest, parquet_digest
 from schemas.errors import UserError
 from schemas.parquet import METADATA_KEY, decoded_metadata
+from schemas.parts import PartFile, content_digest, open_part, readable, size_of
 
 SCHEMA_VERSION = 1
 
@@ -92,7 +93,7 @@ class ManifestError(UserError):
 class DamagedError(ManifestError):
     """A file of a manifest whose bytes, or some of them, are not those that were written."""
 
-    def __init__(self, file: Path, error: Exception, what: str = ""):
+    def __init__(self, file: PartFile, error: Exception, what: str = ""):
         """what: the part of the file that cannot be used, if it is not all of it."""
         where = f"{file}, {what}" if what else str(file)
         reason = " ".join(str(error).split())[:300]
@@ -108,11 +109,26 @@ class DamagedError(ManifestError):
 class Manifest:
     """A manifest whose files were found and whose columns were checked. No row has been read."""
 
-    path: Path
-    files: tuple[Path, ...]  # the parts, sorted by name
+    where: Path | str  # a path, or the address of one in storage, for messages
+    parts: tuple[PartFile, ...]  # its files, sorted by name
     schema: pa.Schema
     metadata: dict[str, Any] = field(default_factory=dict)  # {} if SQL wrote it: SQL drops it
     current: Current | None = None  # names the files that were published together
+
+    @property
+    def path(self) -> Path:
+        """The path of one on a local disk. Raises ManifestError: it is in storage."""
+        if isinstance(self.where, str):
+            raise not_local(self.where)
+        return self.where
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of one on a local disk. Raises ManifestError: it is in storage."""
+        files = tuple(file for file in self.parts if isinstance(file, Path))
+        if len(files) < len(self.parts):
+            raise not_local(str(self.where))
+        return files
 
     @cached_property
     def identity(self) -> str:
@@ -122,7 +138,7 @@ class Manifest:
         others (SQL's COPY, earlier versions) all bytes are: a second per GB, more on a slow disk.
         """
         with ThreadPoolExecutor(4) as executor:
-            digests = list(executor.map(_content_digest, self.files))
+            digests = list(executor.map(_content_digest, self.parts))
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:32]
 
     @property
@@ -132,16 +148,16 @@ class Manifest:
         Parts that were renamed since then carry the name and size they had.
         """
         states = []
-        for file in self.files:
+        for file in self.parts:
             with damage_named(file):
-                more = pq.read_metadata(file).metadata or {}
+                more = pq.read_metadata(readable(file)).metadata or {}
                 former = json.loads(more.get(FORMER_KEY.encode(), b"null"))
-                states.append(tuple(former or (file.name, file.stat().st_size)))
+                states.append(tuple(former or (file.name, size_of(file))))
         return hashlib.sha256(repr(sorted(states)).encode()).hexdigest()[:12]
 
 
 @contextlib.contextmanager
-def damage_named(file: Path, what: str = "") -> Iterator[None]:
+def damage_named(file: PartFile, what: str = "") -> Iterator[None]:
     """Turn the errors of a damaged file into a DamagedError. what: see there."""
     try:
         yield
@@ -187,20 +203,58 @@ def open_manifest(path: Path | str, columns: Iterable[str] = PATCHES.names) -> M
     """
     path = Path(path)
     if in_storage := re.match(r"([a-z0-9+]+):/+(.*)", str(path)):
-        address = "{}://{}".format(*in_storage.groups())  # pathlib made one slash of two
-        raise ManifestError(
-            f"{address}: a manifest can only be read from a local disk",
-            f"copy it first, for example with `aws s3 sync {address} data/{path.name}`",
-        )
+        raise not_local("{}://{}".format(*in_storage.groups()))  # pathlib made one slash of two
+    files, current = find_files(path)
+    return checked(path, files, columns, current)
+
+
+def not_local(address: str) -> ManifestError:
+    """The error of a command that cannot read storage."""
+    name = address.rstrip("/").rsplit("/", 1)[-1]
+    return ManifestError(
+        f"{address}: this command reads manifests from a local disk (`lasr train`, `query`,"
+        " `report`, `compare`, `features` and `degradations` read it where it is)",
+        f"copy it first, for example with `aws s3 sync {address} data/{name}`",
+    )
+
+
+def find_files(path: Path) -> tuple[tuple[Path, ...], Current | None]:
+    """The files of a manifest on a local disk, sorted, and what says that they are current, if any.
+
+    Raises ManifestError.
+    """
     if not path.exists():
         raise ManifestError(
             f"{path}: no manifest there",
             f"build one with `lasr build --images FOLDER --out {path}`",
         )
-    files, current = find_files(path)
-    _refuse_partitions(path)
+    if not path.is_dir():
+        return (path,), None
+    files, current = current_files(path)
+    for folder in sorted(path.glob("*=*/")):
+        if next(folder.rglob("*.parquet"), None):
+            raise partitioned(path, folder.name)
     if not files:
-        raise ManifestError(f"{path}: the folder holds no *.parquet part", "build it again")
+        raise no_parts(path)
+    return files, current
+
+
+def no_parts(where: Path | str) -> ManifestError:
+    """The error of a folder that holds no part."""
+    return ManifestError(f"{where}: the folder holds no *.parquet part", "build it again")
+
+
+def checked(
+    where: Path | str,
+    files: tuple[PartFile, ...],
+    columns: Iterable[str] = PATCHES.names,
+    current: Current | None = None,
+) -> Manifest:
+    """The manifest that consists of `files`, at least one. Raises as `open_manifest`.
+
+    current: what says that these are its files, if anything does.
+    """
+    columns = tuple(columns)
     first = _read_schema(files[0])
     metadata = _checked_metadata(first, files[0])
     check_columns(first, columns, files[0])
@@ -211,52 +265,42 @@ def open_manifest(path: Path | str, columns: Iterable[str] = PATCHES.names) -> M
             raise ManifestError(
                 f"{file}: its columns differ from those of {files[0].name}", "build it again"
             )
-    return Manifest(path, files, first, metadata, current)
+    return Manifest(where, files, first, metadata, current)
 
 
-def find_files(path: Path) -> tuple[tuple[Path, ...], Current | None]:
-    """The files of a manifest, sorted, and what says that they are current, if anything does."""
-    if not path.is_dir():
-        return (path,), None
-    return current_files(path)
+def partitioned(where: Path | str, folder: str) -> ManifestError:
+    """The error where parts are in folders such as `role=lr`, whose names hold values."""
+    sql = f"COPY (FROM read_parquet('{where}/**/*.parquet', hive_partitioning = true))"
+    return ManifestError(
+        f"{where}: is partitioned into folders such as {folder}, and rows there lack the column"
+        f" '{folder.partition('=')[0]}'",
+        f"write it as one file, in DuckDB: {sql} TO 'one.parquet' (ROW_GROUP_SIZE 256)",
+    )
 
 
-def _refuse_partitions(path: Path) -> None:
-    """Raise ManifestError if parts are in folders such as `role=lr`, whose names hold values."""
-    for folder in sorted(path.glob("*=*/")) if path.is_dir() else ():
-        if next(folder.rglob("*.parquet"), None):
-            sql = f"COPY (FROM read_parquet('{path}/**/*.parquet', hive_partitioning = true))"
-            raise ManifestError(
-                f"{path}: is partitioned into folders such as {folder.name}, and rows there lack"
-                f" the column '{folder.name.partition('=')[0]}'",
-                f"write it as one file, in DuckDB: {sql} TO 'one.parquet' (ROW_GROUP_SIZE 256)",
-            )
-
-
-def _read_schema(file: Path) -> pa.Schema:
+def _read_schema(file: PartFile) -> pa.Schema:
     """The columns of a file, after a check of its footer."""
     with damage_named(file):
         digest = digest_of(file)
-        if _NAMED.fullmatch(file.name) and (not digest or file.stem != part_name(digest.content)):
+        if _NAMED.fullmatch(file.name) and not (
+            digest and file.name == f"{part_name(digest.content)}.parquet"
+        ):
             raise Damaged("it is not what its name says")
-        return pq.read_schema(file)
+        return pq.read_schema(readable(file))
 
 
-def digest_of(file: Path) -> ParquetDigest | None:
+def digest_of(file: PartFile) -> ParquetDigest | None:
     """Check the footer of a file; its digests, or None if it has none. Raises DamagedError."""
-    with damage_named(file), open(file, "rb") as content:
+    with damage_named(file), open_part(file) as content:
         return parquet_digest(content)
 
 
-def _content_digest(file: Path) -> str:
-    with damage_named(file), open(file, "rb") as content:
-        if digest := parquet_digest(content):
-            return digest.content
-        content.seek(0)
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def _content_digest(file: PartFile) -> str:
+    with damage_named(file):
+        return content_digest(file)
 
 
-def _checked_metadata(schema: pa.Schema, file: Path) -> dict[str, Any]:
+def _checked_metadata(schema: pa.Schema, file: PartFile) -> dict[str, Any]:
     try:
         metadata = decoded_metadata(schema)
         if not isinstance(metadata.get("parameters", {}), dict):
@@ -276,7 +320,7 @@ def _checked_metadata(schema: pa.Schema, file: Path) -> dict[str, Any]:
     return metadata
 
 
-def check_columns(schema: pa.Schema, columns: Iterable[str], file: Path) -> None:
+def check_columns(schema: pa.Schema, columns: Iterable[str], file: PartFile) -> None:
     """Raises ManifestError if a column is missing, unless it is OPTIONAL, or has another type."""
     for name in columns:
         if name not in schema.names:

@@ -47,6 +47,7 @@ LONGEST = (
     "system/test_proof.py", "trainer/test_export.py", "lasr/test_api.py", "system/test_extend.py",
     "system/test_profiles.py", "system/test_compatible.py", "system/test_safety.py",
     "pipeline/test_finetune.py", "trainer/watch/test_run.py", "pipeline/stages/test_select.py",
+    "trainer/data/test_remote.py", "system/test_remote_training.py",
     "system/test_damage.py", "lasr/test_commands.py", "pipeline/inputs/test_changes.py",
     "lasr/doctor/test_doctor.py", "system/test_resume.py", "system/test_packaging.py",
 )  # fmt: skip

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from lasr.device import Device
 from lasr.flags import Sections
+from lasr.storage.config import ManifestAddress, StorageConfig, base_name
 from lasr.weights.locate import PROFILES, Profile
 
 Pairing = Literal["photograph", "random"]
@@ -25,11 +26,11 @@ MAY_CHANGE = {
     "out", "steps", "log_every", "sample_every", "checkpoint_every", "weights_every", "workers",
     "dry_run", "max_skipped", "cuda_graph", "accumulate", "validate_every", "validate_on",
     "reference", "wandb",
-    "manifest", "profile", "sr_init", "clip", "vgg",
+    "manifest", "profile", "sr_init", "clip", "vgg", "cache", "cache_size", "storage_timeout",
 }  # fmt: skip
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(StorageConfig):
     """What `lasr train` takes. The defaults are the paper's (section 4)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,14 +44,16 @@ class TrainConfig(BaseModel):
             "vgg_layers", "vgg_distance", "encoder_view", "sr_as_low_quality",
         ),
         "Optimizer": ("lr_encoders", "warmup", "schedule", "clip_gradient", "ema"),
-        "Data": ("split", "pairing", "augment", "workers", "max_skipped"),
+        "Data": ("split", "pairing", "augment", "shards", "workers", "max_skipped"),
+        "Object storage": ("cache", "cache_size", "storage_timeout"),
         "Speed": ("precision", "compile", "cuda_graph", "accumulate"),
         "Validation": ("validate_every", "validate_on", "reference"),
         "Output": ("log_every", "sample_every", "checkpoint_every", "weights_every", "wandb"),
     }  # fmt: skip
 
-    manifest: Path = Field(
-        description="folder of Parquet parts, or one Parquet file, as SQL writes it"
+    manifest: ManifestAddress = Field(
+        description="folder of Parquet parts, or one Parquet file, as SQL writes it; also in object"
+        " storage (s3://, gs://, hf://)"
     )
     out: Path | None = Field(
         None, description="folder of the run (default: data/runs/ and the manifest's name)"
@@ -195,6 +198,12 @@ class TrainConfig(BaseModel):
     wandb: bool = Field(
         False, description="log to Weights & Biases as well, which has to be installed"
     )
+    shards: int = Field(
+        1,
+        ge=1,
+        description="divide the row groups into so many parts, of which each batch takes equal"
+        " shares: then as many machines read disjoint row groups. It changes the order of training",
+    )
     workers: int = Field(4, ge=1, description="threads that read and decode patches")
     max_skipped: float = Field(
         0.001,
@@ -213,7 +222,7 @@ class TrainConfig(BaseModel):
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return self.out or Path("data/runs") / self.manifest.name.removesuffix(".parquet")
+        return self.out or Path("data/runs") / base_name(self.manifest).removesuffix(".parquet")
 
     @property
     def sr_name(self) -> str:
@@ -240,6 +249,14 @@ class TrainConfig(BaseModel):
     def cadence(self) -> int:
         """Steps between validations; 0: there is none."""
         return self.sample_every if self.validate_every is None else self.validate_every
+
+    @model_validator(mode="after")
+    def _check_shards(self) -> "TrainConfig":
+        if self.batch_size % self.shards:
+            raise ValueError(
+                f"--shards {self.shards}: a batch of {self.batch_size} cannot be shared evenly"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_reference(self) -> "TrainConfig":

@@ -25,6 +25,7 @@ from lasr.cli import progress
 from lasr.device import pick_precision
 from lasr.errors import UserError, is_out_of_memory, one_line, writing
 from lasr.lock import sole_writer
+from lasr.storage.retry import give_up
 from lasr.terminal.summary import counted
 from trainer import checkpoint
 from trainer.checkpoint import RunConfig
@@ -106,8 +107,7 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
         validate = functools.partial(watcher, run_log=run_log) if watched and run_log else None
         try:
             with enough_memory(config, device, world, "training"):
-                first = world.on_all_ranks(lambda: patches.batch(0, max(SAMPLES, 2)))
-                samples = first.lr[:SAMPLES].to(device)  # the same on every sheet
+                samples = first_patches(patches, world).to(device)  # the same on every sheet
                 train_steps(
                     config, train_step, patches, samples, world, run_log, skipped, done, validate,
                     config.cadence if watched else 0,
@@ -115,12 +115,29 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
         finally:
             if run_log:
                 run_log.close()
+        say_traffic(patches, world)
 
         # --- Write the final weights; the other ranks wait, so that they learn of an error --------
         paths: list[Path] = []
         world.on_rank_zero(lambda: paths.extend(save_weights(config.folder, train_step)))
         world.on_rank_zero(lambda: save_encoders(config, train_step))
         return paths
+
+
+def say_traffic(patches: Patches, world: World) -> None:
+    """Log what each rank fetched of a manifest in storage."""
+    fetched = world.exchange(patches.fetched)
+    if any(fetched):
+        said = ", ".join(f"{size / 1e6:,.0f} MB" for size in fetched)
+        log.info("fetched from storage, by rank: %s", said)
+
+
+def first_patches(patches: Patches, world: World) -> Tensor:
+    """The first LR patches in the order of training, on rank 0, out of its own shard."""
+    first: list[Tensor] = []
+    size = SAMPLES * patches.shards
+    world.on_rank_zero(lambda: first.append(patches.batch(0, size, 0, patches.shards).lr))
+    return first[0] if first else torch.empty(0)
 
 
 @contextmanager
@@ -375,6 +392,7 @@ def graceful_shutdown() -> Iterator[GracefulShutdown]:
 
     def note(number: int, frame: FrameType | None) -> None:
         if shutdown.requested:
+            give_up()  # threads that wait for storage
             raise KeyboardInterrupt
         shutdown.requested = True
 

@@ -9,10 +9,11 @@ import torch
 from lasr.device import pick_device, pick_precision
 from lasr.errors import UserError
 from lasr.lock import check_free
+from lasr.storage.manifest import open_manifest
 from lasr.terminal.summary import counted
 from lasr.weights.locate import Located, locate_all
 from lasr.weights.registry import TABLE
-from schemas.manifest import SCALE, Role, open_manifest
+from schemas.manifest import SCALE, Role
 from trainer import checkpoint
 from trainer.checkpoint import RunConfig, check_folder
 from trainer.config import CompileMode, TrainConfig
@@ -77,12 +78,25 @@ def open_patches(config: TrainConfig, processes: int = 1) -> Patches:
             f" {processes} processes cannot share it evenly",
             f"pass a multiple of {processes}",
         )
+    if processes % config.shards and config.shards % processes:
+        raise UserError(
+            f"--shards {config.shards}: {counted(processes, 'process')} would read parts of the"
+            " same shards",
+            "pass the number of machines or of processes",
+        )
     check_folder(config.folder, config.inputs)
-    manifest = open_manifest(config.manifest, COLUMNS)
+    manifest = open_manifest(config.manifest, COLUMNS, config)
+    if isinstance(config.manifest, str) and processes > 1 == config.shards:
+        log.info(
+            "each process fetches nearly all row groups; with --shards %d, or the number of"
+            " machines, they would fetch disjoint ones, in another order of training",
+            processes,
+        )
     needed: list[Role] = ["lr"] if config.freeze_encoders else ["lr", "hr"]
     patches = Patches(
-        manifest, config.seed, config.degrade, config.pairing, config.augment, config.split, needed
-    )
+        manifest, config.seed, config.degrade, config.pairing, config.augment, config.split, needed,
+        config.shards,
+    )  # fmt: skip
     check_index(patches, config.max_skipped)
     if len(patches) < config.batch_size:
         most = len(patches) // processes * processes

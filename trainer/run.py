@@ -21,10 +21,11 @@ from typing import Any
 from lasr.cli import Command
 from lasr.errors import UserError, one_line
 from lasr.ownership import check_folder
+from lasr.storage.config import address
+from lasr.storage.manifest import open_manifest
 from lasr.terminal.output import note, say
 from lasr.terminal.summary import counted
 from lasr.weights.locate import notes
-from schemas.manifest import open_manifest
 from trainer.config import TrainConfig
 
 RANK = int(os.environ.get("RANK", "0"))  # set by torchrun; rank 0 alone prints
@@ -37,7 +38,7 @@ def run(config: TrainConfig) -> None:
         return
     if "RANK" not in os.environ:  # other ranks learn of errors once all are connected
         check_folder(config.folder, [config.manifest])
-        open_manifest(config.manifest)
+        open_manifest(config.manifest, config=config)
     from trainer import checkpoint, loop, plan  # loads PyTorch, after the manifest is checked
     from trainer.data.skipped import NAME, read_skipped
     from trainer.distributed import world_from_environment
@@ -85,7 +86,8 @@ def train(manifest: str | os.PathLike[str], **parameters: Any) -> list[Path]:
     The same as `lasr train`, in this process and on one device.
 
     Args:
-        manifest: a folder of Parquet parts, or one Parquet file.
+        manifest: a folder of Parquet parts, or one Parquet file; also the address of one in
+            object storage, such as `s3://bucket/patches.parquet`.
         parameters: any other parameter of `lasr train`, by its name with underscores.
 
     Returns:
@@ -96,7 +98,7 @@ def train(manifest: str | os.PathLike[str], **parameters: Any) -> list[Path]:
             `lasr train` answers with one line.
         pydantic.ValidationError: a parameter that is unknown or out of range.
     """
-    config = TrainConfig(manifest=Path(manifest), **parameters)
+    config = TrainConfig(manifest=address(manifest), **parameters)
     from trainer import loop  # loads PyTorch
 
     return loop.train(config, "the call of lasr.train")

@@ -3,6 +3,7 @@
     lasr doctor                                        # both programs, profile default
     lasr doctor --profile paper --photographs 88000
     lasr doctor --program trainer --json
+    lasr doctor --program trainer --manifest s3://bucket/data/patches.parquet
 
 Each check tries the thing itself: libraries are imported, Prefect's server is asked, a kernel runs
 on the GPU, a file is written to the data folder. Nothing is changed, downloaded or sent. The exit
@@ -22,8 +23,9 @@ from pydantic import BaseModel, Field
 
 from lasr.cli import Command
 from lasr.doctor import prefect
-from lasr.doctor.checks import Result, disk, gpu, loads, packages, weights, writable
+from lasr.doctor.checks import Result, disk, gpu, loads, manifest, packages, weights, writable
 from lasr.errors import UserError, one_line
+from lasr.storage.config import ManifestAddress
 from lasr.terminal.summary import counted
 from lasr.weights.locate import weights_folder
 from lasr.weights.registry import Kind, Profile
@@ -48,6 +50,9 @@ class DoctorConfig(BaseModel):
     )
     data: Path = Field(Path("data"), description="the folder that will be written to")
     photographs: int = Field(1000, ge=1, description="how many photographs will be built")
+    manifest: ManifestAddress | None = Field(
+        None, description="a manifest to open, as `lasr train` will; also in object storage"
+    )
     json_: bool = Field(False, description="print the results as JSON")
 
 
@@ -68,6 +73,8 @@ def checks(config: DoctorConfig) -> Iterator[tuple[str, Check, str]]:
         yield "Prefect", prefect.check, BUG
     yield "weights", lambda: weights(profile, kinds), BUG
     yield "disk", lambda: disk(data, profile, kinds, config.photographs), BUG
+    if (where := config.manifest) is not None:
+        yield "manifest", lambda: manifest(where), BUG
     yield "data folder", lambda: writable(data), BUG
     yield "temporary folder", lambda: writable(Path(tempfile.gettempdir())), BUG
     yield "weights folder", lambda: writable(weights_folder()), BUG
@@ -116,7 +123,7 @@ def following(config: DoctorConfig) -> list[object]:
         return []
     profile = ["--profile", config.profile]
     if config.program == "trainer":
-        return ["lasr", "train", "--manifest", "data/patches.parquet", *profile]
+        return ["lasr", "train", "--manifest", config.manifest or "data/patches.parquet", *profile]
     return ["lasr", "build", "--images", "PHOTOGRAPHS", *profile]
 
 

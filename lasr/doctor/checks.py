@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import shutil
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ from lasr.errors import UserError
 from lasr.terminal.summary import counted
 from lasr.weights.locate import found, locate_all, weights_folder, with_needs
 from lasr.weights.registry import PROFILES, TABLE, Kind, Profile, Weights
+from schemas.parts import size_of
 
 NAME = "la-sr"
+TRAINED_ON = ("image_id", "role", "size", "caption", "image")  # columns of a manifest
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"  # in a checkout; a wheel has none
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python")
 # In megabytes:
@@ -160,6 +163,26 @@ def disk(data: Path, profile: Profile, kinds: tuple[Kind, ...], photographs: int
     if free < need:
         raise UserError(seen, "free some space, or use --data on another disk")
     return seen
+
+
+def manifest(where: Path | str) -> str:
+    """Open a manifest as `lasr train` does; of one in storage, time a request. Raises UserError."""
+    from lasr.storage.config import StorageConfig
+    from lasr.storage.manifest import open_manifest
+    from lasr.storage.remote import StoredFile
+
+    parts = open_manifest(where, TRAINED_ON, StorageConfig(storage_timeout=20)).parts
+    seen = f"{where}: {counted(len(parts), 'part')}, {sum(map(size_of, parts)) / 1e9:.2f} GB"
+    file = parts[0]
+    if not isinstance(file, StoredFile):
+        return seen
+    began = time.perf_counter()
+    file.read(0, min(file.size, 65_536))
+    cache = file.access.cache.folder
+    return (
+        f"{seen}; a request takes {1000 * (time.perf_counter() - began):.0f} ms; cache {cache},"
+        f" {shutil.disk_usage(cache).free / 1e9:.1f} GB free"
+    )
 
 
 def writable(folder: Path) -> str:

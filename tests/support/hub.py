@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import storage
+from lasr.storage.filesystem import file_system
 from tests.support.hub_api import Hub
 
 COMMIT = "c0" * 20
@@ -215,4 +215,4 @@ def reached_by_huggingface_hub(host: Host, home: Path, monkeypatch: pytest.Monke
     ):  # fmt: skip
         monkeypatch.setattr(constants, name, value)
     HfFileSystem.clear_instance_cache()
-    storage._file_system.cache_clear()
+    file_system.cache_clear()

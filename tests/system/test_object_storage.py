@@ -22,7 +22,11 @@ from werkzeug.serving import WSGIRequestHandler
 import pipeline.run
 import trainer.run
 from lasr.errors import UserError
-from pipeline import publication, storage
+from lasr.storage import filesystem
+from lasr.storage.config import StorageConfig
+from lasr.storage.filesystem import file_system
+from lasr.storage.manifest import open_manifest
+from pipeline import publication
 from pipeline.build.cache import Cache
 from pipeline.build.lock import check_free, sole_build
 from pipeline.build.plan import plan_build, prepare
@@ -36,6 +40,7 @@ from tests.conftest import run_stages
 from tests.support import killed, processes
 from tests.support.upstream import save_depth_anything
 from tests.support.words import WORDS
+from trainer.data.dataset import COLUMNS, Patches
 
 NAMES = ("china.jpg", "coffee.png", "rocket.jpg", "chelsea.png")
 
@@ -71,7 +76,7 @@ def bucket(
         monkeypatch.setenv(name, value)
     name = re.sub("[^a-z]+", "-", request.node.name)[:60].strip("-")
     urllib.request.urlopen(urllib.request.Request(f"{server[0]}/{name}", method="PUT"))
-    storage._file_system.cache_clear()
+    file_system.cache_clear()
     monkeypatch.setattr(publication, "GRACE", 0)  # nobody reads meanwhile
     server[1].clear()
     return f"s3://{name}"
@@ -141,6 +146,21 @@ def test_rows_are_those_of_a_local_build(
     assert catalogue(out) == catalogue(tmp_path / "local/patches.parquet")
     assert len(rows(out)) == 16
     assert build(photos.format(**names), out) == []
+
+
+def test_a_manifest_built_there_is_trained_on_there(
+    album: Path, bucket: str, tmp_path: Path
+) -> None:
+    out, copy = StoragePath(f"{bucket}/data/patches.parquet"), tmp_path / "copy.parquet"
+    build(album, out)
+    copy.mkdir()
+    for name in out.names():
+        (copy / name).write_bytes((out / name).read_bytes())
+    settings = StorageConfig(cache=tmp_path / "cache")
+    there, here = open_manifest(str(out), COLUMNS, settings), open_manifest(copy, COLUMNS)
+    assert there.identity == here.identity
+    first, second = (next(Patches(m).batches(0, 2, 4, 1)) for m in (there, here))
+    assert first.lr.equal(second.lr) and first.hr_captions == second.hr_captions
 
 
 def test_nothing_is_fetched_twice(
@@ -283,8 +303,9 @@ def test_mistakes_are_one_line(
     with pytest.raises(StorageError, match=r"cannot be written \(NO_SUCH_BUCKET during") as raised:
         build(album, argv[-1])
     assert "Request ID" not in str(raised.value)
-    status = trainer.run.main(["--manifest", f"{bucket}/data/patches.parquet"])
-    assert status == 1 and f"`aws s3 sync {bucket}/data/patches" in capsys.readouterr().err
+    cache = str(tmp_path / "cache")
+    status = trainer.run.main(["--manifest", f"{bucket}/data/patches.parquet", "--cache", cache])
+    assert status == 1 and f"{bucket}/data/patches.parquet: no manifest" in capsys.readouterr().err
     with pytest.raises(UserError, match="nosuch://bucket: cannot be opened"):
         find(["nosuch://bucket/photos"])
     # A key that the storage does not know.
@@ -303,9 +324,9 @@ def test_mistakes_are_one_line(
             port.bind(("127.0.0.1", 0))
             if listening:
                 port.listen()
-                monkeypatch.setattr(storage, "_REQUEST_TIMEOUT", 1)
+                monkeypatch.setattr(filesystem, "REQUEST_TIMEOUT", 1)
             monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port.getsockname()[1]}")
-            storage._file_system.cache_clear()
+            file_system.cache_clear()
             assert "cannot be read (NETWORK_CONNECTION during" in error_of(argv, capsys)
 
 

@@ -7,30 +7,40 @@ different photographs from different parts of the manifest wherever there are en
 epochs any two photographs can be in one batch; within an epoch only those of one window can. Memory
 holds one window of encoded PNGs, about 0.5 GB.
 
-Randomness. The order is a function of seed and epoch alone, the augmentation and degradation of the
-i-th pair of a run of seed and i. A batch is therefore the same for any number of threads and
-processes, and a checkpoint needs no state of the data.
+Shards. With --shards N the row groups are divided among N shards, once and for all epochs, so that
+each has as many LR patches as the others within one row group. A batch takes an equal share of each
+shard, shard after shard; a shard that has been read to its end begins its next epoch. A process
+reads the row groups of the shards that its slice of the batch comes from, and no other.
+
+Randomness. The order is a function of seed, shards and epoch alone, the augmentation and
+degradation of the i-th pair of a run of seed and i. A batch is therefore the same for any number of
+threads and processes, and a checkpoint needs no state of the data.
 
 Bad rows. A row that cannot be used (a cut PNG, another size, no caption, a damaged page) is
 replaced by the next row of its role in the manifest that can be; after the last comes the first.
 The replacement depends on the manifest alone, so that threads, processes and resumed runs agree.
 """
 
+import contextlib
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 import torch
 from torch import Tensor
 
+from lasr.storage.remote import StoredFile
 from schemas.manifest import PATCH_SIZE, Manifest, ManifestError, Role
 from trainer.config import Augmentation, Degradation, Pairing, Split
-from trainer.data.index import NO_ROLE, ROLES
+from trainer.data.index import NO_ROLE, ROLES, opened, read_footer
+from trainer.data.order import divide, paired, spread
 from trainer.data.prefetch import ahead
+from trainer.data.read_ahead import ReadAhead, first_uses
 from trainer.data.reader import COLUMNS, LARGE_ROW_GROUP, BadRow, Reader, decode
 from trainer.data.realesrgan import degrade
 
@@ -43,6 +53,7 @@ SYMMETRIES: dict[Augmentation, tuple[int, ...]] = {  # see `flip_and_rotate`
     "flips": (0, 2, 4, 6),
     "all": (0, 1, 2, 3, 4, 5, 6, 7),
 }
+AHEAD_BYTES = 2_000_000_000  # row groups out of storage, fetched ahead, at most half of the cache
 AHEAD = 256  # pairs prepared ahead, 160 MB; training uses them while the next window is read
 
 
@@ -65,7 +76,8 @@ class Patches:
     degradation: of LR patches (table 5). pairing: an LR patch is paired with an HR patch of its own
     photograph, or with any of the window. augmentation: of both roles. split: `train` leaves out
     the rows that the manifest holds out. needed: the roles that are read; without `hr`, batches
-    have no HR patch. Raises ManifestError at once if the manifest has no row of a needed role.
+    have no HR patch. shards: see above. Raises ManifestError at once if the manifest, or a shard,
+    has no row of a needed role.
     """
 
     def __init__(
@@ -77,8 +89,9 @@ class Patches:
         augmentation: Augmentation = "all",
         split: Split = "all",
         needed: Sequence[Role] = ("lr", "hr"),
+        shards: int = 1,
     ):
-        self.manifest, self.seed = manifest, seed
+        self.manifest, self.seed, self.shards = manifest, seed, shards
         self.degradation, self.pairing = degradation, pairing
         self.symmetries = SYMMETRIES[augmentation]
         self.needed = needed
@@ -89,57 +102,67 @@ class Patches:
         self.rows = {role: np.flatnonzero(self.role == n) for n, role in enumerate(ROLES)}
         if lacking := [role for role in needed if not len(self.rows[role])]:
             raise ManifestError(
-                f"{manifest.path}: no '{lacking[0]}' row has the split `train`, all are held out",
+                f"{manifest.where}: no '{lacking[0]}' row has the split `train`, all are held out",
                 "pass --split all, or keep rows of that split in the query",
             )
-        self.epoch = lru_cache(maxsize=2)(self._epoch)
+        counts = {
+            role: np.bincount(self.reader.chunk_of[rows], minlength=len(self.reader.chunks))
+            for role, rows in self.rows.items()
+        }
+        self.chunks_of_shards = divide(counts["lr"], shards, seed)
+        self.lr_of_shards = [int(counts["lr"][own].sum()) for own in self.chunks_of_shards]
+        for role in needed:
+            if not all(counts[role][own].sum() for own in self.chunks_of_shards):
+                raise ManifestError(
+                    f"{manifest.where}: --shards {shards} of its {len(self.reader.chunks)} row"
+                    f" groups leave a shard without an '{role}' patch",
+                    "pass fewer shards",
+                )
+        # The last epoch and the next, and the one that is read ahead.
+        self.epoch = lru_cache(maxsize=3 * shards)(self._epoch)
 
     def __len__(self) -> int:
         """Pairs in an epoch: one per LR patch."""
         return len(self.rows["lr"])
 
-    def _epoch(self, epoch: int) -> np.ndarray:
-        """The pairs of an epoch in order, (n, 2) int64: row of the LR patch, row of the HR patch.
+    @property
+    def fetched(self) -> int:
+        """The bytes that this process fetched from storage; 0 for a manifest on a disk."""
+        stored = [file for file in self.manifest.parts if isinstance(file, StoredFile)]
+        return stored[0].access.traffic.bytes if stored else 0
+
+    def _epoch(self, epoch: int, shard: int = 0) -> np.ndarray:
+        """The pairs of an epoch of a shard in order, (n, 2) int64: row of the LR and the HR patch.
 
         Every LR patch occurs once, and the HR patches of a photograph equally often. LR patches
         whose photograph has no HR patch in the window are paired with those of others.
         """
-        rng = np.random.default_rng([self.seed, 0, epoch])
-        chunks = [self.reader.chunks[i] for i in rng.permutation(len(self.reader.chunks))]
+        rng = np.random.default_rng([self.seed, 0, epoch, shard][: 4 if shard else 3])
+        own = self.chunks_of_shards[shard]
+        chunks = [self.reader.chunks[own[i]] for i in rng.permutation(len(own))]
         spans = [np.arange(chunk.first, chunk.first + chunk.rows) for chunk in chunks]
-        total = len(self.reader.index.role)
-        windows = -(-total // WINDOW)
+        total = sum(chunk.rows for chunk in chunks)
+        windows = -(-total * self.shards // WINDOW)  # all shards together hold one of WINDOW rows
         before = np.cumsum([0] + [chunk.rows for chunk in chunks[:-1]])
         cuts = np.searchsorted(before, np.arange(1, windows) * total / windows)
         return np.concatenate(
             [
-                self._pairs(np.concatenate(spans[start:stop]), rng)
+                self._pairs(np.concatenate(spans[start:stop]), shard, rng)
                 for start, stop in itertools.pairwise([0, *cuts, len(spans)])
+                if start < stop
             ]
         )
 
-    def _pairs(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The pairs of a window, (n, 2), shuffled."""
+    def _pairs(self, rows: np.ndarray, shard: int, rng: np.random.Generator) -> np.ndarray:
+        """The pairs of a window of a shard, (n, 2), shuffled."""
         photograph, chunk_of = self.reader.index.photograph, self.reader.chunk_of
-        role = self.role
-        lr, hr = (rng.permutation(rows[role[rows] == number]) for number in range(len(ROLES)))
-        lr = lr[_spread(photograph[lr], rng)]
-        lr = lr[_spread(chunk_of[lr], rng)]
+        lr, hr = (rng.permutation(rows[self.role[rows] == n]) for n in range(len(ROLES)))
+        lr = lr[spread(photograph[lr], rng)]
+        lr = lr[spread(chunk_of[lr], rng)]
         if not len(hr):
-            hr = rng.permutation(self.rows["hr"])
-        if not len(hr):
-            return np.stack([lr, np.full_like(lr, -1)], axis=1)  # no HR patch is needed
-        any_hr = np.resize(hr, len(lr))
-        if self.pairing == "random":
-            return np.stack([lr, any_hr], axis=1)
-        # The HR patches of a photograph are hr[first:past]; its LR patches take them in turn.
-        hr = hr[np.argsort(photograph[hr], kind="stable")]
-        first, past = (
-            np.searchsorted(photograph[hr], photograph[lr], side) for side in ("left", "right")
-        )
-        turn, _ = _count_equal(photograph[lr])
-        own_hr = hr[(first + turn % np.maximum(past - first, 1)) % len(hr)]
-        return np.stack([lr, np.where(past > first, own_hr, any_hr)], axis=1)
+            hr = self.rows["hr"]
+            hr = rng.permutation(hr[np.isin(chunk_of[hr], self.chunks_of_shards[shard])])
+        return paired(lr, hr, photograph, self.pairing)
 
     def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> Batch:
         """The batch of a step (from 0), or the slice of it that belongs to `rank` of `world`.
@@ -147,14 +170,28 @@ class Patches:
         size: pairs in the whole batch. A function of the seed, the step and the manifest alone; the
         slices in the order of rank make up the batch. Only the slice is read and decoded.
         """
-        start, stop = (size * (step * world + r) // world for r in (rank, rank + 1))
-        numbers = range(start, stop)  # of the pairs, counted from the start of the run
-        pairs = np.array([self.epoch(i // len(self))[i % len(self)] for i in numbers])
+        numbers = self._numbers(step, size, rank, world)
+        pairs = np.array([self._pair(number, size) for number in numbers])
         skipped: list[BadRow] = []
         lr, lr_captions, lr_rows = self._patches(pairs[:, 0].tolist(), "lr", numbers, skipped)
         hr_pairs = pairs[:, 1].tolist() if "hr" in self.needed else []
         hr, hr_captions, hr_rows = self._patches(hr_pairs, "hr", numbers[: len(hr_pairs)], skipped)
         return Batch(lr, hr, lr_captions, hr_captions, lr_rows, hr_rows, skipped)
+
+    def _numbers(self, step: int, size: int, rank: int, world: int) -> range:
+        """The numbers of a rank's pairs in the batch of a step, from the start of the run."""
+        return range(*(size * (step * world + r) // world for r in (rank, rank + 1)))
+
+    def _pair(self, number: int, size: int) -> np.ndarray:
+        """The rows of a pair. size: of the batch, of which each shard has an equal part."""
+        step, position = divmod(number, size)
+        part = -(-size // self.shards)
+        shard, turn = divmod(position, part)
+        if size % self.shards:  # no batch of training
+            turn, shard = divmod(position, self.shards)
+        epoch, own = divmod(step * part + turn, self.lr_of_shards[shard])
+        pair: np.ndarray = self.epoch(epoch, shard)[own]
+        return pair
 
     def _patches(
         self, rows: list[int], role: Role, numbers: range, skipped: list[BadRow]
@@ -197,7 +234,7 @@ class Patches:
             row = int(rows[(position + tried) % len(rows)])
             (found,) = self.reader.read([row])
         raise ManifestError(
-            f"{self.manifest.path}: {tried} '{role}' patches in a row cannot be used; row"
+            f"{self.manifest.where}: {tried} '{role}' patches in a row cannot be used; row"
             f" {rows[position]} {skipped[-tried].reason}",
             "build the manifest again",
         )
@@ -212,9 +249,38 @@ class Patches:
     ) -> Iterator[Batch]:
         """`batch` for the steps start to stop - 1, in order, prepared ahead by threads."""
         most = max(workers, AHEAD * world // size)
-        yield from ahead(
-            lambda step: self.batch(step, size, rank, world), start, stop, workers, most
-        )
+        with contextlib.ExitStack() as stack:
+            fetching = self._read_ahead(start, stop, size, rank, world)
+            if fetching:
+                stack.enter_context(fetching)
+
+            def make(step: int) -> Batch:
+                if fetching:
+                    fetching.reached(step)
+                return self.batch(step, size, rank, world)
+
+            yield from ahead(make, start, stop, workers, most)
+
+    def _read_ahead(
+        self, start: int, stop: int, size: int, rank: int, world: int
+    ) -> ReadAhead | None:
+        """What fetches the row groups that these steps of a rank need; None: nothing is remote."""
+        remote = [file for file in self.manifest.parts if isinstance(file, StoredFile)]
+        if not remote:
+            return None
+        reader, roles = self.reader, slice(0, len(self.needed))
+
+        def chunks_of(step: int) -> list[int]:
+            pairs = [self._pair(i, size) for i in self._numbers(step, size, rank, world)]
+            rows = np.array(pairs)[:, roles].ravel(order="F")  # as `batch` reads them
+            return list(dict.fromkeys(reader.chunk_of[rows].tolist()))
+
+        of_steps = ((step, chunks_of(step)) for step in range(start, stop))
+        uses = first_uses(of_steps, lambda n: reader.chunks[n].rows, reader.cache_rows)
+        neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # share the cache, if torchrun
+        most = min(remote[0].access.cache.limit // 2 // neighbours, AHEAD_BYTES)
+        steps = -(-WINDOW // size)  # two windows
+        return ReadAhead(uses, reader.fetch, reader.stored_size, most, steps)
 
     def named(self, batch: Batch) -> str:
         """The rows of a batch, for an error."""
@@ -222,31 +288,17 @@ class Patches:
 
     def described(self, batch: Batch) -> dict[str, list[dict[str, Any]]]:
         """By role, the rows of a batch with their ids."""
-        parts = self.manifest.files
-        columns = [c for c in ("patch_id", "image_path") if c in pq.read_schema(parts[0]).names]
-        table = pq.read_table(list(parts), columns=columns, partitioning=None)
+        names = self.manifest.schema.names
+        columns = [name for name in ("patch_id", "image_path") if name in names]
+        tables = []
+        for file in self.manifest.parts:
+            with opened(file, read_footer(file), columns) as part:
+                tables.append(part.read(columns))
+        table = pa.concat_tables(tables)
         return {
             role: [{"row": row, **table.slice(row, 1).to_pylist()[0]} for row in rows]
             for role, rows in (("lr", batch.lr_rows), ("hr", batch.hr_rows))
         }
-
-
-def _count_equal(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each element: how many equal ones precede it, and how many there are in all."""
-    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    order = np.argsort(inverse, kind="stable")
-    preceding = np.empty_like(order)
-    preceding[order] = np.arange(len(keys)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return preceding, counts[inverse]
-
-
-def _spread(keys: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """An order that spreads every key evenly: of its n elements, one is in each n-th of the order.
-
-    Elements with the same key keep their order.
-    """
-    preceding, counts = _count_equal(keys)
-    return np.argsort((preceding + rng.random(len(keys))) / counts)
 
 
 def flip_and_rotate(pixels: np.ndarray, which: int) -> np.ndarray:

@@ -9,21 +9,24 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from lasr.cli import Command
 from lasr.ownership import check_file
+from lasr.storage.config import ManifestAddress, StorageConfig
+from lasr.storage.manifest import open_manifest
 from lasr.terminal.output import say
 from lasr.terminal.summary import counted
-from schemas.manifest import open_manifest
 
 SCALE = 3  # side of an LR pixel on the sheet
 
 
-class SheetConfig(BaseModel):
+class SheetConfig(StorageConfig):
     """What `lasr degradations` takes."""
 
-    manifest: Path = Field(Path("data/patches.parquet"), description="manifest with LR patches")
+    manifest: ManifestAddress = Field(
+        Path("data/patches.parquet"), description="manifest with LR patches"
+    )
     out: Path = Field(Path("data/degraded.png"), description="the sheet to write")
     patches: int = Field(8, ge=1, description="LR patches, one per row")
     draws: int = Field(8, ge=1, description="degraded copies of each patch, side by side")
@@ -33,14 +36,14 @@ class SheetConfig(BaseModel):
 def draw_sheet(config: SheetConfig) -> None:
     """Write LR patches and degraded copies of each, all enlarged. Raises UserError."""
     check_file(config.out, [config.manifest])
-    open_manifest(config.manifest, columns=())  # a wrong path is reported before PyTorch loads
+    open_manifest(config.manifest, (), config)  # a wrong path is reported before PyTorch loads
     import torch
 
     from trainer.data.dataset import COLUMNS, Patches
     from trainer.data.realesrgan import degrade
     from trainer.sheets import nearest, write_sheet
 
-    patches_of = Patches(open_manifest(config.manifest, COLUMNS))
+    patches_of = Patches(open_manifest(config.manifest, COLUMNS, config))
     rng = np.random.default_rng(config.seed)
     patches = patches_of.pixels("lr", rng.permutation(patches_of.rows["lr"])[: config.patches])
     columns = {"LR": patches}

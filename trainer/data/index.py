@@ -6,10 +6,11 @@ its turn comes (see trainer/data/dataset.py).
 """
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lasr.errors import one_line
+from lasr.storage.manifest import THREADS
+from lasr.storage.remote import StoredFile
 from schemas.columns import convert
 from schemas.manifest import PATCH_SIZE, PATCHES, Manifest, ManifestError, Role
+from schemas.parts import PartFile, readable
 
 COLUMNS = ["image_id", "role", "size", "caption"]
 SPLIT = "split"  # a column that a manifest may lack
@@ -74,11 +78,14 @@ def read_index(
     row, or none of a needed role.
     """
     columns = [*COLUMNS, SPLIT] if SPLIT in manifest.schema.names else COLUMNS
-    checked = [each for f, footer in zip(manifest.files, footers, strict=True)
-               for each in _read_file(f, footer, columns)]  # fmt: skip
+    threads = THREADS if any(isinstance(f, StoredFile) for f in manifest.parts) else 1
+    with ThreadPoolExecutor(threads) as executor:
+        of_files = executor.map(lambda f, footer: _read_file(f, footer, columns),
+                                manifest.parts, footers)  # fmt: skip
+        checked = [each for of_file in of_files for each in of_file]
     photographs, roles, faults, held_out = zip(*checked, strict=True) if checked else ((),) * 4
     if not sum(map(len, roles)):
-        raise ManifestError(f"{manifest.path}: no rows", "loosen the query, or build it again")
+        raise ManifestError(f"{manifest.where}: no rows", "loosen the query, or build it again")
     chunks = [chunk for column in photographs for chunk in column.chunks]
     codes = pa.chunked_array(chunks, pa.string()).dictionary_encode().combine_chunks().indices
     index = Index(codes.to_numpy(), *map(np.concatenate, (roles, faults, held_out)))
@@ -86,12 +93,12 @@ def read_index(
         if not (index.role == ROLES.index(name)).any():
             if damaged := int((index.fault == UNREADABLE).sum()):
                 raise ManifestError(
-                    f"{manifest.path}: {damaged} of {len(index.role)} rows are in damaged parts of"
+                    f"{manifest.where}: {damaged} of {len(index.role)} rows are in damaged parts of"
                     f" its files, and no '{name}' row is left",
                     "build the manifest again",
                 )
             raise ManifestError(
-                f"{manifest.path}: no '{name}' rows, training needs both roles",
+                f"{manifest.where}: no '{name}' rows, training needs both roles",
                 "select both in the WHERE clause, or pass --freeze-encoders, which needs lr alone",
             )
     return index
@@ -101,9 +108,9 @@ def read_index(
 _Checked = tuple[pa.ChunkedArray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def _read_file(file: Path, footer: pq.FileMetaData, columns: list[str]) -> list[_Checked]:
+def _read_file(file: PartFile, footer: pq.FileMetaData, columns: list[str]) -> list[_Checked]:
     """The index of a file. A damaged one is read by row groups and columns."""
-    with opened(file, footer) as part:
+    with opened(file, footer, columns) as part:
         try:
             return [
                 _check(pa.Table.from_batches([batch]), damaged=False)
@@ -121,7 +128,7 @@ def _read_file(file: Path, footer: pq.FileMetaData, columns: list[str]) -> list[
         return checked
 
 
-def _column(file: Path, part: pq.ParquetFile, group: int, name: str) -> pa.ChunkedArray | None:
+def _column(file: PartFile, part: pq.ParquetFile, group: int, name: str) -> pa.ChunkedArray | None:
     try:
         return part.read_row_group(group, columns=[name])[name]
     except READ_ERRORS as error:
@@ -158,23 +165,34 @@ def _plain(column: pa.ChunkedArray) -> np.ndarray:
     return array
 
 
-def read_footer(file: Path) -> pq.FileMetaData:
+def read_footer(file: PartFile) -> pq.FileMetaData:
     """The footer of a part. Raises ManifestError: it is gone, or damaged."""
     with _not_readable(file):
-        return pq.read_metadata(file)
+        return pq.read_metadata(readable(file))
 
 
 @contextmanager
-def opened(file: Path, footer: pq.FileMetaData) -> Iterator[pq.ParquetFile]:
-    """Open a part, with the footer that was read before. Raises ManifestError: it is gone."""
+def opened(
+    file: PartFile,
+    footer: pq.FileMetaData,
+    columns: Sequence[str],
+    groups: Iterable[int] | None = None,
+) -> Iterator[pq.ParquetFile]:
+    """Open a part, with the footer that was read before. Raises ManifestError: it is gone.
+
+    columns, groups (default: all): what is to be read, and is fetched if the part is in storage.
+    """
+    source: Any = file
+    if isinstance(file, StoredFile):
+        source = file.columns(footer, columns, groups)
     with _not_readable(file):
-        part = pq.ParquetFile(file, metadata=footer, page_checksum_verification=True)
+        part = pq.ParquetFile(source, metadata=footer, page_checksum_verification=True)
     with part:
         yield part
 
 
 @contextmanager
-def _not_readable(file: Path) -> Iterator[None]:
+def _not_readable(file: PartFile) -> Iterator[None]:
     try:
         yield
     except READ_ERRORS as error:
@@ -185,7 +203,7 @@ def _not_readable(file: Path) -> Iterator[None]:
         ) from error
 
 
-def damage(file: Path, error: Exception) -> str:
+def damage(file: PartFile, error: Exception) -> str:
     """Why a row group cannot be read, as the end of a sentence that begins with a row.
 
     Raises what is no damage: MemoryError, which is one of Arrow's errors, too; and ManifestError

@@ -5,8 +5,11 @@ groups stay in a cache. A row group of more than LARGE_ROW_GROUP rows (SQL write
 told otherwise: 6 GB of patches) cannot be read in parts at random: a file with such groups is first
 copied, in record batches of 256 rows, to an unnamed temporary file in TMPDIR, which the system
 removes when the process ends.
+
+Row groups of a manifest in storage come through the cache of `lasr.storage`.
 """
 
+import contextlib
 import logging
 import mmap
 import tempfile
@@ -16,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -25,10 +27,12 @@ import pyarrow.parquet as pq
 
 from lasr.errors import one_line
 from lasr.pictures.png import decode_patch
+from lasr.storage.remote import StoredFile
 from schemas.columns import convert_column
 from schemas.digest import Damaged
 from schemas.manifest import PATCH_SIZE, PATCHES, Manifest, ManifestError, Role, digest_of
 from schemas.parquet import ROW_GROUP
+from schemas.parts import PartFile, open_part
 from trainer.data.index import READ_ERRORS, Index, damage, opened, read_footer, read_index
 
 log = logging.getLogger(__name__)
@@ -68,8 +72,8 @@ class Reader:
 
     def __init__(self, manifest: Manifest, cache_rows: int, needed: Sequence[Role] = ("lr", "hr")):
         self.manifest, self.cache_rows = manifest, cache_rows
-        self._footers = [read_footer(file) for file in manifest.files]
-        self._digests = [digest_of(file) for file in manifest.files]
+        self._footers = [read_footer(file) for file in manifest.parts]
+        self._digests = [digest_of(file) for file in manifest.parts]
         self._large = [_largest_group(footer) > LARGE_ROW_GROUP for footer in self._footers]
         self.chunks = self._find_chunks()
         self.chunk_of = np.repeat(np.arange(len(self.chunks)), [c.rows for c in self.chunks])
@@ -125,13 +129,16 @@ class Reader:
             group, offset = group + 1, offset - rows
         ids = self._patch_ids(file, group)
         patch_id = ids[offset].as_py() if ids is not None else None
-        return self.manifest.files[file].name, number, patch_id
+        return self.manifest.parts[file].name, number, patch_id
 
     def _read_patch_ids(self, file: int, group: int) -> pa.ChunkedArray | None:
-        with opened(self.manifest.files[file], self._footers[file]) as part:
+        part_file, footer = self.manifest.parts[file], self._footers[file]
+        if "patch_id" not in self.manifest.schema.names:
+            return None
+        with opened(part_file, footer, ["patch_id"], [group]) as part:
             try:
                 return part.read_row_group(group, columns=["patch_id"])["patch_id"]
-            except (*READ_ERRORS, KeyError):
+            except READ_ERRORS:
                 return None
 
     def _chunk(self, number: int) -> pa.Table | str:
@@ -158,21 +165,60 @@ class Reader:
         return future.result()
 
     def _load(self, chunk: Chunk) -> pa.Table | str:
-        file = self.manifest.files[chunk.file]
+        file = self.manifest.parts[chunk.file]
         if self._large[chunk.file]:
             with self._copying:
                 if chunk.file not in self._copies:
                     self._copies[chunk.file] = _copy_in_pieces(file)
             copy = self._copies[chunk.file]
             return copy.damage.get(chunk.index) or copy.pieces.get_batch(chunk.index)
-        with opened(file, self._footers[chunk.file]) as part:
+        if isinstance(file, StoredFile):
+            return self._fetch(file, chunk)
+        with opened(file, self._footers[chunk.file], CONTENT) as part:
             try:
                 if digest := self._digests[chunk.file]:
-                    with open(file, "rb") as content:
+                    with open_part(file) as content:
                         digest.check_group(content, chunk.index)
                 return _content(part.read_row_group(chunk.index, columns=CONTENT))
             except (*READ_ERRORS, Damaged) as error:
                 return damage(file, error)
+
+    def _fetch(self, file: StoredFile, chunk: Chunk) -> pa.Table | str:
+        """A row group out of storage, which is fetched twice before it counts as damaged."""
+        footer, digest = self._footers[chunk.file], self._digests[chunk.file]
+        for again in (False, True):
+            try:
+                source = file.row_group(footer, digest, chunk.index, CONTENT, again)
+                with pq.ParquetFile(
+                    source, metadata=footer, page_checksum_verification=True
+                ) as part:
+                    return _content(part.read_row_group(chunk.index, columns=CONTENT))
+            except (*READ_ERRORS, Damaged) as error:
+                reason = damage(file, error)
+        return reason
+
+    def fetch(self, number: int) -> None:
+        """Have a chunk of a manifest in storage on the local disk. Damage is found when it is read.
+
+        Raises StorageError.
+        """
+        chunk = self.chunks[number]
+        file = self.manifest.parts[chunk.file]
+        if isinstance(file, StoredFile) and not file.access.cache.is_full:
+            with contextlib.suppress(Damaged):
+                file.fetch_row_group(
+                    self._footers[chunk.file], self._digests[chunk.file], chunk.index, CONTENT
+                )
+
+    def stored_size(self, number: int) -> int:
+        """The bytes that `fetch` has to fetch; 0: the chunk is not fetched by itself."""
+        chunk = self.chunks[number]
+        file = self.manifest.parts[chunk.file]
+        if not isinstance(file, StoredFile) or self._large[chunk.file]:
+            return 0
+        return file.group_size(
+            self._footers[chunk.file], self._digests[chunk.file], chunk.index, CONTENT
+        )
 
 
 def _content(table: pa.Table) -> pa.Table:
@@ -196,7 +242,7 @@ class _Copy:
     damage: dict[int, str]  # number of a piece that could not be read: why
 
 
-def _copy_in_pieces(file: Path) -> _Copy:
+def _copy_in_pieces(file: PartFile) -> _Copy:
     """Copy a file's content in record batches of 256 rows, none across two row groups.
 
     The file is read as a stream, so that memory holds a page of it. The copy is memory-mapped: the
@@ -224,11 +270,12 @@ def _copy_in_pieces(file: Path) -> _Copy:
     return _Copy(pa.ipc.open_file(pa.py_buffer(mapped)), failed)
 
 
-def _pieces(file: Path, failed: dict[int, str]) -> Iterator[pa.RecordBatch]:
+def _pieces(file: PartFile, failed: dict[int, str]) -> Iterator[pa.RecordBatch]:
     """The content of a file; pieces that cannot be read are empty values, and noted in `failed`."""
     number = 0
+    source = file.stream() if isinstance(file, StoredFile) else file
     with pq.ParquetFile(
-        file, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True
+        source, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True
     ) as part:
         for group in range(part.num_row_groups):
             left, reason = part.metadata.row_group(group).num_rows, ""

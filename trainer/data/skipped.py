@@ -41,7 +41,7 @@ def check_index(patches: Patches, share: float) -> None:
     if len(faulty) > most:
         fault, fix = index.describe(int(faulty[0]))
         raise ManifestError(
-            f"{patches.manifest.path}: {len(faulty)} of {counted(rows, 'row')} cannot be trained"
+            f"{patches.manifest.where}: {len(faulty)} of {counted(rows, 'row')} cannot be trained"
             f" on, and --max-skipped {share:g} allows {most}; row {faulty[0]} {fault}",
             fix,
         )
@@ -85,7 +85,7 @@ class SkippedRows:
         row, reason = next(iter(self.known.items()))
         rows = len(self.patches.reader.index.role)
         raise UserError(
-            f"{self.patches.manifest.path}: {len(self.known)} of {counted(rows, 'row')} cannot be"
+            f"{self.patches.manifest.where}: {len(self.known)} of {counted(rows, 'row')} cannot be"
             f" trained on, and --max-skipped {self.share:g} allows {self.most}; row {row} {reason};"
             f" {NAME} in the run's folder lists all",
             "build the manifest again, or allow more and run the same command, which resumes",

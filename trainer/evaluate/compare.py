@@ -15,26 +15,30 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from lasr.cli import Command, progress
 from lasr.device import Device, pick_device
 from lasr.errors import UserError
 from lasr.ownership import check_file
+from lasr.storage.config import ManifestAddress, StorageConfig
+from lasr.storage.manifest import open_manifest
 from lasr.terminal.output import say
 from lasr.terminal.summary import counted
-from schemas.manifest import SCALE, Manifest, open_manifest
+from schemas.manifest import SCALE, Manifest
+from trainer.data.index import opened, read_footer
 from trainer.evaluate.methods import BICUBIC, Method, locate_weights, parse_methods
 
 if TYPE_CHECKING:
     import torch
 
 
-class CompareConfig(BaseModel):
+class CompareConfig(StorageConfig):
     """The flags of `lasr compare`."""
 
-    manifest: Path = Field(Path("data/patches.parquet"), description="manifest with LR patches")
+    manifest: ManifestAddress = Field(
+        Path("data/patches.parquet"), description="manifest with LR patches"
+    )
     weights: list[str] = Field(
         min_length=1,
         description="networks, [NAME=]SOURCE each: a weights file or name, or a run's folder",
@@ -50,7 +54,11 @@ def most_textured(manifest: Manifest, count: int) -> np.ndarray:
     manifest: opened with its metadata columns. Photographs take turns if there are fewer.
     """
     columns = ["image_id", "role", "texture"]
-    table = pa.concat_tables(pq.read_table(file, columns=columns) for file in manifest.files)
+    tables = []
+    for file in manifest.parts:
+        with opened(file, read_footer(file), columns) as part:
+            tables.append(part.read(columns))
+    table = pa.concat_tables(tables)
     rows = np.flatnonzero(table["role"].to_numpy() == "lr")
     photographs, texture = (table[name].to_numpy()[rows] for name in ("image_id", "texture"))
     order = np.argsort(-texture.astype(float), kind="stable")
@@ -68,14 +76,14 @@ def run(config: CompareConfig) -> None:
         raise UserError(f"--out {config.out}: not the name of a PNG", "use one that ends in .png")
     named = parse_methods([BICUBIC, *(w for w in config.weights if w != BICUBIC)], [])
     check_file(config.out, [config.manifest, *(m.source for m in named if m.is_network)])
-    open_manifest(config.manifest, columns=())
+    open_manifest(config.manifest, (), config)
     methods = locate_weights(named)  # before PyTorch loads
     import torch
 
     from trainer.data.dataset import COLUMNS, Patches
     from trainer.sheets import bicubic, nearest, write_sheet
 
-    manifest = open_manifest(config.manifest, COLUMNS)
+    manifest = open_manifest(config.manifest, COLUMNS, config)
     chosen = most_textured(manifest, config.patches)
     pixels = np.stack(Patches(manifest).pixels("lr", chosen))
     lr = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255

@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from lasr.cli import Command
 from lasr.device import Device, pick_device
 from lasr.errors import UserError, one_line, require
 from lasr.marks import KEY
 from lasr.ownership import check_folder, own_path, write_own
+from lasr.storage.config import ManifestAddress, StorageConfig
+from lasr.storage.manifest import open_manifest
 from lasr.terminal.output import say
 from lasr.terminal.summary import counted
 from lasr.weights.locate import Located, locate, untrained
-from schemas.manifest import open_manifest
 from trainer.features.maps import View, draw
 from trainer.features.sample import COLUMNS, FEWEST, WORDS, choose, word_labels
 
@@ -38,13 +39,15 @@ if TYPE_CHECKING:
 FIGURE, COORDINATES, SCORES = "features.png", "coordinates.parquet", "scores.json"
 
 
-class FeaturesConfig(BaseModel):
+class FeaturesConfig(StorageConfig):
     """The flags of `lasr features`."""
 
     SECTIONS: ClassVar = {"The maps": ["clip", "pca", "perplexity", "seed"]}
 
     weights: Path = Field(description="a run's folder, whose checkpoint has the trained encoders")
-    manifest: Path = Field(description="where patches are drawn from; preferably not trained on")
+    manifest: ManifestAddress = Field(
+        description="where patches are drawn from; preferably not trained on"
+    )
     out: Path | None = Field(None, description="folder to write to (default: features/ in the run)")
     patches: int = Field(2000, ge=2 * FEWEST, description="patches to draw, half of each role")
     words: list[str] | None = Field(
@@ -75,7 +78,7 @@ def run(config: FeaturesConfig) -> None:
         [config.manifest, config.clip, *run_files],
         [config.folder / name for name in (FIGURE, COORDINATES, SCORES)],
     )
-    manifest = open_manifest(config.manifest, COLUMNS)
+    manifest = open_manifest(config.manifest, COLUMNS, config)
     from trainer import checkpoint
 
     trained, identities = checkpoint.read_config(config.weights)

@@ -3,18 +3,19 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lasr.errors import UserError, one_line
+from lasr.errors import UserError
 from lasr.pictures.png import decode_patch
 from lasr.terminal.summary import counted
 from schemas.columns import convert
 from schemas.manifest import PATCH_SIZE, PATCHES, Manifest, ManifestError, Role
+from schemas.parts import PartFile
+from trainer.data.index import READ_ERRORS, opened, read_footer
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,8 @@ def choose(manifest: Manifest, per_role: int, seed: int) -> pa.Table:
     read, not all. Rows that cannot be used are left out, with a warning that counts them. Raises
     ManifestError: fewer than FEWEST patches of a role, or a file is gone.
     """
-    files = [(file, pq.read_metadata(file).num_row_groups) for file in manifest.files]
-    groups = [(file, group) for file, count in files for group in range(count)]
+    footers = {file: read_footer(file) for file in manifest.parts}
+    groups = [(file, n) for file, footer in footers.items() for n in range(footer.num_row_groups)]
     rng = np.random.default_rng(seed)
     quota = max(-(-per_role // max(len(groups), 1)), _SPREAD)
     chosen: dict[Role, list[pa.Table]] = {role: [] for role in PATCH_SIZE}
@@ -41,9 +42,9 @@ def choose(manifest: Manifest, per_role: int, seed: int) -> pa.Table:
     bad = 0
     for number in rng.permutation(len(groups)).tolist():
         file, group = groups[number]
-        rows = _read(file, group)
+        rows = _read(file, footers[file], group)
         if rows is None:
-            bad += pq.read_metadata(file).row_group(group).num_rows
+            bad += footers[file].row_group(group).num_rows
             continue
         for role in PATCH_SIZE:
             own = rng.permutation(np.flatnonzero(pc.fill_null(pc.equal(rows["role"], role), False)))
@@ -56,29 +57,23 @@ def choose(manifest: Manifest, per_role: int, seed: int) -> pa.Table:
             break
     if bad:
         rows = counted(bad, "row")
-        log.warning("%s: %s cannot be used, left out", manifest.path, rows)
+        log.warning("%s: %s cannot be used, left out", manifest.where, rows)
     for role, count in missing.items():
         if per_role - count < FEWEST:
             raise ManifestError(
-                f"{manifest.path}: only {per_role - count} '{role}' patches",
+                f"{manifest.where}: only {per_role - count} '{role}' patches",
                 f"give a manifest with {FEWEST} or more of each role",
             )
     both = min(per_role - count for count in missing.values())
     return pa.concat_tables(pa.concat_tables(tables)[:both] for tables in chosen.values())
 
 
-def _read(file: Path, group: int) -> pa.Table | None:
+def _read(file: PartFile, footer: pq.FileMetaData, group: int) -> pa.Table | None:
     """A row group in the types of the schema; None: it is damaged."""
-    try:
-        part = pq.ParquetFile(file, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise ManifestError(
-            f"{file}: cannot be read ({one_line(error)})", "build the manifest again"
-        ) from error
-    with part:
+    with opened(file, footer, COLUMNS, [group]) as part:
         try:
             return convert(part.read_row_group(group, columns=list(COLUMNS)), PATCHES)
-        except (pa.ArrowException, OSError) as error:
+        except READ_ERRORS as error:
             if isinstance(error, MemoryError):
                 raise
             return None

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lasr.errors import UserError
+from lasr.storage.config import StorageConfig, address, base_name
+from lasr.storage.manifest import open_manifest
 from lasr.weights.registry import TABLE
-from schemas.manifest import SCALE, open_manifest
+from schemas.manifest import SCALE, Manifest
 from trainer.data.skipped import read_lines
 from trainer.models.save import terms
 from trainer.run_log import VALIDATION
@@ -82,10 +84,10 @@ def _data(settings: dict[str, Any]) -> str:
         paths = settings.get("images") or []
         lines = [f"- photographs of `{Path(str(path)).name}`" for path in paths]
         return "\n".join([*lines, f"- identity `{settings.get('images_identity')}`"])
-    manifest = Path(str(settings["manifest"]))
-    lines = [f"- manifest `{manifest.name}`, identity `{settings['manifest_identity']}`"]
+    manifest = address(str(settings["manifest"]))
+    lines = [f"- manifest `{base_name(manifest)}`, identity `{settings['manifest_identity']}`"]
     try:
-        opened = open_manifest(manifest)
+        opened = _opened(settings)
     except UserError:
         return "\n".join([*lines, "- not on the machine that wrote this card"])
     parameters = opened.metadata.get("parameters", {})
@@ -102,13 +104,19 @@ def _data(settings: dict[str, Any]) -> str:
     return "\n".join([*lines, "- licence: that of the photographs"])
 
 
+def _opened(settings: dict[str, Any]) -> Manifest:
+    """The manifest of a run. Raises UserError: it is not here, or its storage does not answer."""
+    config = StorageConfig(cache=settings.get("cache"), storage_timeout=10)
+    return open_manifest(address(str(settings["manifest"])), config=config)
+
+
 def _models(settings: dict[str, Any]) -> str:
     """Every model of the run and of its manifest, with its licence."""
     weights = settings.get("weights", {})
     rows = [(what, str(weights[key])) for key, what in MODELS.items() if weights.get(key)]
     if "manifest" in settings:
         try:
-            parameters = open_manifest(Path(str(settings["manifest"]))).metadata["parameters"]
+            parameters = _opened(settings).metadata["parameters"]
             of_data = {"depth_model": "distances of the data", "caption_model": "captions of it"}
             rows += [(what, str(parameters[k])) for k, what in of_data.items() if parameters.get(k)]
         except (UserError, KeyError):
