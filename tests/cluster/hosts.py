@@ -187,6 +187,10 @@ class Host:
         return self.folder / f"{self.name}.clock"
 
     @property
+    def is_on(self) -> bool:
+        return self._spaces is not None
+
+    @property
     def spaces(self) -> Namespaces:
         assert self._spaces is not None, f"{self.name} is switched off"
         return self._spaces
@@ -222,10 +226,16 @@ class Host:
 
     def slow(self) -> None:
         """1 Mbit/s in both directions."""
-        for argv, device in (
-            (self.spaces.enter("net"), "eth0"), (self.switch.enter("net"), self.port),
-        ):  # fmt: skip
-            command = [*argv, "tc", "qdisc", "replace", "dev", device, "root", *SLOW.split()]
+        self._queue("replace", SLOW)
+
+    def fast(self) -> None:
+        """As before `slow`."""
+        self._queue("delete", "")
+
+    def _queue(self, change: str, discipline: str) -> None:
+        ends = ((self.spaces.enter("net"), "eth0"), (self.switch.enter("net"), self.port))
+        for argv, device in ends:
+            command = [*argv, "tc", "qdisc", change, "dev", device, "root", *discipline.split()]
             subprocess.run(command, check=True, capture_output=True, text=True)
 
     def set_clock(self, wrong: str) -> None:

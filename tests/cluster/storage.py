@@ -17,7 +17,8 @@ from tests.cluster.hosts import Host, Process
 PORT = 8333
 _KEYS = {"accessKey": "testing", "secretKey": "testing-secret"}
 _CLIENT = """
-import sys, time, pyarrow.fs as pafs
+import sys, time
+import pyarrow.fs as pafs
 fs = pafs.S3FileSystem(allow_bucket_creation=True, scheme="http", endpoint_override=sys.argv[1],
                        access_key=sys.argv[2], secret_key=sys.argv[3], region="us-east-1")
 """
@@ -88,6 +89,21 @@ def download(server: Host, key: str, folder: Path) -> None:
         pafs.copy_files({key!r}, {str(folder)!r}, source_filesystem=fs, use_threads=False)
     """
     _client(server, code)
+
+
+def parts(server: Host, folder: str, least: int = 0) -> int:
+    """How many parts are made below a key, also of a build at work; wait until it is `least`."""
+    code = f"""
+        selector = pafs.FileSelector({folder!r}, recursive=True, allow_not_found=True)
+        for attempt in range(1200):
+            names = [i.base_name for i in fs.get_file_info(selector) if i.is_file]
+            found = [n for n in names if n.startswith("part-") and ".images." not in n]
+            if len(set(found)) >= {least}:
+                break
+            time.sleep(0.25)
+        print(len(set(found)))
+    """
+    return int(_client(server, code))
 
 
 def _client(server: Host, code: str) -> str:
