@@ -63,9 +63,10 @@ class Run:
     out: Path
     variables: dict[str, str] = field(default_factory=dict)
 
-    def start(self, steps: int, **changes: Any) -> list[Process]:
+    def start(self, steps: int, manifest: str = "patches.parquet") -> list[Process]:
         """Type the command on both machines."""
-        config = settings(self.models, self.out, steps=steps, **changes)
+        arguments = flags(settings(self.models, self.out, steps=steps))
+        arguments[arguments.index("--manifest") + 1] = manifest
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
         launcher += ["--nproc-per-node", "2", "--master-addr", self.hosts[0].address]
         launcher += ["--master-port", str(PORT)]
@@ -73,7 +74,7 @@ class Run:
         variables |= self.variables
         return [
             host.start(
-                [*launcher, "--node-rank", str(rank), "-m", "trainer.run", *flags(config)],
+                [*launcher, "--node-rank", str(rank), "-m", "trainer.run", *arguments],
                 environment=variables,
             )
             for rank, host in enumerate(self.hosts)
@@ -104,8 +105,8 @@ class Run:
         state = torch.load(self.hosts[0].outside(self.out / "checkpoint.pt"), weights_only=True)
         return int(state["step"])
 
-    def finish(self, steps: int, **changes: Any) -> None:
-        for program in self.start(steps, **changes):
+    def finish(self, steps: int) -> None:
+        for program in self.start(steps):
             assert program.wait() == 0, program.text
 
 
@@ -245,7 +246,7 @@ def test_a_manifest_in_object_storage(
         run = prepared(tmp_path, hosts, manifest, models)
         with storage.bucket(server, "data") as run.variables:
             storage.upload(server, manifest, "data/patches.parquet")
-            programs = run.start(4, manifest=Path("s3:/data/patches.parquet"))
+            programs = run.start(4, "s3://data/patches.parquet")
             statuses = [program.wait() for program in programs]
         text = "".join(program.text for program in programs)
         if any(statuses) and NOT_FROM_S3 in text:

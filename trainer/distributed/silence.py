@@ -15,7 +15,7 @@ from trainer.distributed.world import World
 
 BEAT = 5.0  # seconds between two heartbeats
 SILENCE = 120.0  # seconds without one after which a process counts as lost; a minute is survived
-START = 300.0  # seconds that a process may take to send its first
+START = 600.0  # seconds that a process may take to send its first
 _AGAIN = "run the same command again on all machines, which resumes from the last checkpoint"
 
 
