@@ -146,9 +146,10 @@ def clock_fault(ahead: float) -> str:
     if abs(ahead) <= CLOCKS_DIFFER:
         return ""
     which, then = ("behind", "later") if ahead > 0 else ("ahead of", "earlier")
+    minutes = counted(round(abs(ahead) / 60), "minute")
     return (
-        f"this machine's clock is {counted(round(abs(ahead) / 60), 'minute')} {which} that of Prefect's server, and runs"
-        f" would start here so much {then}"
+        f"this machine's clock is {minutes} {which} that of Prefect's server, and runs would start"
+        f" here so much {then}"
     )
 
 
