@@ -196,8 +196,9 @@ class Host:
         return self._spaces
 
     def power_on(self) -> None:
-        kept = [str(p) for p in (self.folder, ROOT, Path(sys.prefix), Path(sys.base_prefix))
-                if p.resolve().is_relative_to("/tmp")]  # fmt: skip
+        needed = [self.folder, ROOT, Path(sys.prefix), Path(sys.base_prefix)]
+        needed += [Path(folder) for folder in os.environ["PATH"].split(os.pathsep) if folder]
+        kept = {str(p) for p in needed if p.resolve().is_relative_to("/tmp") and p.is_dir()}
         self.home.mkdir(exist_ok=True)
         self._spaces = namespaces(
             self.switch.enter("mount"),
