@@ -298,6 +298,20 @@ class Host:
         return Process(started, log)
 
 
+def until_answers(port: int) -> str:
+    """Lines of Python that wait until a server of their own host accepts connections."""
+    return f"""
+import socket, time
+host = socket.gethostbyname(socket.gethostname())
+while True:
+    try:
+        socket.create_connection((host, {port}), 5).close()
+        break
+    except OSError:
+        time.sleep(0.3)
+"""
+
+
 def join(pid: int) -> None:
     """Move this process, one that was forked for it, into the network of a host.
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config import BuildConfig
-from tests.cluster.hosts import ROOT, Host, Process, faketime, machines
+from tests.cluster.hosts import ROOT, Host, Process, faketime, machines, until_answers
 from tests.conftest import run_stages
 from tests.support.servers import PREFECT, environment, postgresql_bin
 
@@ -102,10 +102,7 @@ class Site:
             [PREFECT, "server", "start", "--host", "0.0.0.0", "--port", str(API)], self.project,
             self.of(server) | {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url},
         )  # fmt: skip
-        ask = (
-            f"import urllib.request as u; u.urlopen('http://127.0.0.1:{API}/api/health', timeout=5)"
-        )
-        self.until(server, [sys.executable, "-S", "-c", ask])
+        self.until(server, [sys.executable, "-S", "-c", until_answers(API)])
 
     def until(self, host: Host, argv: list[str], seconds: float = 400) -> None:
         """Repeat a command until it succeeds."""

@@ -5,6 +5,7 @@ The command runs on the head, as does Prefect's server. Shards run on the worker
 
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from PIL import Image
 
 from pipeline.config import BuildConfig
 from tests.cluster import storage
-from tests.cluster.hosts import Host, Process, faketime, machines
+from tests.cluster.hosts import Host, Process, faketime, machines, until_answers
 from tests.conftest import run_stages
 from tests.support.servers import BIN, PREFECT, environment
 from tests.support.words import WORDS
@@ -91,10 +92,7 @@ class Cluster:
             environment(head.home, self.database)
         head.start([PREFECT, "server", "start", "--host", "0.0.0.0", "--port", str(API)],
                    environment=self.of(head))  # fmt: skip
-        ask = (
-            f"import urllib.request as u; u.urlopen('http://127.0.0.1:{API}/api/health', timeout=5)"
-        )
-        self.until(head, [sys.executable, "-c", ask])
+        self.run(head, until_answers(API))
 
     def of(self, host: Host) -> dict[str, str]:
         """The environment of programs on a host."""
@@ -102,7 +100,7 @@ class Cluster:
         head = self.hosts["head"]
         return plain | {
             "PREFECT_API_URL": f"http://{head.address}:{API}/api", "RAY_USAGE_STATS_ENABLED": "0",
-            "LASR_WEIGHTS": str(self.folder / "weights"), "RAY_worker_niceness": "0",
+            "LASR_WEIGHTS": str(self.folder / "weights"), "RAY_worker_niceness": "0", "RAY_raylet_start_wait_time_s": "600",
         }  # fmt: skip
 
     def start_ray(self, host: Host) -> Process:
@@ -114,26 +112,23 @@ class Cluster:
             plain += ["--head", "--port", str(GCS), "--num-cpus", "0"]
         else:
             plain += ["--address", f"{head.address}:{GCS}", "--num-cpus", "1"]
+            self.run(head, until_answers(GCS))
         return host.start(plain, environment=self.of(host))
-
-    def until(self, host: Host, argv: list[str], seconds: float = 300) -> None:
-        """Repeat a command until it succeeds."""
-        end = time.monotonic() + seconds
-        while True:
-            asked = host.start(argv, environment=self.of(host))
-            if asked.wait() == 0:
-                return
-            assert time.monotonic() < end, asked.text
-            time.sleep(0.5)
 
     def until_workers(self, count: int) -> None:
         """Wait until so many machines offer a CPU."""
-        code = (
-            "import ray; ray.init('auto', logging_level='ERROR');"
-            f" n = [x for x in ray.nodes() if x['Alive'] and x['Resources'].get('CPU')];"
-            f" raise SystemExit(len(n) != {count})"
-        )
-        self.until(self.hosts["head"], [sys.executable, "-c", code])
+        code = f"""
+            import ray, time
+            ray.init("{self.hosts["head"].address}:{GCS}", logging_level="ERROR")
+            while sum(n["Alive"] and "CPU" in n["Resources"] for n in ray.nodes()) != {count}:
+                time.sleep(0.5)
+        """
+        self.run(self.hosts["head"], code)
+
+    def run(self, host: Host, code: str) -> None:
+        """Run lines of Python to their end."""
+        asked = host.start([sys.executable, "-c", textwrap.dedent(code)], environment=self.of(host))
+        assert asked.wait(400) == 0, asked.text
 
     def build(self, name: str) -> Process:
         """Type the command; its manifest is s3://data/NAME/patches.parquet."""
