@@ -100,11 +100,13 @@ class Cluster:
         head = self.hosts["head"]
         return plain | {
             "PREFECT_API_URL": f"http://{head.address}:{API}/api", "RAY_USAGE_STATS_ENABLED": "0",
-            "LASR_WEIGHTS": str(self.folder / "weights"), "RAY_worker_niceness": "0", "RAY_raylet_start_wait_time_s": "600",
+            "LASR_WEIGHTS": str(self.folder / "weights"), "RAY_worker_niceness": "0",
         }  # fmt: skip
 
     def start_ray(self, host: Host) -> Process:
-        plain = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats"]
+        # It gives a busy machine 30 s to start.
+        again = 'until "$@"; do "$1" stop --force; done'
+        plain = ["sh", "-c", again, "sh", str(BIN / "ray"), "start", "--disable-usage-stats"]
         plain += ["--include-dashboard=false"] if host.name == "head" else []
         plain += ["--node-ip-address", host.address, "--object-store-memory", "100000000"]
         head = self.hosts["head"]
