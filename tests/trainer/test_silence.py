@@ -42,3 +42,15 @@ def test_a_rank_that_has_left_is_not_silent(store: dist.Store) -> None:  # type:
 def test_the_machines_of_silent_ranks_are_named(store: dist.Store) -> None:  # type: ignore[name-defined]
     said = str(lost({3: "b", 2: "b", 5: "c"}))
     assert said.startswith("nothing was heard from ranks 2, 3, 5 on b, c for 3 s: the machine or")
+
+
+def test_ranks_of_one_machine_are_named_together(store: dist.Store) -> None:  # type: ignore[name-defined]
+    """They do not fall silent in the same round."""
+    ranks = [Heartbeats(World(rank, 4), store) for rank in range(4)]
+    for rank in ranks:
+        rank.round()
+    ranks[0].round()
+    ranks[2].round()  # once more than rank 3
+    while not (silent := ranks[0].round()):
+        ranks[1].round()
+    assert sorted(silent) == [2, 3]

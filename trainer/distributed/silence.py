@@ -37,15 +37,19 @@ class Heartbeats:
         known = [rank for rank in others if self._store.check([f"beat/{rank}"])]
         beats = self._store.multi_get([f"beat/{rank}" for rank in known]) if known else []
         found = dict(zip(known, beats, strict=True))
-        silent = {}
+        waited = {}  # shares of what each may take
         for rank in others:
             grown = found.get(rank) != self._last.get(rank)
             self._missed[rank] = 0 if grown else self._missed[rank] + 1
-            limit = SILENCE if rank in found else START
-            if self._missed[rank] > limit / BEAT and not self._store.check([f"left/{rank}"]):
-                silent[rank] = found.get(rank, b"").decode().partition(" ")[2]
+            waited[rank] = self._missed[rank] * BEAT / (SILENCE if rank in found else START)
         self._last = found
-        return silent
+        over = [rank for rank in others if waited[rank] > 1 and not self._has_left(rank)]
+        # Those of one machine fall silent together, though not in the same round.
+        late = [rank for rank in others if waited[rank] > 0.5 and not self._has_left(rank)]
+        return {rank: found.get(rank, b"").decode().partition(" ")[2] for rank in late if over}
+
+    def _has_left(self, rank: int) -> bool:
+        return bool(self._store.check([f"left/{rank}"]))
 
 
 def lost(silent: dict[int, str]) -> UserError:
