@@ -148,7 +148,7 @@ def works(rank: int, address: str, out: Path) -> None:
     """Collectives without end, as training has them."""
     meet(rank, address, out)
     torch.set_num_threads(1)
-    failure.LOOK, failure.GRACE, silence.BEAT, silence.SILENCE = 0.1, 1.0, 0.2, 3.0
+    failure.LOOK, failure.GRACE, silence.BEAT, silence.SILENCE = 0.1, 1.0, 0.2, 8.0
     with process_group("cpu"):
         for step in range(10**6):
             dist.all_reduce(torch.ones(1))
@@ -160,8 +160,8 @@ def works(rank: int, address: str, out: Path) -> None:
 @pytest.mark.parametrize(
     ("dies", "said"),
     [
-        (1, r"nothing was heard from rank 1 on second for 3 s: the machine or its network is down"),
-        (0, r"10\.77\.0\.1 \(MASTER_ADDR\) has not answered for 3 s: that machine, or the network"),
+        (1, r"nothing was heard from rank 1 on second for 8 s: the machine or its network is down"),
+        (0, r"10\.77\.0\.1 \(MASTER_ADDR\) has not answered for 8 s: that machine, or the network"),
     ],
 )
 def test_a_machine_that_dies_is_noticed(dies: int, said: str, tmp_path: Path) -> None:
