@@ -9,7 +9,8 @@ home of its own; all see the same files elsewhere, as machines with a network dr
 have no names: they end with the first process of their host, which ends when the test's process
 does, however that ends. So nothing stays behind and nothing has to be swept.
 
-Needs root, iproute2 and util-linux; the clock needs libfaketime. `lacking` says what is missing.
+Needs root, iproute2 and util-linux; `lacking` says what is missing. No host has a wrong clock:
+a time namespace shifts no time of day, and libfaketime 0.9.10 breaks Python's time.sleep.
 """
 
 import ctypes
@@ -79,12 +80,6 @@ def lacking() -> str | None:
         said = getattr(error, "stderr", None) or error
         return f"this machine lets root make no network namespaces, or no tbf: {said}"
     return None
-
-
-def faketime() -> str | None:
-    """The library that lies about the time of day; Debian's package `faketime` has it."""
-    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
-    return str(found[0]) if found else None
 
 
 @dataclass
@@ -182,11 +177,6 @@ class Host:
         return self.folder / self.name
 
     @property
-    def clock(self) -> Path:
-        """How wrong its clock is, as libfaketime reads it: `+0` or `+2d`."""
-        return self.folder / f"{self.name}.clock"
-
-    @property
     def is_on(self) -> bool:
         return self._spaces is not None
 
@@ -238,22 +228,6 @@ class Host:
         for argv, device in ends:
             command = [*argv, "tc", "qdisc", change, "dev", device, "root", *discipline.split()]
             subprocess.run(command, check=True, capture_output=True, text=True)
-
-    def set_clock(self, wrong: str) -> None:
-        """Shift the time of day of programs that started after the first call, also while they run.
-
-        `unshare --time` cannot: it shifts the monotonic clocks only, and nobody's time of day.
-        """
-        library = faketime()
-        assert library is not None
-        temporary = self.clock.with_suffix(".new")
-        temporary.write_text(f"{wrong}\n")
-        temporary.rename(self.clock)
-        self.variables |= {
-            "LD_PRELOAD": library, "FAKETIME_TIMESTAMP_FILE": str(self.clock),
-            "FAKETIME_CACHE_DURATION": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "FAKETIME_DONT_RESET": "1",
-        }  # fmt: skip
 
     def fill(self, folder: Path | None = None, left: int = 0) -> Path:
         """Leave `left` bytes of its own disk, or of another that was made small; what to delete."""

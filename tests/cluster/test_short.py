@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 import trainer.run
-from tests.cluster.hosts import Host, faketime, join, machines
+from tests.cluster.hosts import Host, join, machines
 from tests.support import processes
 from tests.support.training import flags
 from trainer import loop
@@ -74,11 +74,6 @@ def test_hosts_are_machines_of_their_own(tmp_path: Path) -> None:
         with pytest.raises(subprocess.CalledProcessError, match="returned non-zero"):
             second.run(["dd", "if=/dev/zero", "of=more", "bs=100k", "count=1"])
         second.run(["rm", str(filler)])
-        if faketime():
-            second.set_clock("+2d")
-            ahead = float(python(second, "import time; print(time.time())")) - time.time()
-            assert 172_000 < ahead < 174_000
-            second.set_clock("+0")
 
         second.power_off()
         assert server.wait(60) == -signal.SIGKILL

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from tests.cluster import storage
-from tests.cluster.hosts import ROOT, Host, Process, faketime, machines
+from tests.cluster.hosts import ROOT, Host, Process, machines
 from tests.support.training import flags
 from trainer import loop
 from trainer.config import TrainConfig
@@ -27,7 +27,6 @@ from trainer.config import TrainConfig
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 PORT = 29500
-NOT_FROM_S3 = "local disk"
 STEPS = 8
 Losses = list[dict[str, float]]
 
@@ -63,9 +62,9 @@ class Run:
     out: Path
     variables: dict[str, str] = field(default_factory=dict)
 
-    def start(self, steps: int, manifest: str = "patches.parquet") -> list[Process]:
+    def start(self, steps: int, *more: str, manifest: str = "patches.parquet") -> list[Process]:
         """Type the command on both machines."""
-        arguments = flags(settings(self.models, self.out, steps=steps))
+        arguments = [*flags(settings(self.models, self.out, steps=steps)), *more]
         arguments[arguments.index("--manifest") + 1] = manifest
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
         launcher += ["--nproc-per-node", "2", "--master-addr", self.hosts[0].address]
@@ -105,9 +104,9 @@ class Run:
         state = torch.load(self.hosts[0].outside(self.out / "checkpoint.pt"), weights_only=True)
         return int(state["step"])
 
-    def finish(self, steps: int) -> None:
-        for program in self.start(steps):
-            assert program.wait() == 0, program.text
+    def finish(self, steps: int, *more: str) -> None:
+        for program in self.start(steps, *more):
+            assert program.wait(900) == 0, program.text
 
 
 @contextmanager
@@ -180,7 +179,7 @@ def test_a_machine_is_cut_off_for_a_minute(run: Run, alone: Losses) -> None:
     run.hosts[1].heal()
     began = time.monotonic()
     for program in programs:
-        assert program.wait() == 0, program.text
+        assert program.wait(900) == 0, program.text
     print(f"ended {time.monotonic() - began:.0f} s after it was healed")
     same(run.losses(), alone)
 
@@ -199,27 +198,17 @@ def test_a_machine_is_cut_off_for_good(run: Run, alone: Losses) -> None:
     run.resume(alone)
 
 
-def test_a_slow_network_changes_nothing(run: Run, alone: Losses) -> None:
+def test_a_slow_network_changes_nothing(run: Run, manifest: Path, models: Path) -> None:
+    """The gradients of the encoders alone would take minutes a step."""
+    plain = settings(models, run.out.parent / "alone", manifest=manifest, steps=3)
+    plain = plain.model_copy(update={"freeze_encoders": True})
+    loop.train(plain)
     run.hosts[1].slow()
     began = time.monotonic()
-    run.finish(3)
+    run.finish(3, "--freeze-encoders")
     print(f"3 steps at 1 Mbit/s: {time.monotonic() - began:.0f} s")
     assert len(run.losses()) == 3
-    same(run.losses(), alone)
-
-
-def test_a_wrong_clock_changes_nothing(run: Run, alone: Losses) -> None:
-    """Two days ahead from the start, and a day behind from the third step on."""
-    if faketime() is None:
-        pytest.skip("no libfaketime here: apt-get install faketime")
-    run.hosts[1].set_clock("+2d")
-    programs = run.start(STEPS)
-    run.until(3, programs)
-    run.hosts[1].set_clock("-1d")
-    for program in programs:
-        assert program.wait() == 0, program.text
-    assert len(run.losses()) == STEPS
-    same(run.losses(), alone)
+    same(run.losses(), losses(plain.folder))
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on(
@@ -232,7 +221,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(
         for program in programs:
             assert program.wait(600) != 0
         said = [line for program in programs for line in errors(program)]
-        assert len(said) == 1 and "No space left on device" in said[0], said
+        assert len(said) == 1 and re.search(r"cannot be written \(.* free", said[0]), said
         run.hosts[0].run(["rm", str(filler)])
         run.resume(alone)
 
@@ -240,17 +229,17 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(
 def test_a_manifest_in_object_storage(
     tmp_path: Path, manifest: Path, models: Path, alone: Losses
 ) -> None:
+    if TrainConfig.model_fields["manifest"].annotation is Path:
+        pytest.skip("lasr train reads manifests from a local disk only")
     if reason := storage.lacking():
         pytest.skip(reason)
     with machines(tmp_path, "first", "second", "storage") as (*hosts, server):
         run = prepared(tmp_path, hosts, manifest, models)
         with storage.bucket(server, "data") as run.variables:
             storage.upload(server, manifest, "data/patches.parquet")
-            programs = run.start(4, "s3://data/patches.parquet")
-            statuses = [program.wait() for program in programs]
+            programs = run.start(4, manifest="s3://data/patches.parquet")
+            statuses = [program.wait(900) for program in programs]
         text = "".join(program.text for program in programs)
-        if any(statuses) and NOT_FROM_S3 in text:
-            pytest.skip(f"lasr train reads manifests from a local disk only: {text[-300:]}")
         assert not any(statuses), text
         assert len(run.losses()) == 4
         same(run.losses(), alone)
