@@ -232,11 +232,20 @@ class Host:
     def fill(self, folder: Path | None = None, left: int = 0) -> Path:
         """Leave `left` bytes of its own disk, or of another that was made small; what to delete."""
         filler = (folder or self.home) / "filler"
-        code = (
-            "import os, sys; s = os.statvfs(os.path.dirname(sys.argv[1]));"
-            " n = s.f_bavail * s.f_frsize - int(sys.argv[2]); assert n < 1 << 30, n;"
-            " os.posix_fallocate(os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY), 0, n)"
-        )
+        code = """if True:  # others write there meanwhile
+            import os, sys
+            file = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
+            for attempt in range(1000):
+                found = os.fstatvfs(file)
+                size = found.f_bavail * found.f_frsize - int(sys.argv[2])
+                assert size < 1 << 30, size
+                if size <= 0:
+                    break
+                try:
+                    os.posix_fallocate(file, os.fstat(file).st_size, size)
+                except OSError:
+                    continue
+        """
         self.run([sys.executable, "-S", "-c", code, str(filler), str(left)])
         return filler
 
