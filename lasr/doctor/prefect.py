@@ -11,9 +11,11 @@ import socket
 import sqlite3
 import ssl
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from urllib.parse import quote, urlsplit
 
 from lasr.doctor.checks import Result, version
 from lasr.errors import UserError, one_line
+from lasr.terminal.summary import counted
 
 URL, HOME, PROFILE = "PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE"
 PROFILES_PATH = "PREFECT_PROFILES_PATH"
@@ -28,6 +31,8 @@ DATABASE = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONN
 AUTH, KEY = "PREFECT_API_AUTH_STRING", "PREFECT_API_KEY"
 WITHOUT = f"run `{URL}= lasr build …` to build without it"
 PATIENCE = 4  # seconds that a server has for each step of its answer
+CLOCKS_DIFFER = 60  # seconds that nobody would notice
+SET_CLOCK = "set the clock, for example with `timedatectl set-ntp true`"
 LOCK_PATIENCE = 2  # seconds for a database that another program writes to
 
 
@@ -108,12 +113,15 @@ def home_fault() -> str:
     return ""
 
 
-def check_server(server: Server) -> None:
-    """Ask a server whether it is healthy. Raises UserError within seconds."""
+def check_server(server: Server) -> float:
+    """Ask a server whether it is healthy. Raises UserError within seconds.
+
+    Returns by how many seconds its clock is ahead of this machine's.
+    """
     at = f"Prefect's server {server.url} ({server.source})"
     cloud = "prefect.cloud" in server.url
     try:
-        status, text = _health(server.url)
+        status, text, ahead = _health(server.url)
     except Exception as error:  # of httpx, ssl, json: a wrong setting can raise anything
         slow = "Timeout" in type(error).__name__
         reason = "in time" if slow else f"({one_line(error, 100)})"
@@ -127,10 +135,29 @@ def check_server(server: Server) -> None:
     if status >= 300 or not (text == "true" or cloud):
         fix = f"correct the address, which ends in /api, or {WITHOUT}"
         raise UserError(f"{at} answers {status}, not as Prefect does", fix)
+    return ahead
 
 
-def _health(url: str) -> tuple[int, str]:
-    """Status and the first bytes of what a server says about its health, asked as Prefect would."""
+def clock_fault(ahead: float) -> str:
+    """What is wrong if the server's clock is that much ahead; "" if it is near enough.
+
+    Prefect's workers, and `lasr serve`, ask for the runs that are due by their own clock.
+    """
+    if abs(ahead) <= CLOCKS_DIFFER:
+        return ""
+    which, then = ("behind", "later") if ahead > 0 else ("ahead of", "earlier")
+    minutes = counted(round(abs(ahead) / 60), "minute")
+    return (
+        f"this machine's clock is {minutes} {which} that of Prefect's server, and runs would start"
+        f" here so much {then}"
+    )
+
+
+def _health(url: str) -> tuple[int, str, float]:
+    """What a server says about its health, asked as Prefect would.
+
+    Status, first bytes, and by how many seconds its clock is ahead, 0 where it does not say.
+    """
     import httpx
 
     names = (AUTH, KEY, "PREFECT_CLIENT_CUSTOM_HEADERS", "PREFECT_API_TLS_INSECURE_SKIP_VERIFY")
@@ -149,7 +176,11 @@ def _health(url: str) -> tuple[int, str]:
         ) as answer,
     ):
         first = next(answer.iter_bytes(100), b"")
-    return answer.status_code, first.decode(errors="replace").strip()
+        ahead = 0.0
+        with contextlib.suppress(ValueError, TypeError):
+            date = parsedate_to_datetime(answer.headers.get("date", ""))
+            ahead = date.timestamp() - time.time()
+    return answer.status_code, first.decode(errors="replace").strip(), ahead
 
 
 def check() -> Iterator[Result]:
@@ -160,7 +191,8 @@ def check() -> Iterator[Result]:
         yield Result("warning", name, fault, fix)
     chosen = server()
     if chosen:
-        check_server(chosen)
+        if fault := clock_fault(check_server(chosen)):
+            yield Result("warning", name, fault, SET_CLOCK)
         yield Result("ok", name, f"{version('prefect')}, its server at {chosen.url}, healthy")
     elif fault := home_fault():
         fix = (

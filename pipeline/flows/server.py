@@ -70,7 +70,8 @@ def chosen() -> None:
             "PREFECT_API_URL is not set, so there is no server to register the deployment with",
             "start `prefect server start` and set PREFECT_API_URL=http://127.0.0.1:4200/api",
         )
-    prefect.check_server(server)
+    if fault := prefect.clock_fault(prefect.check_server(server)):
+        raise UserError(fault, prefect.SET_CLOCK)
 
 
 def load_flow() -> ModuleType:

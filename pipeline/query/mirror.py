@@ -24,9 +24,12 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lasr.errors import UserError
+from lasr.storage.config import StorageConfig
+from lasr.storage.manifest import find_files
 from pipeline.storage import StoragePath, reported
-from schemas.catalogue import BESIDE, beside
-from schemas.manifest import ManifestError
+from schemas.catalogue import BESIDE, beside, work_name
+from schemas.current import POINTER, write_current
+from schemas.manifest import PATCHES
 
 AT_ONCE = 64  # requests: a row group has few bytes of a column, so that the way there is the cost
 PIXELS = "image.bytes"
@@ -62,26 +65,33 @@ class Mirror:
                 list(pool.map(self._fetch_footer, self._files))
 
     def _list(self, source: StoragePath) -> Iterator[_File]:
-        whole = self._fs.get_file_info(source.key)
-        if whole.type == pafs.FileType.NotFound:
-            raise ManifestError(f"{source}: no manifest there", "check the address")
-        if whole.type == pafs.FileType.File:
-            yield self._sparse(whole, self.manifest)
+        stored, current = find_files(self.address, StorageConfig())
+        if [file.name for file in stored] == [source.name]:
+            yield self._sparse(stored[0].key, stored[0].size, self.manifest)
         else:
             self.manifest.mkdir()
-            for info in self._fs.get_file_info(pafs.FileSelector(source.key)):
-                if _is_table(info) and not info.base_name.startswith((".", "_")):
-                    yield self._sparse(info, self.manifest / info.base_name)
+            for file in stored:
+                yield self._sparse(file.key, file.size, self.manifest / file.name)
+        if current is not None:
+            write_current(self.manifest / POINTER, PATCHES, current)
+            work = source.parent / work_name(source.name)
+            (self.manifest.parent / work.name).mkdir()
+            kept = [work / name for name in current.beside.values()]
+            yield from self._companions(kept, self.manifest.parent / work.name)
         others = [source.parent / beside(source.name, name) for name in BESIDE]
-        for info in self._fs.get_file_info([other.key for other in others]):
-            if _is_table(info):
-                yield self._sparse(info, self.manifest.parent / info.base_name)
+        yield from self._companions(others, self.manifest.parent)
+
+    def _companions(self, files: list[StoragePath], folder: Path) -> Iterator[_File]:
+        """The tables among these that are there."""
+        for info in self._fs.get_file_info([file.key for file in files]):
+            if info.type == pafs.FileType.File and info.base_name.endswith(".parquet"):
+                yield self._sparse(info.path, info.size, folder / info.base_name)
 
     @staticmethod
-    def _sparse(info: pafs.FileInfo, path: Path) -> _File:
+    def _sparse(key: str, size: int, path: Path) -> _File:
         with open(path, "wb") as file:
-            file.truncate(info.size)
-        return _File(info.path, info.size, path, set())
+            file.truncate(size)
+        return _File(key, size, path, set())
 
     def _fetch_footer(self, file: _File) -> None:
         """The end of a file, from the first byte of its footer on."""
@@ -136,10 +146,6 @@ class Mirror:
             list(pool.map(get, _shares(wanted)))
         if stop and stop.is_set():
             raise duckdb.InterruptException("the question was stopped")
-
-
-def _is_table(info: pafs.FileInfo) -> bool:
-    return bool(info.type == pafs.FileType.File and info.base_name.endswith(".parquet"))
 
 
 def scanned(connection: duckdb.DuckDBPyConnection, sql: str) -> Leaves | None:

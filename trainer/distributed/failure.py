@@ -7,12 +7,14 @@ processes as soon as one has ended.
 
 A thread of each process watches the store, and the other processes of its machine. It ends a
 process that is stuck in a collective (NCCL waits for a dead process until its timeout), and notices
-one that was killed and so printed nothing.
+one that was killed and so printed nothing, or that has fallen silent with its machine. A second
+thread looks whether the store answers the first.
 """
 
 import contextlib
 import datetime
 import logging
+import math
 import os
 import signal
 import socket
@@ -28,6 +30,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from lasr.cli import STOPPED, print_error
 from lasr.errors import UserError
 from lasr.system.calls import is_alive, is_zombie
+from trainer.distributed import silence
 from trainer.distributed.world import KNOWN_TO_ALL, ReportedElsewhere, World
 
 LOOK = 0.5  # seconds between two looks of the thread
@@ -69,10 +72,13 @@ class Failure:
         self._left = threading.Event()
         self._before: Any = None  # what handled SIGTERM
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._ended = threading.Event()
+        self._unanswered = 0.0  # seconds that the first thread has been waiting for the store
 
     def __enter__(self) -> "Failure":
         self._store.set(f"process/{self.world.rank}", f"{os.getpid()} {socket.gethostname()}")
         self._thread.start()
+        threading.Thread(target=self._guard, name="guard", daemon=True).start()
         # torchrun sends SIGTERM to the others when one has ended: they may have to say why.
         with contextlib.suppress(ValueError):  # not the main thread, which alone may do this
             self._before = signal.signal(signal.SIGTERM, _interrupt)
@@ -88,6 +94,7 @@ class Failure:
             signal.signal(signal.SIGTERM, self._before)
         self._left.set()
         self._thread.join(GRACE)
+        self._ended.set()
 
     def report(self, error: BaseException) -> int:
         """Print an error unless another process printed one; returns the exit status."""
@@ -165,8 +172,10 @@ class Failure:
     def _watch(self) -> None:
         """End this process if another failed and this one does not notice."""
         store = self._thread_store
+        heartbeats, due = silence.Heartbeats(self.world, store), time.monotonic()
         try:
             while not self._left.wait(LOOK):
+                self._unanswered = 0.0
                 if store.check(["claimed"]):
                     break
                 if self._dead(store) and not self._left.wait(GRACE):
@@ -174,11 +183,31 @@ class Failure:
                         self._print_dead(store, patience=0)
                         store.set("printed", "")
                     break
+                if time.monotonic() < due:
+                    continue
+                due = time.monotonic() + silence.BEAT
+                if silent := heartbeats.round():
+                    if self._claim(store):
+                        print_error(silence.lost(silent))
+                        store.set("printed", "")
+                    break
             self._wait_for(["printed"], store)
         except RuntimeError:  # torchrun is gone; what happens then is up to the operating system
+            self._unanswered = -math.inf
             return
         if not self._left.wait(GRACE):
             os._exit(1)
+
+    def _guard(self) -> None:
+        """End this process if the store does not answer: its machine has fallen silent."""
+        while not self._ended.wait(LOOK):
+            self._unanswered += LOOK
+            if self._unanswered > silence.SILENCE:
+                if os.environ.get("LOCAL_RANK", "0") == "0":
+                    print_error(silence.unreachable(os.environ["MASTER_ADDR"]))
+                else:  # torchrun kills the others of its machine as soon as one has ended
+                    time.sleep(LOOK + 1)
+                os._exit(1)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

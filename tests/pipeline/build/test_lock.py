@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lasr import lock
 from lasr.errors import UserError
 from pipeline.build.lock import check_free, sole_build
 from pipeline.outputs import check_outputs
@@ -40,3 +41,14 @@ def test_a_work_folder_of_an_older_version_is_taken_over(tmp_path: Path) -> None
     (work / "lock.json").write_bytes(b'{"host": "her')  # cut short by a power failure
     with sole_build(work):
         check_outputs(StoragePath(str(tmp_path / "a.parquet")), work, [])
+
+
+def test_a_number_that_another_process_has_by_now_is_no_holder() -> None:
+    """As after a machine, or a container, has started again."""
+    own = lock.this_process()
+    holder = json.loads(own)
+    assert not lock.is_dead(own)
+    for start, is_dead in (("another boot 17", True), (None, False)):  # None: an older version's
+        assert lock.is_dead(json.dumps(holder | {"start": start}).encode()) is is_dead
+    elsewhere = holder | {"start": "another boot 17", "host": "another"}
+    assert not lock.is_dead(json.dumps(elsewhere).encode())

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from email.utils import formatdate
 from pathlib import Path
 
 import psutil
@@ -342,6 +343,52 @@ def test_a_password_is_sent(home: Path, monkeypatch: pytest.MonkeyPatch) -> None
     prefect.check_server(prefect.Server(address, "prefect.toml"))
     thread.join()
     assert "authorization: basic bwu6c2vjcmv0" in seen[0] and "x-door: open" in seen[0]
+
+
+@pytest.mark.parametrize(
+    ("ahead", "said"),
+    [
+        (
+            2 * 86400,
+            r"clock is 2880 minutes behind that of Prefect's server, .* later; set the clo",
+        ),
+        (
+            -7200,
+            r"clock is 120 minutes ahead of that of Prefect's server, .* earlier; set the cloc",
+        ),
+        (20, ""),
+    ],
+)
+def test_a_clock_that_differs_from_the_servers_is_named(
+    ahead: int, said: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its own clock decides when runs start: `lasr serve`. A build does not mind."""
+    date = formatdate(time.time() + ahead, usegmt=True).encode()
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        for _ in range(3):
+            with listening.accept()[0] as connection:
+                connection.recv(4096)
+                connection.sendall(
+                    b"HTTP/1.1 200 OK\r\nDate: %b\r\nContent-Length: 4\r\n\r\ntrue" % date
+                )
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    address = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+    monkeypatch.setenv("PREFECT_API_URL", address)
+    assert servers.connect() is None
+    warnings = [result.found for result in prefect.check() if result.level == "warning"]
+    assert bool(warnings) == bool(said)
+    if said:
+        with pytest.raises(UserError, match=said) as raised:
+            servers.chosen()
+        assert raised.value.problem == warnings[0]
+    else:
+        servers.chosen()
+    thread.join()
+    listening.close()
 
 
 def test_a_server_that_does_not_start_is_tried_on_a_temporary_database(

@@ -14,7 +14,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import storage
+from lasr.storage.filesystem import file_system
 from pipeline.query.__main__ import main
 from pipeline.query.mirror import Mirror, scanned
 from pipeline.query.questions import QUESTIONS
@@ -32,6 +32,7 @@ def server(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     shutil.copytree(manifest, folder / "data" / "patches.parquet")
     for name in ("images.parquet", "duplicates.parquet"):
         shutil.copy(manifest.parent / name, folder / "data")
+    shutil.copytree(manifest.parent / "patches.work", folder / "data" / "patches.work")
     command = [sys.executable, "-m", "benchmarks.queries.server", str(folder), "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -46,10 +47,10 @@ def stored(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         ("AWS_SECRET_ACCESS_KEY", "b"), ("AWS_EC2_METADATA_DISABLED", "true"),
     ):  # fmt: skip
         monkeypatch.setenv(name, value)
-    storage._file_system.cache_clear()
+    file_system.cache_clear()
     counted(server)
     yield "s3://bucket/data/patches.parquet"
-    storage._file_system.cache_clear()
+    file_system.cache_clear()
 
 
 def counted(server: str) -> dict[str, Any]:
