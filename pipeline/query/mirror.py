@@ -66,7 +66,7 @@ class Mirror:
 
     def _list(self, source: StoragePath) -> Iterator[_File]:
         stored, current = find_files(self.address, StorageConfig())
-        if [file.name for file in stored] == [source.name]:
+        if stored[0].key.strip("/") == source.key.strip("/"):  # a single file
             yield self._sparse(stored[0].key, stored[0].size, self.manifest)
         else:
             self.manifest.mkdir()
