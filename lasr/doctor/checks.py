@@ -22,7 +22,6 @@ from lasr.errors import UserError
 from lasr.terminal.summary import counted
 from lasr.weights.locate import found, locate_all, weights_folder, with_needs
 from lasr.weights.registry import PROFILES, TABLE, Kind, Profile, Weights
-from schemas.parts import size_of
 
 NAME = "la-sr"
 TRAINED_ON = ("image_id", "role", "size", "caption", "image")  # columns of a manifest
@@ -170,6 +169,7 @@ def manifest(where: Path | str) -> str:
     from lasr.storage.config import StorageConfig
     from lasr.storage.manifest import open_manifest
     from lasr.storage.remote import StoredFile
+    from schemas.parts import size_of
 
     parts = open_manifest(where, TRAINED_ON, StorageConfig(storage_timeout=20)).parts
     seen = f"{where}: {counted(len(parts), 'part')}, {sum(map(size_of, parts)) / 1e9:.2f} GB"

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -48,6 +49,7 @@ class RangeCache:
     def __init__(self, folder: Path, limit: int, inputs: Iterable[object] = ()):
         self.folder, self.limit = folder, limit
         self.is_full = False  # the disk: ranges then are not stored
+        self._lock = threading.Lock()
         check_folder(folder, inputs, flag="--cache")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +71,7 @@ class RangeCache:
             raise refused(self.folder, f"holds {min(others)} and no cache of LA-SR", "--cache")
         temporary = self.folder / f".{MARK}.{uuid.uuid4().hex[:8]}{_TEMPORARY}"
         about = "parts of manifests in object storage; this folder may be deleted at any time"
-        temporary.write_text(json.dumps({KEY: about}) + "\n", encoding="utf-8", newline="\n")
+        temporary.write_bytes((json.dumps({KEY: about}) + "\n").encode())
         os.replace(temporary, mark)
 
     def path(self, key: str) -> Path:
@@ -150,7 +152,10 @@ class RangeCache:
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            self.is_full = True
+            with self._lock:
+                is_known, self.is_full = self.is_full, True
+            if is_known:  # another thread met it
+                return
             what = "the disk is full" if no_space(error) else one_line(error, 100)
             log.warning(
                 "%s: cannot be written (%s); nothing more is cached there, and row groups are"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lasr.storage.remote import StoredFile
 
 THREADS = 16  # requests at once, of footers and small columns
-PUBLICATIONS = 3  # that may happen while the files are listed
+PUBLICATIONS = 5  # that may happen while the files are listed
 
 
 def open_manifest(
@@ -86,9 +86,15 @@ def find_files(where: str, config: StorageConfig) -> tuple[tuple[StoredFile, ...
             for each in keep_trying(where, lambda: listed(f"{key}/{folder}"))  # noqa: B023
         ):
             raise manifest.partitioned(where, folder)
-    for _ in range(PUBLICATIONS):
+    for left in reversed(range(PUBLICATIONS)):
         files = {each.base_name: each for each in inside if each.is_file}
-        current = _current(stored(files[POINTER])) if POINTER in files else None
+        try:
+            current = _current(stored(files[POINTER])) if POINTER in files else None
+        except manifest.DamagedError:  # or replaced since it was listed
+            if not left:
+                raise
+            inside = keep_trying(where, lambda: listed(key))
+            continue
         names = sorted(current.files if current else filter(is_part, files))
         if not names:
             raise manifest.no_parts(where)

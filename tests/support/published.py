@@ -17,6 +17,7 @@ from pipeline.sidecars.kept import KEPT
 from pipeline.storage import StoragePath, read_table, scratch
 from schemas.catalogue import IMAGES, companion, work_name
 from schemas.current import POINTER, read_current
+from schemas.digest import Damaged
 from schemas.manifest import PATCHES, ManifestError, file_metadata, open_manifest, split_of
 from schemas.parquet import rows_to
 
@@ -121,7 +122,7 @@ def look_in_storage(out: StoragePath) -> tuple[frozenset[str], frozenset[str]] |
             read_table(work / current.beside[name]).to_pylist()
             for name in ("images.parquet", "duplicates.parquet")
         ]
-    except OSError:
+    except (OSError, Damaged):  # the pointer was replaced between asking its size and its bytes
         return None
     return _checked(paths, *tables)
 

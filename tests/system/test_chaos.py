@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from schemas.current import is_part
 from tests.chaos.__main__ import torment
 from tests.chaos.checks import check_accounted, check_done, check_rows
 from tests.chaos.disturbances import damage
@@ -48,7 +49,8 @@ def test_a_run_on_a_damaged_manifest_is_compared(tmp_path: Path) -> None:
     """With a run left alone on the same manifest; on a whole one, with one on a whole one."""
     world, report = World.create(tmp_path, random.Random(0)), Report()
     prepare(world)
-    spoil(min(world.training.glob("*.parquet"), key=lambda path: path.stat().st_size), "flip")
+    parts = [path for path in world.training.iterdir() if is_part(path.name)]
+    spoil(min(parts, key=lambda path: path.stat().st_size), "flip")
     world.note_damage()
     assert world.training_is_damaged and not world.manifest_changed
     assert complete(world, report).outcome == "done"

@@ -121,8 +121,6 @@ def test_other_commands_that_take_a_manifest(
 @pytest.mark.parametrize(
     "command",
     [
-        f"report --manifest {ADDRESS} --out r.html",
-        f"query SQL --manifest {ADDRESS}",
         f"convert {ADDRESS} --to folder --out folder",
         f"push dataset {ADDRESS} a/b",
     ],

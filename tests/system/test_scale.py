@@ -8,6 +8,7 @@ import pytest
 from benchmarks.scale.__main__ import ScaleBenchmark, main, sums
 from benchmarks.scale.bookkeeping import _run
 from benchmarks.scale.simulation import Costs, Machine, seconds
+from schemas.manifest import open_manifest
 from tests.support.servers import ROOT
 
 STAGES = Costs(read=1, depth=2, crop=3, captions=4, write=5, latency=6)
@@ -45,7 +46,7 @@ def test_captions_wait_until_a_call_is_full() -> None:
 def test_a_made_up_build_is_finished_and_is_published(tmp_path: Path) -> None:
     measured = _run(tmp_path, 300)  # two parts
     assert {"find", "plan again", "publish again", "MB"} <= set(measured)
-    assert len(list((tmp_path / "patches.parquet").iterdir())) == 2
+    assert len(open_manifest(tmp_path / "patches.parquet").files) == 2
 
 
 def test_the_page_has_the_sums_of_the_command() -> None:

@@ -198,7 +198,7 @@ def test_ctrl_c_while_the_manifest_is_opened(
     def pressed(*_: object) -> None:
         raise RuntimeError("Query interrupted")
 
-    monkeypatch.setattr(views, "readable_files", pressed)
+    monkeypatch.setattr(views, "companion", pressed)
     argv = ["SELECT 1"] if command == "query" else ["--out", str(tmp_path / "x.html")]
     assert (main if command == "query" else report)([*argv, "--manifest", str(manifest)]) == 130
     assert capfd.readouterr().err.startswith("stopped; ")
