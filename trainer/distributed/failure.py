@@ -77,6 +77,7 @@ class Failure:
 
     def __enter__(self) -> "Failure":
         self._store.set(f"process/{self.world.rank}", f"{os.getpid()} {socket.gethostname()}")
+        self._heartbeats = silence.Heartbeats(self.world, self._thread_store)
         self._thread.start()
         threading.Thread(target=self._guard, name="guard", daemon=True).start()
         # torchrun sends SIGTERM to the others when one has ended: they may have to say why.
@@ -172,7 +173,7 @@ class Failure:
     def _watch(self) -> None:
         """End this process if another failed and this one does not notice."""
         store = self._thread_store
-        heartbeats, due = silence.Heartbeats(self.world, store), time.monotonic()
+        due = time.monotonic()
         try:
             while not self._left.wait(LOOK):
                 self._unanswered = 0.0
@@ -186,7 +187,7 @@ class Failure:
                 if time.monotonic() < due:
                     continue
                 due = time.monotonic() + silence.BEAT
-                if silent := heartbeats.round():
+                if silent := self._heartbeats.round():
                     if self._claim(store):
                         print_error(silence.lost(silent))
                         store.set("printed", "")

@@ -27,12 +27,15 @@ class Heartbeats:
         self._rounds = 0
         self._last: dict[int, bytes] = {}
         self._missed = dict.fromkeys(range(world.size), 0)  # rounds since the last heartbeat
+        self._send()  # from now on this process has started
+
+    def _send(self) -> None:
+        self._store.set(f"beat/{self.world.rank}", f"{self._rounds} {socket.gethostname()}")
 
     def round(self) -> dict[int, str]:
         """Send one, and look for those of the others; silent ranks, each with its machine."""
         self._rounds += 1
-        beat = f"{self._rounds} {socket.gethostname()}"
-        self._store.set(f"beat/{self.world.rank}", beat)
+        self._send()
         others = [rank for rank in range(self.world.size) if rank != self.world.rank]
         known = [rank for rank in others if self._store.check([f"beat/{rank}"])]
         beats = self._store.multi_get([f"beat/{rank}" for rank in known]) if known else []
