@@ -1,5 +1,6 @@
 # make demo   photographs → manifest → report, SQL → a trained network → an upscaled picture
-# make test   linter, types, tests
+# make test   linter, types, tests, but the slow ones
+# make test-slow  benchmarks, harnesses and whole ways of the documentation, as typed
 # make chaos  kills, damage and full disks at random for MINUTES (docs/testing.md)
 # make test-cluster  several machines out of namespaces, as root: Ray, Prefect, torchrun (docs/testing.md)
 # They install what they need into .venv first. A second call installs nothing.
@@ -22,8 +23,10 @@ export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export HF_HUB_OFFLINE = 1
 export PREFECT_HOME = $(CURDIR)/data/prefect
 unexport PREFECT_API_URL
+# Else each of hundreds of processes would compile all sources again.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-cluster chaos lint clean
+.PHONY: demo test test-slow test-cluster chaos lint clean
 
 demo: .venv/demo
 	$(BIN)/python -m pipeline.demo $(PHOTOGRAPHS)
@@ -51,6 +54,9 @@ demo: .venv/demo
 
 test: lint
 	$(BIN)/python -m pytest -n 3
+
+test-slow: .venv/test
+	$(BIN)/python -m pytest -n 3 -m slow
 
 # SeaweedFS is an S3 server in one program of 150 MB, for these tests alone.
 test-cluster: .venv/test

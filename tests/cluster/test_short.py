@@ -27,6 +27,8 @@ from trainer import loop
 from trainer.config import TrainConfig
 from trainer.distributed import failure, process_group, silence
 
+pytestmark = pytest.mark.slow
+
 ASK = "import socket; socket.create_connection(('{}', 8000), 2).close()"
 SEND = "import socket; s = socket.create_connection(('{}', 8000)); s.sendall(bytes({})); s.close()"
 TAKE = """

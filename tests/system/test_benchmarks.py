@@ -21,6 +21,8 @@ from tests.support import processes
 from trainer.config import TrainConfig
 from trainer.step import TrainStep
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_papers_step_computes_what_it_needs_and_no_more() -> None:
     """Forward passes counted by hand; gradients of weights, of pictures, or of both."""

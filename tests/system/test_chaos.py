@@ -15,6 +15,8 @@ from tests.chaos.runs import check_result, complete, skipped
 from tests.chaos.world import World
 from tests.support.damage import spoil
 
+pytestmark = pytest.mark.slow
+
 EPISODES = 3
 SEED = 4  # signals, damage, obstacles and changed photographs in its first episodes
 

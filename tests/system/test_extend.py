@@ -17,6 +17,8 @@ from pipeline.config import BuildConfig
 from tests.conftest import run_stages
 from tests.support.servers import environment
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("lasr", "schemas", "pipeline", "trainer")
 STEP = re.compile(

@@ -21,6 +21,8 @@ from tests.support import killed, processes
 from tests.support.files import mutated
 from tests.support.words import WORDS
 
+pytestmark = pytest.mark.slow
+
 MUTANTS = 400
 EXPECTED = {"ok", "no_patches", "too_small", "too_large", "unreadable", "unsupported", "duplicate"}
 

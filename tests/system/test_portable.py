@@ -53,6 +53,7 @@ def test_text_files_name_their_encoding() -> None:
             assert not name.endswith(".write_text"), f"{where}: write bytes"
 
 
+@pytest.mark.slow
 def test_a_build_a_run_and_a_picture_without_posix(photographs: Path, tmp_path: Path) -> None:
     """See tests/support/without_posix.py."""
     script = [sys.executable, without_posix.__file__, str(tmp_path), str(photographs)]

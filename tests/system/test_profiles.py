@@ -31,6 +31,8 @@ from trainer.evaluate.pyiqa_backend import offline
 from trainer.models.rrdb import untrained_rrdb
 from trainer.models.save import save_network
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

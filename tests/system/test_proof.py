@@ -17,6 +17,8 @@ from benchmarks.proof import scores, squeeze
 from benchmarks.world import scenes
 from lasr.pictures.read import read_rgb
 
+pytestmark = pytest.mark.slow
+
 
 def upstream() -> torch.nn.Module:
     """torchvision's SqueezeNet 1.1 with the weights of ours."""

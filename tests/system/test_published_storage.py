@@ -14,6 +14,8 @@ from schemas.catalogue import BESIDE, work_name
 from tests.support.published import look_in_storage, make_part, publish_parts
 from tests.system.test_object_storage import asked, bucket, objects, server
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["asked", "bucket", "server"]  # fixtures
 
 PHOTOGRAPHS = (

@@ -20,6 +20,8 @@ from tests.conftest import run_stages
 from tests.support.servers import ROOT
 from tests.system.test_docs import parse
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["china.jpg", "coffee.png", "rocket.jpg", "sub/again.png"]
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docs/tour.ipynb"
 CELLS = json.loads(FILE.read_text(encoding="utf-8"))["cells"]

@@ -246,6 +246,7 @@ os.replace = held
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_ctrl_c_ends_the_cluster_and_the_same_command_carries_on(
     album: Path, expected: list[dict[str, Any]], tmp_path: Path, prefect_database: Path
