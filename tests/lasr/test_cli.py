@@ -335,6 +335,7 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert done.stdout.splitlines()[-1] == "0" and done.stderr == ""
 
 
+@pytest.mark.slow
 def test_bitsandbytes_does_not_warn() -> None:
     pytest.importorskip("bitsandbytes")
     code = """

@@ -45,6 +45,7 @@ def test_kills_at_random(tmp_path: Path) -> None:
     assert ended["killed"] == 8 and ended["looks of a reader"] > 8
 
 
+@pytest.mark.slow
 def test_a_kill_at_the_steps_that_change_the_disk(album: Path, tmp_path: Path) -> None:
     """Right before or right after every third of them, on the way from one manifest to another."""
     start, calm, place = tmp_path / "start", tmp_path / "calm", tmp_path / "place"

@@ -237,6 +237,7 @@ runpy.run_module("trainer.run", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.slow
 def test_under_torchrun_an_error_of_rank_1_is_printed_once(
     manifest: Path, models: Path, tmp_path: Path
 ) -> None:

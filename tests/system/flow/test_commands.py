@@ -178,6 +178,7 @@ def check_artifacts(server: Project, run: str) -> None:
     assert "](data:image/jpeg;base64," in by_key["picture"]["data"]
 
 
+@pytest.mark.slow
 def test_a_work_pool(photographs: Path, server: Project) -> None:
     """As prefect.yaml says: create the pool, deploy, start a worker, run."""
     created = server.run(PREFECT, "work-pool", "create", "la-sr", "--type", "process")

@@ -38,7 +38,7 @@ from prefect.settings import (  # noqa: E402
     temporary_settings,
 )
 
-pytestmark = pytest.mark.xdist_group("prefect")  # one server for all of them
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("prefect")]  # one server for all
 ROOT = Path(__file__).parents[3]
 
 
@@ -246,7 +246,6 @@ os.replace = held
 """
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_ctrl_c_ends_the_cluster_and_the_same_command_carries_on(
     album: Path, expected: list[dict[str, Any]], tmp_path: Path, prefect_database: Path
