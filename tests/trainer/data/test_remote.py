@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,10 @@ def test_the_cache_is_bounded_and_the_batches_stay(local: Path, s3: S3, tmp_path
         found.batches(0, STEPS, SIZE, 2), expected.batches(0, STEPS, SIZE, 2), strict=True
     ):
         assert_equal([batch], [other])
-        held = sum(f.stat().st_size for f in (tmp_path / "cache").glob("*.range"))
+        held = 0
+        for file in (tmp_path / "cache").glob("*.range"):
+            with suppress(FileNotFoundError):  # a thread reads ahead, and makes space
+                held += file.stat().st_size
         assert held <= limit + size / 2  # and what the threads are writing
     fetched = groups_fetched(s3, local)
     assert len(fetched) > len(set(fetched))
