@@ -1,4 +1,4 @@
-"""The Python API: the examples of docs/api.md as they are, and what they leave out."""
+"""The Python API: the examples of docs/api.md, with small networks, and what they leave out."""
 
 import re
 import subprocess
