@@ -36,7 +36,7 @@ class ScaleBenchmark(BaseModel):
     patch_mb: float = Field(0.05, description="of a row (pipeline/build/plan.py)")
     photograph_mb: float = Field(1.0, description="of a photograph's file: an assumption")
     patches: int = Field(16, description="patches of a photograph")
-    plan_ms: float = Field(0.12, description="CPU of a photograph that is finished (benchmarks.rerun)")
+    plan_ms: float = Field(0.12, description="CPU of a finished photograph (benchmarks.rerun)")
     plan_kb: float = Field(5.0, description="memory of a photograph that is finished")
     task_ms: float = Field(250.0, description="Prefect's time for a task in a process of its own")
     gpu_hour: float = Field(3.0, description="price of a GPU machine's hour")
