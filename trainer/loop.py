@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lasr.cli import progress
-from lasr.device import pick_precision
+from lasr.device import expect_equal_steps, pick_precision
 from lasr.errors import UserError, is_out_of_memory, one_line, writing
 from lasr.lock import sole_writer
 from lasr.storage.retry import give_up
@@ -85,7 +85,7 @@ def train(config: TrainConfig, command: str = "the same command") -> list[Path]:
         world.on_rank_zero(lambda: stack.enter_context(sole_run(config.folder)))
 
         # --- Load the networks, then their state after the last checkpoint, if there is one -------
-        torch.backends.cudnn.benchmark = True  # shapes never change
+        expect_equal_steps(device)
         with enough_memory(config, device, world, "loading the networks"):
             train_step = world.on_all_ranks(lambda: load_step(config, weights, device, world))
             world.on_rank_zero(lambda: claim(config, patches, weights))

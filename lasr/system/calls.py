@@ -17,6 +17,8 @@ from typing import Any
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _RENAME_SWAP = 2  # sys/stdio.h of macOS
 _AT_FDCWD = -100
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+_LARGEST = 2**30  # bytes: a block that glibc still takes from what the process has
 _QUERY_LIMITED_INFORMATION, _STILL_ACTIVE = 0x1000, 259  # processthreadsapi.h
 _ACCESS_DENIED = 5  # winerror.h
 
@@ -164,6 +166,19 @@ class _MemoryCounters(ctypes.Structure):  # PROCESS_MEMORY_COUNTERS
         ("length", ctypes.c_ulong), ("faults", ctypes.c_ulong),
         *((name, ctypes.c_size_t) for name in ("peak", "a", "b", "c", "d", "e", "f", "g")),
     )  # fmt: skip
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep what it frees, for its next allocations; False where nothing changed.
+
+    glibc gives large blocks back to the system at once, which clears each of them again when it is
+    next touched. A process that needs the same blocks in every step pays for that with time, not
+    with memory: its peak stays nearly the same.
+    """
+    mallopt = getattr(libc(), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, _LARGEST))
 
 
 def physical_memory() -> int:

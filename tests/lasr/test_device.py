@@ -1,5 +1,7 @@
-"""Work ahead of its use, and which precision `auto` is."""
+"""Work ahead of its use, memory between steps, and which precision `auto` is."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -108,3 +110,28 @@ def test_products_are_in_the_precision_that_was_asked_for() -> None:
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         with autocast(CPU, precision):  # type: ignore[arg-type]
             assert (a @ b).dtype == dtype
+
+
+# Prints the page faults of ten steps that each need 64 MB, after one that is not counted.
+STEPS = """
+import resource, sys, torch
+from lasr.device import expect_equal_steps
+if sys.argv[1] == "prepared":
+    expect_equal_steps(torch.device("cpu"))
+torch.ones(16_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(16_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is glibc that gives memory back")
+def test_a_step_takes_the_memory_that_the_last_one_freed() -> None:
+    def faults(how: str) -> int:
+        return int(subprocess.check_output([sys.executable, "-c", STEPS, how], text=True))
+
+    plain = faults("plain")
+    if plain < 100_000:  # of 4 KB each
+        pytest.skip("this C library keeps freed memory by itself, or pages are larger")
+    assert faults("prepared") < plain / 5  # the second step may grow the heap once more

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lasr.device import pick_device, pick_precision
+from lasr.device import expect_equal_steps, pick_device, pick_precision
 from lasr.errors import UserError
 from lasr.lock import check_free
 from lasr.terminal.summary import counted
@@ -78,7 +78,7 @@ def pretrain(
         stack.enter_context(sole_run(config.folder))
 
         # --- Load the network, then its state after the last checkpoint, if there is one ----------
-        torch.backends.cudnn.benchmark = True  # shapes never change
+        expect_equal_steps(device)
         with enough_memory(config, device, world, "loading the network"):
             step = PretrainStep(config, load_start(config, start).to(device))
             identities = {"sr_init": start_identity(config, start)}

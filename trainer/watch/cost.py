@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lasr.device import expect_equal_steps
 from lasr.errors import in_bytes
 from lasr.system import calls
 from lasr.terminal.summary import counted, duration
@@ -92,7 +93,7 @@ def dry_run(config: TrainConfig, processes: int = 1) -> str:
     """What a run would do, and what a few steps of it take. Raises UserError."""
     checked = plan(config, processes)
     config, device, patches = checked.config, checked.device, checked.patches
-    torch.backends.cudnn.benchmark = True  # as `train`
+    expect_equal_steps(device)  # as `train`
     with enough_memory(config, device, World(), "measuring steps"):
         step = load_step(config, checked.weights, device, World())
         seconds, memory = measure(step, patches, processes)
