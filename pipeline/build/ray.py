@@ -27,6 +27,15 @@ from pipeline.stages.depth import with_family
 # Only names of parts pass through Ray's shared memory. 75 MB is the least it accepts.
 _OBJECT_STORE = 100_000_000
 _HELP = "see docs/cluster.md"
+# Ray reads these when it is imported.
+_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # send no statistics
+    # A machine whose power fails closes no connection. Ray repeats its shards when a ping of this
+    # process has no answer: by default after seven minutes, so after 80 s. Servers permit a ping
+    # a minute.
+    "RAY_grpc_client_keepalive_time_ms": "60000",
+    "RAY_grpc_client_keepalive_timeout_ms": "20000",
+}
 
 
 def portable(job: Job) -> Job:
@@ -153,5 +162,6 @@ def _check_answers(address: str | None) -> None:
 
 
 def _ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no statistics
+    for name, value in _RAY.items():
+        os.environ.setdefault(name, value)
     return require("ray", "ray")

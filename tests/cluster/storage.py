@@ -85,8 +85,26 @@ def upload(server: Host, folder: Path, key: str) -> None:
 
 
 def download(server: Host, key: str, folder: Path) -> None:
+    """Copy a key's objects into a folder, which is made anew."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     code = f"""
         pafs.copy_files({key!r}, {str(folder)!r}, source_filesystem=fs, use_threads=False)
+    """
+    _client(server, code)
+
+
+def until_writes(server: Host, bucket: str) -> None:
+    """Wait until the server writes again: it looks once a minute whether its disk has room."""
+    code = f"""
+        for attempt in range(200):
+            try:
+                with fs.open_output_stream("{bucket}/room") as file: file.write(bytes(1 << 20))
+                break
+            except OSError:
+                time.sleep(1)
+        else:
+            raise SystemExit("still full")
     """
     _client(server, code)
 

@@ -161,7 +161,6 @@ class Cluster:
 
     def rows(self, name: str) -> Rows:
         here = self.folder / f"{name}.parquet"
-        shutil.rmtree(here, ignore_errors=True)
         storage.download(self.hosts["storage"], f"data/{name}/patches.parquet", here)
         return rows(here)
 
@@ -236,18 +235,6 @@ def test_the_storage_is_cut_off_for_a_minute(cluster: Cluster, expected: Rows) -
     same_or_one_line(cluster, build, "storage-cut", expected)
 
 
-def test_the_storage_s_disk_is_full(cluster: Cluster, expected: Rows) -> None:
-    build = cluster.under_way("full")
-    filler = cluster.hosts["storage"].fill()
-    status = build.wait(900)
-    cluster.hosts["storage"].run(["rm", str(filler)])
-    assert status == 1, build.text
-    print(one_line(build))
-    again = cluster.build("full")
-    assert again.wait(600) == 0, again.text
-    assert cluster.rows("full") == expected
-
-
 def test_a_worker_is_cut_off_for_a_minute(cluster: Cluster, expected: Rows) -> None:
     build = cluster.under_way("cut")
     cluster.hosts["one"].cut()
@@ -280,3 +267,16 @@ def test_the_head_dies_with_the_command(cluster: Cluster, expected: Rows) -> Non
     build = cluster.build("head")
     assert build.wait(900) == 0, build.text
     assert cluster.rows("head") == expected
+
+
+def test_the_storage_s_disk_is_full(cluster: Cluster, expected: Rows) -> None:
+    build = cluster.under_way("full")
+    filler = cluster.hosts["storage"].fill()
+    status = build.wait(900)
+    cluster.hosts["storage"].run(["rm", str(filler)])
+    assert status == 1, build.text
+    print(one_line(build))
+    storage.until_writes(cluster.hosts["storage"], "data")
+    again = cluster.build("full")
+    assert again.wait(600) == 0, again.text
+    assert cluster.rows("full") == expected
