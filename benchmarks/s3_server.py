@@ -2,7 +2,7 @@
 
 Each sub-folder of a folder is a bucket. Every answer comes `delay` seconds after its request, which
 is what a round trip costs; bandwidth is that of loopback. It costs little CPU of its own: files are
-sent by the kernel.
+sent by the kernel. moto's server takes 5 to 10 ms for each request and holds all objects in memory.
 """
 
 import hashlib
@@ -18,7 +18,8 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-_LAST = "<?xml version='1.0'?>"
+_XML = "<?xml version='1.0'?>"
+_PAGE = 1000  # keys in an answer to ListObjectsV2
 
 
 @dataclass
@@ -36,6 +37,14 @@ class S3:
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     sent: int = 0  # bytes of files
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def counts(self) -> tuple[int, int]:
+        """How many requests came, and bytes of files went, since the last call."""
+        with self.lock:
+            found = len(self.asked), self.sent
+            self.asked.clear()
+            self.sent = 0
+        return found
 
     @property
     def environment(self) -> dict[str, str]:
@@ -61,6 +70,10 @@ def serving(folder: Path, delay: float = 0.0) -> Iterator[S3]:
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
+        def setup(self) -> None:
+            time.sleep(state.delay)  # a connection is a round trip, too
+            super().setup()
+
         def log_message(self, *_: object) -> None:
             pass
 
@@ -76,8 +89,7 @@ def serving(folder: Path, delay: float = 0.0) -> Iterator[S3]:
             with state.lock:
                 state.asked.append((self.command, path, asked_range))
                 number = len(state.asked)
-            if state.delay:
-                time.sleep(state.delay)
+            time.sleep(state.delay)
             query = {key: values[0] for key, values in parse_qs(url.query).items()}
             file = state.folder / path
             if status := state.fault(number, path):
@@ -93,7 +105,7 @@ def serving(folder: Path, delay: float = 0.0) -> Iterator[S3]:
 
         def _error(self, status: int, code: str = "") -> None:
             code = code or CODES[status]
-            self._xml(status, f"{_LAST}<Error><Code>{code}</Code><Message>{code}</Message></Error>")
+            self._xml(status, f"{_XML}<Error><Code>{code}</Code><Message>{code}</Message></Error>")
 
         def _xml(self, status: int, text: str) -> None:
             self.send_response(status)
@@ -104,33 +116,20 @@ def serving(folder: Path, delay: float = 0.0) -> Iterator[S3]:
                 self.wfile.write(text.encode())
 
         def _list(self, bucket: Path, query: dict[str, str]) -> None:
-            prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-            contents, folders = "", set[str]()
-            for file in sorted(bucket.rglob("*")):
-                key = file.relative_to(bucket).as_posix()
-                if not file.is_file() or not key.startswith(prefix):
-                    continue
-                below, found, _ = key[len(prefix) :].partition(delimiter or "\0")
-                if found:
-                    folders.add(f"{prefix}{below}{delimiter}")
-                    continue
-                state_of = file.stat()
-                modified = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(state_of.st_mtime))
-                contents += (
-                    f"<Contents><Key>{escape(key)}</Key><Size>{state_of.st_size}</Size>"
-                    f"<LastModified>{modified}</LastModified><ETag>{_etag(file)}</ETag></Contents>"
-                )
-            common = "".join(
-                f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>"
-                for name in sorted(folders)
-            )
-            count = contents.count("<Contents>") + len(folders)
+            prefix, after = query.get("prefix", ""), query.get("continuation-token", "")
+            found = _entries(bucket, prefix, query.get("delimiter", ""))
+            names = sorted(name for name in found if name > after)
+            shown = names[: int(query.get("max-keys", _PAGE))]
             about = (
                 f"<Name>{bucket.name}</Name><Prefix>{escape(prefix)}</Prefix>"
-                f"<KeyCount>{count}</KeyCount><IsTruncated>false</IsTruncated>"
+                f"<KeyCount>{len(shown)}</KeyCount>"
+                f"<IsTruncated>{str(len(shown) < len(names)).lower()}</IsTruncated>"
             )
-            body = f"<ListBucketResult>{about}{contents}{common}</ListBucketResult>"
-            self._xml(200, f"{_LAST}{body}")
+            if len(shown) < len(names):
+                last = escape(shown[-1])
+                about += f"<NextContinuationToken>{last}</NextContinuationToken>"
+            entries = "".join(found[name] for name in shown)
+            self._xml(200, f"{_XML}<ListBucketResult>{about}{entries}</ListBucketResult>")
 
         def _file(self, file: Path, asked_range: str) -> None:
             size = file.stat().st_size
@@ -146,13 +145,13 @@ def serving(folder: Path, delay: float = 0.0) -> Iterator[S3]:
             self.end_headers()
             if self.command == "HEAD":
                 return
+            left = last - first + 1
+            with state.lock:
+                state.sent += left  # before they go: who has them may look at once
             with open(file, "rb") as content:
-                left = last - first + 1
                 while left:
                     done = os.sendfile(self.connection.fileno(), content.fileno(), first, left)
                     first, left = first + done, left - done
-                    with state.lock:
-                        state.sent += done
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
@@ -166,6 +165,27 @@ def serving(folder: Path, delay: float = 0.0) -> Iterator[S3]:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield state
         server.shutdown()
+
+
+def _entries(bucket: Path, prefix: str, delimiter: str) -> dict[str, str]:
+    """The XML of each file whose key begins so, and of each folder up to the next delimiter."""
+    found = {}
+    for file in bucket.rglob("*"):
+        key = file.relative_to(bucket).as_posix()
+        if not key.startswith(prefix) or not file.is_file():
+            continue
+        name, has_more, _ = key[len(prefix) :].partition(delimiter or "\0")
+        if has_more:
+            folder = f"{prefix}{name}{delimiter}"
+            found[folder] = f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>"
+            continue
+        about = file.stat()
+        modified = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(about.st_mtime))
+        found[key] = (
+            f"<Contents><Key>{escape(key)}</Key><Size>{about.st_size}</Size>"
+            f"<LastModified>{modified}</LastModified><ETag>{_etag(file)}</ETag></Contents>"
+        )
+    return found
 
 
 def _etag(file: Path) -> str:

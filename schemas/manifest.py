@@ -18,6 +18,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from schemas.address import address_of
 from schemas.columns import fits
 from schemas.current import Current, current_files
 from schemas.digest import Damaged, ParquetDigest, parquet_digest
@@ -202,8 +203,8 @@ def open_manifest(path: Path | str, columns: Iterable[str] = PATCHES.names) -> M
     version, a column is missing or has another type, or parts differ in their columns.
     """
     path = Path(path)
-    if in_storage := re.match(r"([a-z0-9+]+):/+(.*)", str(path)):
-        raise not_local("{}://{}".format(*in_storage.groups()))  # pathlib made one slash of two
+    if address := address_of(path):
+        raise not_local(address)
     files, current = find_files(path)
     return checked(path, files, columns, current)
 

@@ -9,22 +9,20 @@ kernel (rchar: the program's own modules, 15 MB, included), or from a server on 
 speaks S3 and answers `--delay` milliseconds late.
 """
 
-import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
 from benchmarks.queries.made import make_manifest
+from benchmarks.s3_server import S3, serving
 from lasr.cli import Command
 from pipeline.query.questions import QUESTIONS
 
@@ -68,52 +66,28 @@ def run(config: QueriesBenchmark) -> None:
                 make_manifest(manifest, rows)
                 print(f"{rows:,} rows made in {time.monotonic() - start:.0f} s\n", flush=True)
             for source in config.sources:
-                with served(folder, config.delay) as address:
-                    where = str(manifest)
-                    if source == "s3":
-                        where = f"s3://bucket/{rows}/patches.parquet"
+                on_s3 = serving(folder, config.delay / 1000) if source == "s3" else nullcontext()
+                with on_s3 as s3:
+                    where = f"s3://{rows}/patches.parquet" if s3 else str(manifest)
                     print(f"{rows:,} rows, {source}\n\n{HEAD}", flush=True)
                     for name in config.ask:
-                        used = measured(name, where, config.memory_limit, address)
-                        print(line(name, used, address if source == "s3" else ""), flush=True)
+                        print(line(name, where, config.memory_limit, s3), flush=True)
                     print()
 
 
 HEAD = "| question | s | CPU s | memory, MB | read, MB | requests |\n|---|---|---|---|---|---|"
 
 
-@contextmanager
-def served(folder: Path, delay: float) -> Iterator[str]:
-    """The address of a server of the folder, for the time of the context."""
-    command = [sys.executable, "-m", "benchmarks.queries.server", str(folder), str(delay)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout
-        try:
-            yield server.stdout.readline().strip()
-        finally:
-            server.terminate()
-
-
-def counts(address: str) -> dict[str, Any]:
-    """What the server has sent since the last call."""
-    with urllib.request.urlopen(f"{address}/-/counts") as answer:
-        found: dict[str, Any] = json.load(answer)
-    return found
-
-
-def measured(name: str, manifest: str, memory_limit: str | None, address: str) -> dict[str, float]:
+def measured(
+    name: str, manifest: str, memory_limit: str | None, variables: dict[str, str]
+) -> dict[str, float]:
     """Run one command in a process of its own. Raises RuntimeError if it fails."""
-    counts(address)
     limit = ["--memory-limit", memory_limit] if memory_limit else []
     asked = [SQL[name]] if name in SQL else ["--ask", name]
     with tempfile.TemporaryDirectory() as folder:
         command = ["query", *asked, "--format", "csv"]
         if name == "report":
             command = ["report", "--out", f"{folder}/report.html"]
-        variables = {
-            "AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
-            "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-        }  # fmt: skip
         start = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-c", CHILD, *command, "--manifest", manifest, *limit],
@@ -128,11 +102,15 @@ def measured(name: str, manifest: str, memory_limit: str | None, address: str) -
     return {"seconds": seconds, "cpu": cpu, "memory": memory / 1e3, "read": read / 1e6}
 
 
-def line(name: str, used: dict[str, float], address: str) -> str:
-    """A row of the table. address: of the server, if the manifest is there."""
-    sent = counts(address) if address else None
-    read = sent["bytes"] / 1e6 if sent else used["read"]
-    requests = f"{sum(sent['requests'].values()):,}" if sent else ""
+def line(name: str, manifest: str, memory_limit: str | None, s3: S3 | None) -> str:
+    """Ask, and make a row of the table. s3: the server, if the manifest is there."""
+    if s3:
+        s3.counts()
+    used = measured(name, manifest, memory_limit, s3.environment if s3 else {})
+    read, requests = used["read"], ""
+    if s3:
+        number, sent = s3.counts()
+        read, requests = sent / 1e6, f"{number:,}"
     return (
         f"| {name} | {used['seconds']:.1f} | {used['cpu']:.1f} | {used['memory']:,.0f} |"
         f" {read:,.0f} | {requests} |"

@@ -7,26 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from schemas.address import address_of
+
 if TYPE_CHECKING:
     from lasr.storage.remote import Access
 
 
+def address(where: str | os.PathLike[str]) -> Path | str:
+    """A path of this machine as a Path, an address such as `s3://bucket/name` as text."""
+    return address_of(where) or Path(where)
+
+
 def _address(value: Any) -> Any:
-    """A path as a Path, an address as text: a Path would lose one of its slashes."""
-    if not isinstance(value, str | os.PathLike):
-        return value
-    text = os.fspath(value)
-    return text if "://" in text else Path(text)
+    return address(value) if isinstance(value, str | os.PathLike) else value
 
 
 # A path, or an address such as s3://bucket/patches.parquet.
 ManifestAddress = Annotated[Path | str, BeforeValidator(_address)]
-
-
-def address(text: str | os.PathLike[str]) -> Path | str:
-    """A path of this machine as a Path, an address such as `s3://bucket/name` as text."""
-    parsed: Path | str = _address(text)
-    return parsed
 
 
 def base_name(where: Path | str) -> str:

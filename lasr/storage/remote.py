@@ -17,14 +17,12 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lasr.storage.cache import RangeCache
+from lasr.storage.ranges import Range, column_ranges, fetch_tail, joined
 from lasr.storage.retry import Patience
 from schemas.digest import Damaged, ParquetDigest, parquet_digest
 
-TAIL = 1 << 17  # bytes that are fetched from the end; a footer of 16 row groups has some 70 kB
 _GAP = 1 << 16  # unused bytes between two ranges that cost less than another request
 _BLOCK = 1 << 23  # bytes per request where a file is read from the start to the end
-
-Range = tuple[int, int]  # first byte, and the byte after the last
 
 
 @dataclass
@@ -121,13 +119,7 @@ class StoredFile:
     @cached_property
     def tail(self) -> tuple[int, bytes]:
         """The end of the file with the whole footer, and the number of its first byte."""
-        start = max(self.size - TAIL, 0)
-        end = self.read(start, self.size) if self.size else b""
-        footer = 8 + int.from_bytes(end[-8:-4], "little")
-        if end[-4:] == b"PAR1" and len(end) < footer <= self.size:
-            end = self.read(self.size - footer, start) + end
-            start = self.size - footer
-        return start, end
+        return fetch_tail(self.size, self.read)
 
     @cached_property
     def identity(self) -> str:
@@ -163,8 +155,7 @@ class StoredFile:
         self, footer: pq.FileMetaData, names: Iterable[str], groups: Iterable[int] | None = None
     ) -> "RangeReader":
         """Open it with columns of some row groups (default: all) fetched."""
-        groups = range(footer.num_row_groups) if groups is None else groups
-        return self._with(_ranges(footer, groups, names))
+        return self._with(joined(column_ranges(footer, names, groups), _GAP))
 
     def row_group(
         self,
@@ -213,7 +204,7 @@ class StoredFile:
         names: Iterable[str],
     ) -> tuple[list[Range], str]:
         if digest is None:
-            return _ranges(footer, [index], names), ""
+            return joined(column_ranges(footer, names, [index]), _GAP), ""
         start, stop, expected = digest.groups[index]
         return [(start, stop)], expected
 
@@ -238,29 +229,6 @@ class StoredFile:
             pieces.append((start, content[at : at + stop - start]))
             at += stop - start
         return self.open(pieces)  # type: ignore[arg-type]
-
-
-def _ranges(footer: pq.FileMetaData, groups: Iterable[int], names: Iterable[str]) -> list[Range]:
-    """The ranges of columns in row groups, sorted; those that are nearly adjacent are joined.
-
-    names: of columns, or of their leaves, such as `image.bytes`.
-    """
-    wanted, found = set(names), list[Range]()
-    for group in groups:
-        about = footer.row_group(group)
-        for number in range(about.num_columns):
-            column = about.column(number)
-            path = column.path_in_schema
-            if path in wanted or path.partition(".")[0] in wanted:
-                start = column.dictionary_page_offset or column.data_page_offset
-                found.append((start, start + column.total_compressed_size))
-    joined: list[Range] = []
-    for start, stop in sorted(found):
-        if joined and start - joined[-1][1] <= _GAP:
-            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
-        else:
-            joined.append((start, stop))
-    return joined
 
 
 class RangeReader:

@@ -22,7 +22,8 @@ from lasr.errors import UserError
 from lasr.ownership import check_apart, check_file
 from pipeline.query.limits import MEMORY_LIMIT, Memory
 from pipeline.query.questions import QUESTIONS, listing
-from pipeline.query.source import address_of, opened
+from pipeline.query.source import opened
+from schemas.address import address_of
 from schemas.catalogue import BESIDE, beside
 
 

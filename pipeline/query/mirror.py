@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from lasr.errors import UserError
 from lasr.storage.config import StorageConfig
 from lasr.storage.manifest import find_files
+from lasr.storage.ranges import Range, column_ranges, fetch_tail, joined
 from pipeline.storage import StoragePath, reported
 from schemas.catalogue import BESIDE, beside, work_name
 from schemas.current import POINTER, write_current
@@ -33,11 +34,9 @@ from schemas.manifest import PATCHES
 
 AT_ONCE = 64  # requests: a row group has few bytes of a column, so that the way there is the cost
 PIXELS = "image.bytes"
-_TAIL = 1 << 17  # bytes; a footer of 16 row groups has 63 kB
-_GAP = 1 << 13  # bytes between two ranges that are fetched as one
+_GAP = 1 << 13  # bytes between two ranges that are fetched as one; pixels have more
 
 Leaves = set[str]  # columns as Parquet counts them: `words`, `image.path`
-Range = tuple[int, int]  # first byte, and the byte after the last
 
 
 @dataclass
@@ -47,7 +46,7 @@ class _File:
     key: str
     size: int
     path: Path
-    fetched: set[int]  # row group * number of leaves + leaf
+    fetched: set[Range]  # of columns in row groups
 
 
 class Mirror:
@@ -96,13 +95,9 @@ class Mirror:
     def _fetch_footer(self, file: _File) -> None:
         """The end of a file, from the first byte of its footer on."""
         with self._fs.open_input_file(file.key) as source:
-            start = max(file.size - _TAIL, 0)
-            tail = source.read_at(file.size - start, start)
-            footer = file.size - 8 - int.from_bytes(tail[-8:-4], "little")
-            if 0 < footer < start:
-                tail = source.read_at(file.size - footer, footer)
+            start, tail = fetch_tail(file.size, lambda a, b: source.read_at(b - a, a))
         with open(file.path, "r+b") as local:
-            local.seek(file.size - len(tail))
+            local.seek(start)
             local.write(tail)
 
     def fetch(
@@ -179,26 +174,10 @@ def _leaves(file: _File) -> list[str]:
 
 def _ranges(file: _File, leaves: Leaves | None, groups: Iterable[int] | None = None) -> list[Range]:
     """The bytes of some columns, None: of all, that were not fetched yet."""
-    metadata, names, found = pq.read_metadata(file.path), _leaves(file), list[Range]()
-    columns = [i for i, name in enumerate(names) if leaves is None or name in leaves]
-    last = 0
-    for group in range(metadata.num_row_groups) if groups is None else sorted(groups):
-        row_group = metadata.row_group(group)
-        for i in columns:
-            here = group * len(names) + i
-            if here in file.fetched:
-                continue
-            file.fetched.add(here)
-            column = row_group.column(i)
-            start = column.dictionary_page_offset or column.data_page_offset
-            end = start + column.total_compressed_size
-            between = {names[j % len(names)] for j in range(last + 1, here)}
-            if found and 0 <= start - found[-1][1] <= _GAP and PIXELS not in between:
-                found[-1] = (found[-1][0], end)
-            else:
-                found.append((start, end))
-            last = here
-    return found
+    ranges = column_ranges(pq.read_metadata(file.path), leaves, groups)
+    new = [each for each in ranges if each not in file.fetched]
+    file.fetched.update(new)
+    return joined(new, _GAP)
 
 
 def _shares(wanted: list[tuple[_File, list[Range]]]) -> Iterator[tuple[_File, list[Range]]]:

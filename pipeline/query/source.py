@@ -1,24 +1,16 @@
 """Open the manifest of a question: on a local disk, or in object storage by way of a mirror."""
 
 import contextlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from schemas.address import address_of
 from schemas.manifest import Manifest, ManifestError, open_manifest
 
 if TYPE_CHECKING:
     from pipeline.query.mirror import Mirror
-
-_ADDRESS = re.compile(r"([a-z0-9+]+):/+(.*)")
-
-
-def address_of(manifest: Path) -> str | None:
-    """The address of a manifest in storage; None: a local one. pathlib makes one slash of two."""
-    found = _ADDRESS.fullmatch(str(manifest))
-    return f"{found[1]}://{found[2].rstrip('/')}" if found else None
 
 
 @contextlib.contextmanager

@@ -12,8 +12,9 @@ import time
 from lasr.cli import Command
 from lasr.ownership import check_file, write_own
 from lasr.terminal.output import say
-from pipeline.query.source import address_of, opened
+from pipeline.query.source import opened
 from pipeline.report.config import ReportConfig
+from schemas.address import address_of
 from schemas.manifest import open_manifest
 
 

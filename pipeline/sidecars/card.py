@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 from huggingface_hub import DatasetCardData
 
+from lasr.hub.card import page, table
 from lasr.weights.locate import TABLE
 from pipeline.storage import StoragePath
 from schemas.manifest import PATCH_SIZE, PATCHES, VALIDATION
@@ -71,8 +72,8 @@ def data_card(
         "Near-duplicates": _counted(duplicates, "kind", "listed"),
         "Sources": _sources(parameters),
         "Models": _models(parameters),
-        "Parameters": _table(("parameter", "value"), _parameters(parameters)),
-        "Columns": _table(
+        "Parameters": table(("parameter", "value"), _parameters(parameters)),
+        "Columns": table(
             ("column", "type", "meaning"),
             ((f"`{c.name}`", f"`{c.type}`", c.metadata[b"description"].decode()) for c in PATCHES),
         ),
@@ -81,14 +82,12 @@ def data_card(
     }
     if query := metadata.get("query"):
         sections = {"Selected by": f"```sql\n{query}\n```"} | sections
-    text = "".join(f"\n## {title}\n\n{body}\n" for title, body in sections.items())
-    banner = _banner(parameters)
     about = (
         "Far (`lr`, 56x56) and near (`hr`, 224x224) patches of photographs, with captions, to train"
         " super-resolution of real pictures without pairs (LA-SR)."
     )
     front = _front_matter(manifest, files, contents[0].total())
-    return f"{front}\n# {_title(manifest)}\n\n{about}\n{banner}{text}"
+    return page(front, _title(manifest), about, sections, _banner(parameters))
 
 
 def _banner(parameters: dict[str, Any]) -> str:
@@ -103,8 +102,8 @@ def _title(manifest: StoragePath) -> str:
     return f"LA-SR training patches: {manifest.name.removesuffix('.parquet')}"
 
 
-def _front_matter(manifest: StoragePath, files: str, rows: int) -> str:
-    card = DatasetCardData(
+def _front_matter(manifest: StoragePath, files: str, rows: int) -> DatasetCardData:
+    return DatasetCardData(
         license="other",
         license_name="that-of-the-photographs",
         pretty_name=_title(manifest),
@@ -113,7 +112,6 @@ def _front_matter(manifest: StoragePath, files: str, rows: int) -> str:
         size_categories=[_SIZES[min(max(len(str(rows)) - 3, 0), len(_SIZES) - 1)]],
         configs=[{"config_name": "default", "data_files": files}],
     )
-    return f"---\n{card.to_yaml()}\n---\n"
 
 
 def _contents(counts: Counter[tuple[str, str | None]], has_split: bool) -> str:
@@ -126,13 +124,13 @@ def _contents(counts: Counter[tuple[str, str | None]], has_split: bool) -> str:
         size = PATCH_SIZE[role]  # type: ignore[index]
         return [f"`{role}`", f"{size}x{size}", own.total(), *(own[split] for split in splits)]
 
-    return _table(("role", "pixels", "patches", *splits), map(row, PATCH_SIZE))
+    return table(("role", "pixels", "patches", *splits), map(row, PATCH_SIZE))
 
 
-def _counted(table: pa.Table, column: str, what: str) -> str:
-    counts = table[column].value_counts().to_pylist()
+def _counted(listed: pa.Table, column: str, what: str) -> str:
+    counts = listed[column].value_counts().to_pylist()
     rows = sorted(((f"`{entry['values']}`", entry["counts"]) for entry in counts), key=str)
-    return _table((column, what), rows) if rows else "None."
+    return table((column, what), rows) if rows else "None."
 
 
 def _sources(parameters: dict[str, Any]) -> str:
@@ -149,7 +147,7 @@ def _models(parameters: dict[str, Any]) -> str:
             known = TABLE.get(name)
             licence = known.licence if known else "unknown: the model was given as a path"
             rows.append((computes, known.about if known else name, f"`{identity}`", licence))
-    return _table(("computes", "model", "identity", "licence"), rows) if rows else "Not recorded."
+    return table(("computes", "model", "identity", "licence"), rows) if rows else "Not recorded."
 
 
 def _parameters(parameters: dict[str, Any]) -> Iterable[tuple[str, str]]:
@@ -169,11 +167,3 @@ def _use(manifest: StoragePath, files: str) -> str:
         "The argument `split` is that of `datasets`; the column `split` holds train or val.\n"
         f"Training: `lasr train --manifest {manifest.name}`"
     )
-
-
-def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    def line(cells: Iterable[object]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-
-    head = list(head)
-    return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])

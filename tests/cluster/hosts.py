@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -214,6 +215,12 @@ class Host:
 
     def heal(self) -> None:
         _ip(self.switch.enter("net"), f"link set dev {self.port} master switch up")
+
+    def cut_off(self, seconds: float = 60) -> None:
+        """`cut` for a while."""
+        self.cut()
+        time.sleep(seconds)
+        self.heal()
 
     def slow(self) -> None:
         """1 Mbit/s in both directions."""

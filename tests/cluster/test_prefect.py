@@ -5,59 +5,42 @@ The project, the photographs and the manifest are on a drive that all of them se
 
 import contextlib
 import json
-import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pyarrow.dataset as ds
 import pytest
-from PIL import Image
 
-from pipeline.config import BuildConfig
+from tests.cluster.builds import (
+    PARTS,
+    PHOTOGRAPHS,
+    Rows,
+    make_album,
+    rows,
+    rows_of_one_machine,
+    same,
+    same_or_one_line,
+    unproven,
+)
 from tests.cluster.hosts import ROOT, Host, Process, machines, until_answers
-from tests.conftest import run_stages
 from tests.support.servers import PREFECT, environment, postgresql_bin
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
-unproven = pytest.mark.skipif(
-    "LASR_UNPROVEN" not in os.environ,
-    reason="has not been seen to pass yet (docs/testing.md); LASR_UNPROVEN=1 runs it",
-)
 
 API, DATABASE = 4200, 5432
-PHOTOGRAPHS = 12
-Rows = list[dict[str, Any]]
-
-
-def rows(manifest: Path) -> Rows:
-    found: Rows = ds.dataset(manifest).to_table().to_pylist()
-    return sorted(found, key=lambda row: str(row["patch_id"]))
 
 
 @pytest.fixture(scope="module")
 def album(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dozen photographs, large enough that a part takes seconds."""
-    folder = tmp_path_factory.mktemp("prefect") / "album"
-    folder.mkdir()
-    kept = sorted(photographs.iterdir())
-    for number in range(PHOTOGRAPHS):
-        with Image.open(kept[number % len(kept)]) as picture:
-            size = (1500 + 20 * number, 1100)
-            picture.convert("RGB").resize(size).save(folder / f"{number:02}.jpg", quality=80)
-    return folder
+    return make_album(photographs, tmp_path_factory.mktemp("prefect"), 1500, 1100)
 
 
 @pytest.fixture(scope="module")
 def expected(album: Path) -> Rows:
-    """The rows of one machine."""
-    out = album.parent / "patches.parquet"
-    run_stages(BuildConfig(images=[str(album)], out=out, profile="test", k=2, shard_size=2))
-    return rows(out)
+    return rows_of_one_machine(album)
 
 
 @dataclass
@@ -123,19 +106,28 @@ class Site:
         """Start a worker of the pool."""
         return self.prefect("worker", "start", "--pool", "la-sr", "--name", name, on=name)
 
-    def start(self, album: Path, name: str) -> Process:
-        """Ask for a build and watch it."""
-        given = {"images": [str(album)], "out": str(self.folder / name / "patches.parquet")}
-        given |= {"profile": "test", "k": 2, "shard_size": 2}
+    def build(self, name: str) -> Process:
+        """Ask for a build and watch it; its manifest is NAME/patches.parquet."""
+        given = {"images": [str(self.folder / "album")], "out": str(self.manifest(name))}
+        given |= {"profile": "test", "k": 2, "shard_size": PHOTOGRAPHS // PARTS}
         parameters = ["--params", json.dumps(given), "--watch", "--watch-interval", "1"]
         return self.prefect("deployment", "run", "build-patches", *parameters)
+
+    def manifest(self, name: str) -> Path:
+        return self.folder / name / "patches.parquet"
+
+    def rows(self, name: str) -> Rows:
+        return rows(self.manifest(name))
+
+    def failed(self, name: str, build: Process) -> None:
+        print(build.text.splitlines()[-1])
 
     def parts(self, name: str) -> list[Path]:
         return list((self.folder / name / "patches.work").glob("part-*.images.parquet"))
 
-    def under_way(self, album: Path, name: str) -> Process:
+    def under_way(self, name: str) -> Process:
         """A build whose first part is made."""
-        build = self.start(album, name)
+        build = self.build(name)
         while not self.parts(name):
             assert build.started.poll() is None, build.text
             time.sleep(0.1)
@@ -170,59 +162,40 @@ def site(album: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site
         yield found
 
 
-def same_or_one_line(site: Site, build: Process, name: str, expected: Rows) -> None:
-    """It ends with the rows of one machine, or with a line, and then the same command does."""
-    began = time.monotonic()
-    status = build.wait(900)
-    print(f"{name}: status {status} after {time.monotonic() - began:.0f} s")
-    if status:
-        print(build.text.splitlines()[-1])
-        again = site.start(site.folder / "album", name)
-        assert again.wait(600) == 0, again.text
-    assert rows(site.folder / name / "patches.parquet") == expected
-
-
 def test_rows_are_those_of_one_machine(site: Site, expected: Rows) -> None:
-    build = site.start(site.folder / "album", "plain")
-    assert build.wait(600) == 0, build.text
-    assert rows(site.folder / "plain" / "patches.parquet") == expected
+    same(site, "plain", site.build("plain"), expected, 600)
 
 
 @unproven
 def test_the_worker_dies(site: Site, expected: Rows) -> None:
     """The other takes the same build when it is asked for again."""
-    build = site.under_way(site.folder / "album", "dies")
+    build = site.under_way("dies")
     host = site.at_work()
     host.power_off()
-    same_or_one_line(site, build, "dies", expected)
+    same_or_one_line(site, "dies", build, expected)
     host.power_on()
     site.work(host.name)
 
 
 @unproven
 def test_the_worker_is_cut_off_for_a_minute(site: Site, expected: Rows) -> None:
-    build = site.under_way(site.folder / "album", "cut")
-    host = site.at_work()
-    host.cut()
-    time.sleep(60)
-    host.heal()
-    same_or_one_line(site, build, "cut", expected)
+    build = site.under_way("cut")
+    site.at_work().cut_off()
+    same_or_one_line(site, "cut", build, expected)
 
 
 @unproven
 def test_a_slow_network_changes_nothing(site: Site, expected: Rows) -> None:
     for name in ("one", "two"):
         site.hosts[name].slow()
-    build = site.start(site.folder / "album", "slow")
-    same_or_one_line(site, build, "slow", expected)
+    build = site.build("slow")
+    same_or_one_line(site, "slow", build, expected)
     for name in ("one", "two"):
         site.hosts[name].fast()
 
 
 @unproven
 def test_the_server_is_cut_off_for_a_minute(site: Site, expected: Rows) -> None:
-    build = site.under_way(site.folder / "album", "server-cut")
-    site.hosts["server"].cut()
-    time.sleep(60)
-    site.hosts["server"].heal()
-    same_or_one_line(site, build, "server-cut", expected)
+    build = site.under_way("server-cut")
+    site.hosts["server"].cut_off()
+    same_or_one_line(site, "server-cut", build, expected)

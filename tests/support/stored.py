@@ -38,7 +38,14 @@ def on_s3(manifest: Path, folder: Path) -> Iterator[S3]:
     else:
         inside.parent.mkdir(parents=True)
         shutil.copy(manifest, inside)
-    with serving(folder / "buckets") as s3, patch.dict(os.environ, s3.environment):
-        file_system.cache_clear()
+    with serving(folder / "buckets") as s3, reached(s3):
         yield s3
+
+
+@contextmanager
+def reached(s3: S3) -> Iterator[None]:
+    """Have the usual variables name a server, for this process and those that it starts."""
+    with patch.dict(os.environ, s3.environment):
+        file_system.cache_clear()
+        yield
     file_system.cache_clear()

@@ -3,9 +3,10 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lasr.errors import UserError
+from lasr.hub.card import page, table
 from lasr.storage.config import StorageConfig, address, base_name
 from lasr.storage.manifest import open_manifest
 from lasr.weights.registry import TABLE
@@ -13,6 +14,9 @@ from schemas.manifest import SCALE, Manifest
 from trainer.data.skipped import read_lines
 from trainer.models.save import terms
 from trainer.run_log import VALIDATION
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
 
 MODELS = {  # in the `weights` of a run: what the model does there
     "sr_init": "the start of the network",
@@ -37,10 +41,9 @@ def model_card(folder: Path, settings: dict[str, Any], repository: str, licence:
         "Training data": _data(settings),
         "Models that took part": _models(settings),
         "Measures": _measures(folder),
-        "Settings": _table(("setting", "value"), _settings(settings)),
+        "Settings": table(("setting", "value"), _settings(settings)),
         "Limits": _LIMITS.strip(),
     }
-    text = "".join(f"\n## {title}\n\n{body}\n" for title, body in sections.items())
     about = (
         f"A x{SCALE} super-resolution network for real photographs, trained without LR/HR pairs by"
         " LA-SR: far regions of photographs are its low-resolution pictures, and CLIP tells it to"
@@ -49,20 +52,19 @@ def model_card(folder: Path, settings: dict[str, Any], repository: str, licence:
         else f"A x{SCALE} super-resolution network, trained on pairs made of photographs (L1)."
     )
     name = repository.rsplit("/", 1)[-1]
-    return f"{_front_matter(settings, licence)}\n# {name}\n\n{about}\n{text}"
+    return page(_front_matter(settings, licence), name, about, sections)
 
 
-def _front_matter(settings: dict[str, Any], licence: str | None) -> str:
+def _front_matter(settings: dict[str, Any], licence: str | None) -> "ModelCardData":
     from huggingface_hub import ModelCardData
 
     start = str(settings.get("weights", {}).get("sr_init"))
-    card = ModelCardData(
+    return ModelCardData(
         license=licence or "other",
         license_name=None if licence else f"that-of-{start.split('@')[0]}",
         pipeline_tag="image-to-image",
         tags=["super-resolution", "image-restoration", "unpaired", f"x{SCALE}", "la-sr"],
     )
-    return f"---\n{card.to_yaml()}\n---\n"
 
 
 def _use(repository: str) -> str:
@@ -127,7 +129,7 @@ def _models(settings: dict[str, Any]) -> str:
         return what, known.about if known else "given as a path", f"`{identity}`", terms(identity)
 
     head = ("does", "model", "identity", "licence")
-    return _table(head, (row(*each) for each in rows))
+    return table(head, (row(*each) for each in rows))
 
 
 def _measures(folder: Path) -> str:
@@ -159,7 +161,7 @@ def _numbers(lines: list[dict[str, Any]]) -> str:
         if name not in ("step", "kind") and all(_is_number(line.get(name, 0)) for line in lines)
     ]
     rows = ([name, *(_number(line.get(name)) for line in lines)] for name in names)
-    return _table(("measure", *(f"step {line['step']}" for line in lines)), rows)
+    return table(("measure", *(f"step {line['step']}" for line in lines)), rows)
 
 
 def _is_number(value: Any) -> bool:
@@ -180,11 +182,3 @@ def _is_path(value: Any) -> bool:
     """Paths tell others how a machine is set up, and nothing about the network."""
     values = value if isinstance(value, list) else [value]
     return any(isinstance(one, str) and "/" in one for one in values)
-
-
-def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    def line(cells: Iterable[object]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-
-    head = list(head)
-    return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])

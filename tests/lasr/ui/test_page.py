@@ -14,7 +14,7 @@ from PIL import Image
 
 from lasr.ui.config import UiConfig
 from lasr.ui.server import Page, server
-from tests.lasr.ui.test_server import SECRET, as_bytes, noise
+from tests.support.page import SECRET, as_bytes, noise
 
 HOSTILE = "a<img src=x onerror=alert(1)>'\".png"
 

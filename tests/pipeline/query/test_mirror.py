@@ -1,65 +1,46 @@
 """A manifest in storage: the same answers, and no byte that was not needed."""
 
-import json
 import shutil
-import subprocess
-import sys
 import threading
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from lasr.storage.filesystem import file_system
+from benchmarks.s3_server import S3, serving
 from pipeline.query.__main__ import main
 from pipeline.query.mirror import Mirror, scanned
 from pipeline.query.questions import QUESTIONS
 from pipeline.query.source import opened
 from pipeline.query.views import connect, with_views
 from pipeline.report.__main__ import main as report
-
-ROOT = Path(__file__).parents[3]
+from tests.support.stored import ADDRESS, reached
 
 
 @pytest.fixture(scope="module")
-def server(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server of the manifest, as s3://bucket/data/patches.parquet."""
-    folder = tmp_path_factory.mktemp("bucket")
-    shutil.copytree(manifest, folder / "data" / "patches.parquet")
+def server(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A server of the manifest and of what is beside it."""
+    folder = tmp_path_factory.mktemp("buckets")
+    data = folder / "bucket" / "data"
+    shutil.copytree(manifest, data / "patches.parquet")
     for name in ("images.parquet", "duplicates.parquet"):
-        shutil.copy(manifest.parent / name, folder / "data")
-    shutil.copytree(manifest.parent / "patches.work", folder / "data" / "patches.work")
-    command = [sys.executable, "-m", "benchmarks.queries.server", str(folder), "0"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        yield process.stdout.readline().strip()
-        process.terminate()
+        shutil.copy(manifest.parent / name, data)
+    shutil.copytree(manifest.parent / "patches.work", data / "patches.work")
+    with serving(folder) as s3:
+        yield s3
 
 
 @pytest.fixture
-def stored(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    for name, value in (
-        ("AWS_ENDPOINT_URL", server), ("AWS_REGION", "us-east-1"), ("AWS_ACCESS_KEY_ID", "a"),
-        ("AWS_SECRET_ACCESS_KEY", "b"), ("AWS_EC2_METADATA_DISABLED", "true"),
-    ):  # fmt: skip
-        monkeypatch.setenv(name, value)
-    file_system.cache_clear()
-    counted(server)
-    yield "s3://bucket/data/patches.parquet"
-    file_system.cache_clear()
+def stored(server: S3) -> Iterator[str]:
+    """The address of the manifest."""
+    with reached(server):
+        server.counts()
+        yield ADDRESS
 
 
-def counted(server: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{server}/-/counts") as answer:
-        found: dict[str, Any] = json.load(answer)
-    return found
-
-
-def test_answers_are_those_of_a_local_manifest(stored: str, server: str, manifest: Path) -> None:
+def test_answers_are_those_of_a_local_manifest(stored: str, server: S3, manifest: Path) -> None:
     """Every question, each of a mirror of its own: footers and the columns needed come."""
     pixels = sum(
         pq.read_metadata(file).row_group(group).column(i).total_compressed_size
@@ -78,13 +59,13 @@ def test_answers_are_those_of_a_local_manifest(stored: str, server: str, manifes
             with opened(Path(stored)) as (found, mirror):
                 assert mirror
                 with with_views(found) as connection:
-                    counted(server)
+                    server.counts()
                     mirror.fetch(connection, question.sql)
                     answer = connection.sql(question.sql).fetchall()
                 assert sorted(map(str, answer)) == sorted(
                     map(str, local.sql(question.sql).fetchall())
                 ), name
-                fetched[name] = counted(server)["bytes"]
+                fetched[name] = server.counts()[1]
     assert max(fetched.values()) < beside + size - pixels, "and the least is 0, by statistics alone"
     assert fetched["plain"] > 0
 
@@ -142,7 +123,7 @@ def test_a_hole_is_never_an_answer(stored: str, tmp_path: Path) -> None:
                 connection.sql(f"SELECT {column} FROM patches ORDER BY ALL").fetchall()
 
 
-def test_nothing_is_fetched_twice_and_a_stop_ends_it(stored: str, server: str) -> None:
+def test_nothing_is_fetched_twice_and_a_stop_ends_it(stored: str, server: S3) -> None:
     with opened(Path(stored)) as (found, mirror), with_views(found) as connection:
         assert isinstance(mirror, Mirror)
         stopped = threading.Event()
@@ -150,9 +131,9 @@ def test_nothing_is_fetched_twice_and_a_stop_ends_it(stored: str, server: str) -
         with pytest.raises(duckdb.InterruptException):
             mirror.fetch(connection, "SELECT luma FROM patches", stopped)
         mirror.fetch(connection, "SELECT role, distance FROM patches")
-        counted(server)
+        server.counts()
         mirror.fetch(connection, "SELECT distance FROM patches WHERE role = 'lr'")
-        assert counted(server)["bytes"] == 0
+        assert server.counts()[1] == 0
 
 
 def test_a_plan_names_columns_and_filters(manifest: Path) -> None:

@@ -100,7 +100,7 @@ def file_end(file: Path) -> int:
 @pytest.fixture(autouse=True)
 def small_tail(monkeypatch: pytest.MonkeyPatch) -> None:
     """Row groups are small here: they would come with the end of a file, or between columns."""
-    monkeypatch.setattr("lasr.storage.remote.TAIL", 1 << 12)
+    monkeypatch.setattr("lasr.storage.ranges.TAIL", 1 << 12)
     monkeypatch.setattr("lasr.storage.remote._GAP", 1 << 10)
 
 
