@@ -34,6 +34,7 @@ PATIENCE = 4  # seconds that a server has for each step of its answer
 CLOCKS_DIFFER = 60  # seconds that nobody would notice
 SET_CLOCK = "set the clock, for example with `timedatectl set-ntp true`"
 LOCK_PATIENCE = 2  # seconds for a database that another program writes to
+CHECK = 2  # seconds to look for damage in a database: enough for some 500 MB
 
 
 @dataclass(frozen=True)
@@ -271,13 +272,33 @@ def _database_fault(path: Path) -> str:
             if "alembic_version" in tables:
                 revisions = database.execute("SELECT version_num FROM alembic_version").fetchall()
             database.execute("ROLLBACK")
+            damage = _damage(database)
     except sqlite3.Error as error:
         return f"{path}: Prefect's database cannot be used ({one_line(error)})"
+    if damage:
+        return f"{path}: Prefect's database is damaged ({damage}); move it away for a new one"
     known = _revisions()
     for (revision,) in revisions:
         if known and revision not in known:
             return f"{path}: Prefect's database is of another version than {version('prefect')}"
     return ""
+
+
+def _damage(database: sqlite3.Connection) -> str:
+    """What SQLite finds wrong within CHECK seconds; "" if nothing.
+
+    A server on a damaged database starts, and then fails at some requests, which Prefect repeats
+    for minutes.
+    """
+    end = time.monotonic() + CHECK
+    database.set_progress_handler(lambda: time.monotonic() > end, 10_000)
+    try:
+        (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.OperationalError:  # out of time
+        return ""
+    finally:
+        database.set_progress_handler(None, 0)
+    return "" if found == "ok" else one_line(found.splitlines()[-1], 100)
 
 
 def _revisions() -> set[str]:
