@@ -7,6 +7,7 @@ configuration cannot disagree.
 import difflib
 import inspect
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ Config = TypeVar("Config", bound=BaseModel)
 Sections = Mapping[str, Sequence[str]]  # title on a help page: names of fields
 
 _FLAG = re.compile(r"--?[A-Za-z]\S*")
+_LARGEST = 2**53  # of whole numbers; JSON and Prefect's form in the browser go no further
 HELP, HELP_SHORT, HELP_ALL = "--help", "-h", "--help-all"
 WEIGHTS_DIR, DEBUG, CONFIG = "--weights-dir", "--debug", "--config"
 QUIET, VERBOSE = "--quiet", "--verbose"
@@ -190,9 +192,24 @@ class Flags(Generic[Config]):
         if path := given.pop(CONFIG.strip("-"), None):
             fields = self._read_config(path) | fields
         try:
-            return self.model(**fields), given
+            config = self.model(**fields)
         except ValidationError as error:
             raise UsageError(self._explain(error), see) from error
+        self._check_numbers(config, see)
+        return config, given
+
+    def _check_numbers(self, config: BaseModel, see: str) -> None:
+        """Raise UsageError for a number that libraries cannot compute with.
+
+        They count in 64 bits, and add to what they are given, a rank to a seed.
+        """
+        for name, value in config:
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise UsageError(f"{self.label(name)} {number}: not a finite number", see)
+                if isinstance(number, int) and abs(number) > _LARGEST:
+                    problem = f"{self.label(name)} {number}: more than {_LARGEST} (2^53)"
+                    raise UsageError(problem, see)
 
     def _spelt_out(self, argv: Sequence[str]) -> list[str]:
         """The arguments with short flags written as long ones.
