@@ -19,6 +19,7 @@ __all__ = [
 ]  # fmt: skip
 
 NAME_MAX = 255  # bytes of a name, on nearly all file systems
+_LARGEST_TEXT = 1 << 28  # bytes: a list of a million long paths
 _MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -30,9 +31,16 @@ def read_text(path: Path) -> str:
     """The text of a file that a user wrote, its lines ending in \\n.
 
     It may be UTF-8, with or without a byte order mark, or UTF-16 or UTF-32 with one; lines may end
-    in CRLF. Raises UserError: another encoding, with the line and the byte; OSError.
+    in CRLF. It may come through a pipe. Raises UserError: another encoding, with the line and the
+    byte, or more than a user writes; OSError.
     """
-    content = path.read_bytes()
+    with open(path, "rb") as file:  # its size says nothing: of a device, it has no end
+        content = file.read(_LARGEST_TEXT + 1)
+    if len(content) > _LARGEST_TEXT:
+        raise UserError(
+            f"{path}: more than {_LARGEST_TEXT >> 20} MiB, which is no text that somebody wrote",
+            "check the path",
+        )
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     fix = "save it as UTF-8"
     try:

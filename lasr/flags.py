@@ -7,6 +7,7 @@ configuration cannot disagree.
 import difflib
 import inspect
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, get
 
 from pydantic import BaseModel, ValidationError
 
-from lasr.errors import UserError, one_line
+from lasr.errors import UserError, one_line, printable
 from lasr.files import read_text
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ Config = TypeVar("Config", bound=BaseModel)
 Sections = Mapping[str, Sequence[str]]  # title on a help page: names of fields
 
 _FLAG = re.compile(r"--?[A-Za-z]\S*")
+_LARGEST = 2**53  # of whole numbers; JSON and Prefect's form in the browser go no further
 HELP, HELP_SHORT, HELP_ALL = "--help", "-h", "--help-all"
 WEIGHTS_DIR, DEBUG, CONFIG = "--weights-dir", "--debug", "--config"
 QUIET, VERBOSE = "--quiet", "--verbose"
@@ -121,14 +123,14 @@ class Flags(Generic[Config]):
             return words is None or label in words or SHORT.get(label) in words
 
         parameters = [
-            self._parameter(name)
+            self._parameter(name, str if words else Path)
             for name in self.names
             if self.is_positional(name) or is_wanted(self.label(name))
         ]
         for flag in filter(is_wanted, self.common):
             names = (flag, SHORT[flag]) if flag in SHORT else (flag,)
             options = cyclopts.Parameter(name=names, negative=(), help=COMMON[flag][1])
-            kind = Path if COMMON[flag][0] else bool
+            kind = (str if words else Path) if COMMON[flag][0] else bool
             name = flag.strip("-").replace("-", "_")
             parameters.append(_optional(name, kind, options))
         given.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -141,7 +143,7 @@ class Flags(Generic[Config]):
             help_format="plaintext",
         )
 
-    def _parameter(self, name: str) -> inspect.Parameter:
+    def _parameter(self, name: str, path: type) -> inspect.Parameter:
         import cyclopts
 
         field, positional = self.model.model_fields[name], self.is_positional(name)
@@ -155,7 +157,7 @@ class Flags(Generic[Config]):
             allow_leading_hyphen=positional,  # an SQL comment; flags are refused before
             help=field.description,
         )
-        return _optional(name, _parsed_as(kind), options, positional)
+        return _optional(name, _parsed_as(kind, path), options, positional)
 
     def parse(self, argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
         """Read `argv`; returns the configuration, and the common flags that were given.
@@ -187,12 +189,36 @@ class Flags(Generic[Config]):
             raise UsageError(text[:1].lower() + text[1:], see) from error
         given = dict(bound.arguments)
         fields = {key: given.pop(key) for key in self.model.model_fields if key in given}
+        self._check_paths(fields | given, see)
         if path := given.pop(CONFIG.strip("-"), None):
-            fields = self._read_config(path) | fields
+            fields = self._read_config(Path(path)) | fields
         try:
-            return self.model(**fields), given
+            config = self.model(**fields)
         except ValidationError as error:
             raise UsageError(self._explain(error), see) from error
+        self._check_numbers(config, see)
+        return config, given
+
+    def _check_paths(self, given: Mapping[str, Any], see: str) -> None:
+        """Raise UsageError for a path that is empty, as a variable of the shell that is not set."""
+        for name, value in given.items():
+            field = self.model.model_fields.get(name)
+            kind = without_none(field.annotation) if field else Path
+            if kind in (Path, list[Path]) and "" in (value if isinstance(value, list) else [value]):
+                raise UsageError(f"{self.label(name)} '': an empty path", see)
+
+    def _check_numbers(self, config: BaseModel, see: str) -> None:
+        """Raise UsageError for a number that libraries cannot compute with.
+
+        They count in 64 bits, and add to what they are given, a rank to a seed.
+        """
+        for name, value in config:
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise UsageError(f"{self.label(name)} {number}: not a finite number", see)
+                if isinstance(number, int) and abs(number) > _LARGEST:
+                    problem = f"{self.label(name)} {number}: more than {_LARGEST} (2^53)"
+                    raise UsageError(problem, see)
 
     def _spelt_out(self, argv: Sequence[str]) -> list[str]:
         """The arguments with short flags written as long ones.
@@ -217,29 +243,42 @@ class Flags(Generic[Config]):
         return [*front, *words, *argv[end:]]
 
     def _read_config(self, path: Path) -> dict[str, Any]:
-        """Values of fields from a file. Raises UsageError: unreadable, or an unknown option."""
+        """Values of fields from a file.
+
+        Raises UsageError: unreadable, an unknown option, one that is given twice, or a truth value
+        where pydantic would make a number of it.
+        """
+        see = f"see `{self.name} --help-all`"
         try:
             text = read_text(path)
-            content = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+            is_json = text.lstrip().startswith("{")
+            content = json.loads(text, object_pairs_hook=_once) if is_json else tomllib.loads(text)
+            written = _once((key.replace("-", "_"), value) for key, value in content.items())
         except OSError as error:
             problem = f"{path}: cannot be read ({error.strerror})"
             raise UsageError(problem, "check the path") from error
         except UserError as error:  # of its encoding
             raise UsageError(error.problem, error.fix) from error
-        except ValueError as error:  # of JSON, TOML, or the encoding
+        except _Twice as error:
+            raise UsageError(f"{path}: {error} is given twice", "remove one of them") from error
+        except (ValueError, RecursionError) as error:  # of JSON or TOML
             reason = one_line(error, 100)
             raise UsageError(
                 f"{path}: neither TOML nor JSON ({reason})",
                 "write lines such as `batch_size = 8`, or give a run's config.json",
             ) from error
-        written = {key.replace("-", "_"): value for key, value in content.items()}
         for name in RECORDED & written.keys():
             del written[name]
         for name in written:
             if name not in self.model.model_fields:
                 nearest = difflib.get_close_matches(name, self.model.model_fields, 1)
-                fix = f"did you mean {nearest[0]}?" if nearest else f"see `{self.name} --help-all`"
-                raise UsageError(f"{path}: unknown option {name}", fix)
+                fix = f"did you mean {nearest[0]}?" if nearest else see
+                raise UsageError(f"{path}: unknown option {printable(name)[:100]}", fix)
+            if isinstance(written[name], bool) and not _takes_bool(self.model, name):
+                shown = str(written[name]).lower()
+                raise UsageError(
+                    f"{path}: {name} = {shown}: not a value of {self.label(name)}", see
+                )
         return {name: value for name, value in written.items() if value is not None}
 
     def _explain(self, error: ValidationError) -> str:
@@ -256,6 +295,24 @@ class Flags(Generic[Config]):
         return f"{label} {first['input']}: {message[:1].lower()}{message[1:]}"
 
 
+class _Twice(Exception):
+    """A key that occurs twice; its text names it."""
+
+
+def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs as a dictionary. Raises _Twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _Twice(printable(key)[:100])
+        found[key] = value
+    return found
+
+
+def _takes_bool(model: type[BaseModel], name: str) -> bool:
+    return without_none(model.model_fields[name].annotation) is bool
+
+
 def _optional(name: str, hint: Any, options: Any, positional: bool = False) -> inspect.Parameter:
     """A parameter that cyclopts does not require: the model says what is missing.
 
@@ -266,11 +323,17 @@ def _optional(name: str, hint: Any, options: Any, positional: bool = False) -> i
     return inspect.Parameter(name, kind, default=unused, annotation=Annotated[hint, options])
 
 
-def _parsed_as(kind: Any) -> Any:
-    """What cyclopts makes of a value. Numbers stay text: the model converts and checks them."""
+def _parsed_as(kind: Any, path: type) -> Any:
+    """What cyclopts makes of a value; of a path, `path`.
+
+    Numbers stay text: the model converts and checks them. So do paths, unless for completion: an
+    empty one would become the current folder.
+    """
     if get_origin(kind) is list:
-        return list[_parsed_as(get_args(kind)[0])]  # type: ignore[misc]
-    return kind if kind in (bool, Path) or get_origin(kind) is Literal else str
+        return list[_parsed_as(get_args(kind)[0], path)]  # type: ignore[misc]
+    if kind is Path:
+        return path
+    return kind if kind is bool or get_origin(kind) is Literal else str
 
 
 def without_none(annotation: Any) -> Any:

@@ -56,7 +56,7 @@ class FinetuneConfig(BaseModel):
     clip: str | None = Field(
         None, description="CLIP for captions: a name or a folder (default: the profile's)"
     )
-    k: int = Field(64, ge=1, description="patches per role and picture")
+    k: int = Field(64, ge=1, le=1_000_000, description="patches per role and picture")
     seed: int = Field(0, ge=0, description="for the positions of patches")
     max_pixels: int = Field(
         images.MAX_PIXELS,

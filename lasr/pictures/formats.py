@@ -99,6 +99,11 @@ PICTURES = {
         QOI: qoi
         PCX: pcx
         SGI: sgi
+        PAM: pam
+        farbfeld: ff
+        MNG: mng jng
+        X bitmap: xbm xpm
+        Sun raster: ras
         """,
     ),
 }

@@ -12,13 +12,21 @@ START = 4096  # bytes at the start of a file that tell its format
 def recognise(file: BinaryIO, name: str = "") -> Format | None:
     """The format of an open file: by its content if that tells, else by the suffix of its name.
 
-    Reads the first START bytes, and the first directory of a TIFF. The position is 0 afterwards.
     Returns None if neither tells. Raises OSError.
+    """
+    return by_content(file, name) or by_suffix(name)
+
+
+def by_content(file: BinaryIO, name: str = "") -> Format | None:
+    """The format of an open file by its content; None if that does not tell.
+
+    Reads the first START bytes, and the first directory of a TIFF. The position is 0 afterwards.
+    name: the file's; it tells which camera wrote a raw file. Raises OSError.
     """
     file.seek(0)
     found = _by_content(file.read(START), Path(name).suffix.lower(), file)
     file.seek(0)
-    return found or by_suffix(name)
+    return found
 
 
 _MAGIC: tuple[tuple[int, bytes, str, Reader], ...] = (  # offset, bytes, name
@@ -51,6 +59,11 @@ _MAGIC: tuple[tuple[int, bytes, str, Reader], ...] = (  # offset, bytes, name
     (0, b"BPG\xfb", "BPG", Reader.NONE),
     (0, b"FLIF", "FLIF", Reader.NONE),
     (0, b"DDS ", "DDS", Reader.NONE),
+    (0, b"P7\n", "PAM", Reader.NONE),
+    (0, b"farbfeld", "farbfeld", Reader.NONE),
+    (0, b"\x8aMNG\r\n\x1a\n", "MNG", Reader.NONE),
+    (0, b"\x8bJNG\r\n\x1a\n", "MNG", Reader.NONE),
+    (0, b"\x59\xa6\x6a\x95", "Sun raster", Reader.NONE),
     # Pillow would run Ghostscript on it.
     (0, b"%!PS", "PostScript", Reader.NONE),
     (0, b"\xc5\xd0\xd3\xc6", "PostScript", Reader.NONE),

@@ -14,6 +14,7 @@ import pyarrow.fs as pafs
 
 from lasr.errors import UserError, one_line, printable
 
+_HUB_KINDS = ("datasets", "spaces", "buckets")  # before the owner, in hf://
 # Seconds. The library makes three attempts. A copy inside the storage sends nothing until it ends.
 CONNECT_TIMEOUT, REQUEST_TIMEOUT = 5, 15
 
@@ -64,8 +65,21 @@ def _s3(bucket: str) -> pafs.S3FileSystem:
 
 def split(address: str) -> tuple[pafs.FileSystem, str]:
     """The file system of an address, and the path there. Raises StorageError."""
-    scheme, key = address.split("://", 1)
-    return file_system(scheme, key.split("/", 1)[0]), key
+    scheme, _, key = address.partition("://")
+    parts = key.split("/")
+    if not key.strip("/") or (scheme in ("s3", "gs", "gcs") and not parts[0]):
+        fix = "write one such as s3://bucket/name"
+        raise StorageError(f"{address}: an address without a bucket", fix)
+    if scheme == "hf" and len([part for part in parts if part not in (*_HUB_KINDS, "")]) < 2:
+        fix = "write one such as hf://datasets/owner/name"
+        raise StorageError(f"{address}: an address without a repository", fix)
+    return file_system(scheme, parts[0]), key
+
+
+def trimmed(address: str) -> str:
+    """An address without slashes at its end; those behind the scheme stay."""
+    scheme, colon, key = address.partition("://")
+    return scheme + colon + key.rstrip("/")
 
 
 def reason(error: Exception) -> str:

@@ -47,12 +47,12 @@ def find_files(where: str, config: StorageConfig) -> tuple[tuple[StoredFile, ...
     """
     import pyarrow.fs as pafs
 
-    from lasr.storage.filesystem import split
+    from lasr.storage.filesystem import split, trimmed
     from lasr.storage.remote import StoredFile
     from lasr.storage.retry import may_wait
 
     may_wait()
-    where = where.rstrip("/")
+    where = trimmed(where)
     scheme, access = where.partition("://")[0], config.access
 
     def stored(info: pafs.FileInfo) -> StoredFile:

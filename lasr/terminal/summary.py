@@ -36,7 +36,20 @@ def duration(seconds: float) -> str:
 def typed(words: Sequence[object]) -> str:
     """A command as it is typed in a shell of this system: words with spaces are quoted."""
     texts = [str(word) for word in words]
-    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
+    if os.name == "nt":
+        return subprocess.list2cmdline(texts)
+    return " ".join(shlex.quote(text) if text.isprintable() else _in_c(text) for text in texts)
+
+
+def _in_c(text: str) -> str:
+    """A word with newlines or other control characters, on one line, as $'...' of bash and zsh."""
+    special = {"\\": "\\\\", "'": "\\'"}
+    shown = (special.get(c, c) if c.isprintable() else _in_octal(c) for c in text)
+    return f"$'{''.join(shown)}'"
+
+
+def _in_octal(character: str) -> str:
+    return "".join(f"\\{byte:03o}" for byte in os.fsencode(character))
 
 
 def say_next(words: Sequence[object]) -> None:

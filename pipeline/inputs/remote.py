@@ -15,6 +15,7 @@ from lasr.errors import UserError
 from lasr.pictures.formats import by_suffix, is_hidden
 from lasr.pictures.recognise import START, recognise
 from lasr.pictures.search import HIDDEN, Passed
+from lasr.storage.filesystem import trimmed
 from pipeline.inputs.archives import is_archive, refuse_compressed
 from pipeline.storage import StoragePath, reported
 
@@ -49,7 +50,7 @@ def list_remote(uri: str, passed: Passed) -> Remote | str:
     be reached. Raises UserError: a compressed archive is named.
     """
     refuse_compressed(uri)
-    path, pattern = _split(uri.rstrip("/"))
+    path, pattern = _split(trimmed(uri))
     named = pattern is not None and "." in PurePosixPath(uri).name
     try:
         with reported(path, "read"):

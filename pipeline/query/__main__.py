@@ -37,8 +37,10 @@ class QueryConfig(BaseModel):
         Path("data/patches.parquet"),
         description="the manifest to query: a path, or s3://bucket/name",
     )
-    format: Literal["table", "csv", "json", "parquet"] = Field(
-        "table", description="output format; parquet needs --out"
+    format: Literal["table", "csv", "json", "parquet"] | None = Field(
+        None,
+        description="output format; parquet needs --out (default: what the name after --out ends"
+        " in, else table)",
     )
     out: Path | None = Field(None, description="write the answer to this file")
     save: Path | None = Field(
@@ -70,6 +72,15 @@ class QueryConfig(BaseModel):
         if self.format == "parquet" and not (self.out or self.save):
             raise ValueError("--format parquet: name the file with --out FILE")
         return self
+
+
+def format_of(config: QueryConfig) -> Literal["table", "csv", "json", "parquet"]:
+    """The format that was asked for, or that the name of the output promises."""
+    suffix = config.out.suffix.lower().removeprefix(".") if config.out else ""
+    named: dict[str, Literal["csv", "json", "parquet"]] = {
+        "csv": "csv", "json": "json", "parquet": "parquet"
+    }  # fmt: skip
+    return config.format or named.get(suffix, "table")
 
 
 def check_outputs(config: QueryConfig) -> None:
@@ -106,7 +117,7 @@ def run(config: QueryConfig) -> None:
         from pipeline.query.answer import ask  # imports DuckDB, once a wrong path was reported
 
         ask(
-            sql, manifest, config.format, config.out, config.save, config.allow_files,
+            sql, manifest, format_of(config), config.out, config.save, config.allow_files,
             config.overwrite, config.timeout, config.memory_limit, mirror,
         )  # fmt: skip
 

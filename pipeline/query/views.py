@@ -67,7 +67,8 @@ def with_views(manifest: Manifest) -> duckdb.DuckDBPyConnection:
         duckdb.InvalidInputException,
     ) as error:  # damaged since it was opened
         raise DamagedError(manifest.path, error) from error
-    patches.project(projection(manifest.schema)).create_view("patches")
+    patches = patches.project(projection(manifest.schema))
+    patches.create_view("patches")
     for title in BESIDE:
         file, name = companion(manifest, title), title.split(".")[0]
         if file.suffix == ".parquet" and file.is_file():
@@ -78,12 +79,18 @@ def with_views(manifest: Manifest) -> duckdb.DuckDBPyConnection:
                 log.warning("%s: damaged, there is no view '%s' (%s)", file, name, reason)
             else:
                 beside.create_view(name)
-    columns = manifest.schema.names
+    columns = patches.columns  # as DuckDB calls them: it renames some, such as an empty name
     if "words" in columns:
         connection.execute(f"CREATE VIEW words AS {_words(columns)}")
     if {"image_id", "role"} <= {*columns}:
         connection.execute(f"CREATE VIEW pairs AS {_pairs(columns)}")
     return connection
+
+
+def quoted(name: str) -> str:
+    """The name of a column in SQL, whatever characters the user gave it."""
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
 
 
 def projection(schema: pa.Schema) -> str:
@@ -98,7 +105,7 @@ def projection(schema: pa.Schema) -> str:
 def _words(columns: list[str]) -> str:
     """One row per patch and word, best word first, with its rank and score, without pixels."""
     lists = ("words", "word_scores")
-    others = [name for name in columns if name not in ("image", "caption", *lists)]
+    others = [quoted(name) for name in columns if name not in ("image", "caption", *lists)]
     score = ", unnest(word_scores) AS score" if "word_scores" in columns else ""
     return (
         f"SELECT {', '.join(others)}, generate_subscripts(words, 1) - 1 AS word_rank,"
@@ -110,7 +117,11 @@ def _pairs(columns: list[str]) -> str:
     """Each far patch with each near patch of its photograph, as the trainer draws pairs."""
     shared = [f"lr.{name}" for name in _PHOTOGRAPH if name in columns]
     own = [name for name in columns if name not in (*_PHOTOGRAPH, "role", "image")]
-    both = [f"{role}.{name} AS {role}_{name}" for name in own for role in ("lr", "hr")]
+    both = [
+        f"{role}.{quoted(name)} AS {quoted(f'{role}_{name}')}"
+        for name in own
+        for role in ("lr", "hr")
+    ]
     return (
         f"SELECT {', '.join(shared + both)} FROM patches AS lr JOIN patches AS hr"
         " ON lr.image_id = hr.image_id AND lr.role = 'lr' AND hr.role = 'hr'"

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -76,7 +77,8 @@ class Caption:
 def read_dictionary(path: Path) -> list[str]:
     """The words of a list: one per line; `#` starts a comment, blank lines are ignored.
 
-    Raises UserError: unreadable, a word twice, or fewer words than a caption has.
+    Raises UserError: unreadable, a line that is no word, a word twice, or fewer words than a
+    caption has.
     """
     try:
         lines = read_text(path).split("\n")
@@ -85,7 +87,11 @@ def read_dictionary(path: Path) -> list[str]:
             f"{path}: the dictionary cannot be read ({error.strerror})",
             "give a text file in UTF-8 with one word per line",
         ) from error
-    words = [word for line in lines if (word := line.split("#")[0].strip())]
+    numbered = [(n, word) for n, line in enumerate(lines, 1) if (word := _without_comment(line))]
+    for number, word in numbered:
+        if why := _why_no_word(word):
+            raise UserError(f"{path}: line {number}, '{word}': {why}", "write one word per line")
+    words = [word for _, word in numbered]
     twice = [word for word, count in Counter(words).items() if count > 1]
     if twice:
         raise UserError(f"{path}: '{twice[0]}' is listed twice", "remove one of them")
@@ -95,6 +101,20 @@ def read_dictionary(path: Path) -> list[str]:
             "add more words, one per line",
         )
     return words
+
+
+def _without_comment(line: str) -> str:
+    return line.split("#")[0].strip()
+
+
+def _why_no_word(word: str) -> str:
+    """Why a line cannot be a word of a caption; empty if it can."""
+    kinds = {unicodedata.category(character) for character in word}
+    if "," in word:
+        return "a comma separates the words of a caption"
+    if kinds & {"Cc", "Zl", "Zp"}:
+        return "it holds a tab or another control character"
+    return "it holds nothing that can be seen" if kinds <= {"Cf", "Zs"} else ""
 
 
 def dictionary_sha256(words: Sequence[str]) -> str:

@@ -153,6 +153,67 @@ def test_mistakes_are_one_line(argv: str, message: str, capsys: pytest.CaptureFi
     assert out == "" and error.startswith(f"error: {message}") and error.count("\n") == 1
 
 
+def test_an_empty_path_is_not_the_current_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["--out", ""], ["--out="], ["--config", ""], ["--weights-dir="]):
+        status, cooked = cook("--plates", "a", *argv, configurable=True, weights=True)
+        flag = argv[0].rstrip("=")
+        assert (status, cooked) == (2, [])
+        assert f"error: {flag} '': an empty path; see" in capsys.readouterr().err
+    assert cook("--plates", "a", "--out", ".")[1][0].out == Path()
+
+
+class Numbers(BaseModel):
+    """Numbers without limits of their own."""
+
+    seed: int = 0
+    rate: float = 1.0
+    sizes: list[float] = []
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (f"--seed {2**53 + 1}", f"--seed {2**53 + 1}: more than {2**53} (2^53); see"),
+        (f"--seed -{10**26}", f"--seed -{10**26}: more than"),
+        ("--rate inf", "--rate inf: not a finite number; see `lasr count --help`"),
+        ("--rate=-inf", "--rate -inf: not a finite number"),
+        ("--rate nan", "--rate nan: not a finite number"),
+        ("--rate 1e999", "--rate inf: not a finite number"),
+        ("--sizes 1 inf", "--sizes inf: not a finite number"),
+    ],
+)
+def test_numbers_that_cannot_be_computed_with_are_mistakes(
+    argv: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = Command(Numbers, lambda numbers: None, "lasr count", "Count.", configurable=True)
+    assert count(argv.split()) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    (tmp_path / "a.toml").write_text("rate = inf")
+    assert count(["--config", str(tmp_path / "a.toml")]) == 2
+    assert "--rate inf: not a finite number" in capsys.readouterr().err
+    assert count(["--seed", str(2**53), "--rate", "1e300"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"seed": 1, "seed": 2}', "seed is given twice; remove one of them"),
+        ("some-sizes = [1]\nsome_sizes = [2]", "some_sizes is given twice"),
+        ("seed = true", "seed = true: not a value of --seed; see `lasr count --help-all`"),
+        ('{"seed": ' + "[" * 100_000, "neither TOML nor JSON"),
+        (f"{'k' * 1000} = 1", f"unknown option {'k' * 100}; see"),
+    ],
+)
+def test_mistakes_in_a_file_of_options(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.toml").write_text(text)
+    count = Command(Numbers, lambda numbers: None, "lasr count", "Count.", configurable=True)
+    assert count(["--config", str(tmp_path / "a.toml")]) == 2
+    error = capsys.readouterr().err
+    assert f"a.toml: {message}" in error and error.count("\n") == 1
+
+
 def test_weights_dir_is_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LASR_WEIGHTS", "before")
     assert cook("--plates", "a", "--weights-dir", "there", weights=True)[0] == 0

@@ -220,6 +220,23 @@ def test_mistakes_of_the_pipeline(
         assert message in one_line(capsys, pipeline.run.main([*argv, *offline]))
 
 
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("s3://", "without a bucket"), ("s3:///x", "without a bucket"),
+        ("gs://", "without a bucket"), ("memory:///", "without a bucket"),
+        ("hf://x", "without a repository"), ("hf://datasets/x", "without a repository"),
+    ],
+)  # fmt: skip
+def test_addresses_that_name_nothing(
+    address: str, said: str, empty: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = pipeline.run.main(["--images", address, "--profile", "test", "--dry-run"])
+    assert f"an address {said}" in one_line(capsys, status)
+    status = trainer.run.main(["--manifest", address, "--profile", "test", "--batch-size", "2"])
+    assert f"an address {said}" in one_line(capsys, status)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_asked_for_in_vain(
     empty: Path, photographs: Path, manifest: Path, capsys: pytest.CaptureFixture[str]

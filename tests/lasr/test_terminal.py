@@ -6,7 +6,9 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import struct
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -217,6 +219,17 @@ def test_commands_are_quoted_for_the_shell(monkeypatch: pytest.MonkeyPatch) -> N
     assert shlex.split(typed(words)) == [str(word) for word in words]
     monkeypatch.setattr(summary, "os", type("os", (), {"name": "nt"}))
     assert typed(words) == 'lasr report --manifest "a b/é\'.parquet"'
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash reads them back")
+@pytest.mark.parametrize(
+    "name", ["a\nb", "\x1b[31mred", "tab\t'\\", "a\u2028b é", os.fsdecode(b"caf\xe9 x"), "plain 'x"]
+)
+def test_bash_reads_a_typed_name_back(name: str) -> None:
+    line = typed(["printf", "%s", name])
+    assert "\n" not in line and not any(ord(c) < 32 for c in line)
+    told = subprocess.run(["bash", "-c", line], capture_output=True, check=True).stdout
+    assert os.fsdecode(told) == name
 
 
 def every_command() -> list[Command[Any]]:

@@ -55,6 +55,14 @@ def test_other_encodings_are_named_with_line_and_byte(
         assert str(raised.value) == f"{file}: {said}; save it as UTF-8"
 
 
+def test_a_text_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_LARGEST_TEXT", 2**20)
+    with pytest.raises(UserError, match="/dev/zero: more than 1 MiB, which is no text"):
+        read_text(Path("/dev/zero"))
+    (tmp_path / "words.txt").write_bytes(b"a" * 2**20)
+    assert len(read_text(tmp_path / "words.txt")) == 2**20
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_lists_and_dictionaries_of_windows(
     encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

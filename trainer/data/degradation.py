@@ -28,8 +28,8 @@ class SheetConfig(StorageConfig):
         Path("data/patches.parquet"), description="manifest with LR patches"
     )
     out: Path = Field(Path("data/degraded.png"), description="the sheet to write")
-    patches: int = Field(8, ge=1, description="LR patches, one per row")
-    draws: int = Field(8, ge=1, description="degraded copies of each patch, side by side")
+    patches: int = Field(8, ge=1, le=1000, description="LR patches, one per row")
+    draws: int = Field(8, ge=1, le=100, description="degraded copies of each patch, side by side")
     seed: int = Field(0, ge=0, description="seed of the choice of patches and of degradations")
 
 

@@ -44,15 +44,17 @@ class PretrainConfig(BaseModel):
         description="initial weights: name or file (default: a network of the size below that"
         " interpolates)",
     )
-    features: int | None = Field(None, ge=4, description="channels of the trunk (default: 64)")
+    features: int | None = Field(
+        None, ge=4, le=1024, description="channels of the trunk (default: 64)"
+    )
     blocks: int | None = Field(
-        None, ge=1, description="residual-in-residual dense blocks (default: 23)"
+        None, ge=1, le=1024, description="residual-in-residual dense blocks (default: 23)"
     )
     growth: int | None = Field(
-        None, ge=1, description="channels that each dense convolution adds (default: 32)"
+        None, ge=1, le=1024, description="channels that each dense convolution adds (default: 32)"
     )
     steps: int = Field(500_000, ge=1, description="training steps")
-    batch_size: int = Field(16, ge=1, description="patches per step")
+    batch_size: int = Field(16, ge=1, le=65_536, description="patches per step")
     lr: float = Field(2e-4, gt=0, description="highest learning rate of Adam")
     warmup: int = Field(
         500, ge=0, description="steps in which the learning rate rises; then a cosine takes it to 0"
@@ -68,6 +70,7 @@ class PretrainConfig(BaseModel):
     candidates: int = Field(
         1,
         ge=1,
+        le=1000,
         description="places that are drawn for each patch; the one with the most texture is taken,"
         " because flat ones teach little",
     )

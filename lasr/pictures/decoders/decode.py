@@ -9,32 +9,23 @@ from collections.abc import Callable
 from PIL import Image
 
 from lasr.errors import one_line
-from lasr.pictures.formats import Reader, why_not_read
-from lasr.pictures.recognise import recognise
+from lasr.pictures.formats import Reader, by_suffix, why_not_read
+from lasr.pictures.recognise import by_content
 from lasr.pictures.samples import Check, NotSupported, Samples
 
 Decoder = Callable[[bytes, Check], Samples]
 
-_BY_CONTENT: tuple[tuple[int, bytes, str, str], ...] = (  # offset, bytes, module, function
-    (0, b"\xff\xd8\xff", "jpeg", "decode"),
-    (0, b"\x89PNG\r\n\x1a\n", "png", "decode"),
-    (0, b"II*\0", "tiff", "decode"),
-    (0, b"MM\0*", "tiff", "decode"),
-    (0, b"II+\0", "tiff", "decode"),
-    (0, b"MM\0+", "tiff", "decode"),
-    (0, b"GIF87a", "simple", "decode_gif"),
-    (0, b"GIF89a", "simple", "decode_gif"),
-    (8, b"WEBPVP8", "simple", "decode_webp"),
-    (0, b"BM", "simple", "decode_bmp"),
-    (0, b"\x00\x00\x00\x0cjP  \r\n\x87\n", "isobmff", "decode_jpeg_2000"),
-    (0, b"\xff\x4f\xff\x51", "isobmff", "decode_jpeg_2000"),
-    (4, b"ftypavif", "isobmff", "decode_avif"),
-    (4, b"ftypavis", "isobmff", "decode_avif"),
-    *((0, b"P" + digit, "netpbm", "decode") for digit in (b"1", b"2", b"3", b"4", b"5", b"6")),
-    (0, b"Pf", "netpbm", "decode"),
-    (0, b"PF", "netpbm", "decode"),
-)
-
+_BASE = {  # name of the format: module, function
+    "JPEG": ("jpeg", "decode"),
+    "PNG": ("png", "decode"),
+    "TIFF": ("tiff", "decode"),
+    "GIF": ("simple", "decode_gif"),
+    "WebP": ("simple", "decode_webp"),
+    "BMP": ("simple", "decode_bmp"),
+    "JPEG 2000": ("isobmff", "decode_jpeg_2000"),
+    "AVIF": ("isobmff", "decode_avif"),
+    "PNM": ("netpbm", "decode"),
+}
 _BY_EXTRA = {  # module, function
     Reader.HEIF: ("isobmff", "decode_heif"),
     Reader.RAW: ("simple", "decode_raw"),
@@ -52,15 +43,17 @@ def decode(content: bytes, check: Check, name: str = "") -> Samples:
     Raises NotSupported: a kind of picture that is not read here. Damaged: it cannot be decoded, or
     is no picture. Also what `check` raises, and MemoryError.
     """
-    kind = recognise(io.BytesIO(content), name)
+    if not content:
+        raise Damaged("an empty file")
+    told = by_content(io.BytesIO(content), name)
+    kind = told or by_suffix(name)
     if kind and (why := why_not_read(kind, name)):
         raise NotSupported(why) if kind.is_picture else Damaged(why)
     if kind and kind.reader is not Reader.BASE:
         return _guarded(_decoder(*_BY_EXTRA[kind.reader]), content, check)
-    for offset, magic, module, function in _BY_CONTENT:
-        if content.startswith(magic, offset):
-            return _guarded(_decoder(module, function), content, check)
-    raise Damaged("not a picture in a known format")
+    if told is None:
+        raise Damaged("not a picture in a known format")
+    return _guarded(_decoder(*_BASE[told.name]), content, check)
 
 
 def _decoder(module: str, function: str) -> Decoder:

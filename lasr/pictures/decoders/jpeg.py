@@ -122,7 +122,10 @@ def _decode_12_bit(content: bytes, components: int) -> np.ndarray:
     values = imagecodecs.jpeg8_decode(content)
     if values.dtype != np.uint16 or (1 if values.ndim == 2 else values.shape[2]) != components:
         raise NotSupported("a 12-bit JPEG of an unknown kind")
-    return scaled(np.minimum(values, 4095), 12)
+    values = np.minimum(values, 4095)
+    return scaled(
+        4095 - values if components == 4 else values, 12
+    )  # inverted, as Adobe writes CMYK
 
 
 def _marked_as_adobe_rgb(tags: Image.Exif) -> bool:

@@ -41,6 +41,11 @@ def decode(content: bytes, check: Check) -> Samples:
     stored = _pixels(chunks, bits, kind)
     if stored.shape != (height, width, _CHANNELS[kind]):
         raise ValueError("its pixels do not fit its header")
+    interlaced = chunks[b"IHDR"][12]
+    if interlaced or not stored[-1, -1].any():  # where the rows end early, Pillow leaves zeros
+        _check_length(
+            chunks[b"IDAT"], _row_bytes(width, height, bits * _CHANNELS[kind], interlaced)
+        )
     values, alpha = _with_alpha(stored, bits, kind, chunks)
     embedded, notes = _embedded(chunks)
     profile = _meaning(chunks, embedded)
@@ -132,6 +137,35 @@ def _deep_pixels(chunks: dict[bytes, bytes], kind: int) -> np.ndarray:
     # OpenCV's order is BGR, and BGRA also for grey with alpha.
     order = {_RGB: [2, 1, 0], _GREY_ALPHA: [0, -1], _RGBA: [2, 1, 0, 3]}[kind]
     return decoded[..., order] if decoded.ndim == 3 else decoded
+
+
+# Adam7 (section 8.1): the first column and row of each pass, and the steps between them.
+_PASSES = (
+    (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)  # fmt: skip
+
+
+def _row_bytes(width: int, height: int, bits: int, interlaced: int) -> int:
+    """The bytes of all rows, each with the number of its filter. bits: of a pixel."""
+    total = 0
+    for left, top, across, down in _PASSES if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + -(-columns * bits // 8))
+    return total
+
+
+def _check_length(png: bytes, expected: int) -> None:
+    """Raise ValueError if the chunks IDAT inflate to fewer bytes than the rows have."""
+    inflater, found = zlib.decompressobj(), 0
+    for name, start, stop in _walk(png):
+        rest = png[start:stop] if name == b"IDAT" else b""
+        while rest and found < expected:
+            found += len(inflater.decompress(rest, 2**20))
+            rest = inflater.unconsumed_tail
+    if found < expected:
+        raise ValueError("its pixels end early")
 
 
 def _with_alpha(

@@ -189,6 +189,17 @@ def _check_segments(page: Any, size: int) -> None:
     for offset, count in zip(offsets, counts, strict=True):
         if offset <= 0 or count <= 0 or offset + count > size:
             raise ValueError("it ends before its pixels do, or a strip or tile is missing")
+    if page.compression == _JPEG:
+        _check_ends(page)
+
+
+def _check_ends(page: Any) -> None:
+    """Every JPEG among the strips or tiles has its end: the decoder fills what is cut with grey."""
+    file = page.parent.filehandle
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        file.seek(offset)
+        if b"\xff\xd9" not in file.read(count):
+            raise ValueError("a JPEG among its strips or tiles is cut")
 
 
 def _channels_last(stored: np.ndarray) -> np.ndarray:

@@ -57,6 +57,7 @@ CONTENTS = {
     "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n",
     "a web page (HTML)": b"\n<!DOCTYPE html><html><title>404</title>",
     "text": "Größe: unbekannt\n".encode(), "a zip archive": b"PK\3\4\x14\0\0\0",
+    "PAM": b"P7\nWIDTH 2\nHEIGHT 2\n", "farbfeld": b"farbfeld\0\0\0\2",
     "a PDF document": b"%PDF-1.7\n", "a video": ftyp(b"isom", b"mp41"),
     "a Git LFS pointer (run `git lfs pull`)": b"version https://git-lfs.github.com/spec/v1\n",
 }  # fmt: skip
@@ -143,6 +144,22 @@ def test_avif_is_upright_once() -> None:
         encoded("AVIF", quality=100, exif=exif), lambda width, height: None
     ).pixels
     assert np.abs(pixels.astype(int) - np.rot90(colourful(), -1)).mean() < 3
+
+
+@pytest.mark.parametrize("major", [b"mif1", b"miaf", b"msf1"])
+@pytest.mark.parametrize("name", ["a.avif", "a"])
+def test_an_avif_is_read_whatever_its_major_brand(major: bytes, name: str) -> None:
+    """HEIF allows a general brand first, if `avif` is among the others."""
+    content = CONTENTS["AVIF"]
+    other = content[:8] + major + content[12:]
+    values = [decode(each, lambda width, height: None, name).values for each in (content, other)]
+    np.testing.assert_array_equal(*values)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.dng", "a.heic", "a"])
+def test_an_empty_file_is_called_empty(name: str) -> None:
+    with pytest.raises(Damaged, match="an empty file"):
+        decode(b"", lambda width, height: None, name)
 
 
 @pytest.mark.parametrize("orientation", [1, 6])

@@ -370,6 +370,71 @@ def test_files_that_end_early_are_refused(kind: str) -> None:
             decoded(content[: int(len(content) * share)])
 
 
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "bits"), [(0, 1), (0, 8), (0, 16), (2, 8), (2, 16), (3, 4), (6, 8)]
+)
+def test_a_png_whose_rows_end_early_is_refused(kind: int, bits: int, interlaced: bool) -> None:
+    """Its chunks are whole and its stream of rows is closed, but has too few of them."""
+    channels, dtype = files.CHANNELS[kind], np.uint16 if bits == 16 else np.uint8
+    pixels = RNG.integers(1, 2**bits, (41, 50, channels), dtype=dtype)
+    before = [(b"PLTE", bytes(range(48)))] if kind == 3 else []
+    content = files.png(pixels, kind, bits, before, interlaced)
+    decoded(content)
+    at = content.index(b"IDAT")
+    rows = zlib.decompress(content[at + 4 :])
+    row = 1 + -(-50 * channels * bits // 8)  # bytes, in the last pass, too
+    for missing in (1, row, 9 * row):
+        stream = zlib.compress(rows[:-missing])
+        short = files.chunk(b"IDAT", stream) + files.chunk(b"IEND", b"")
+        with pytest.raises(ValueError):
+            decoded(content[: at - 4] + short)
+
+
+def test_a_black_png_is_read() -> None:
+    for interlaced in (False, True):
+        black = np.zeros((7, 5, 3), np.uint8)
+        np.testing.assert_array_equal(decoded(files.png(black, 2, 8, (), interlaced)), black)
+
+
+def test_a_cut_jpeg_in_a_tiff_is_refused() -> None:
+    pixels = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    content = tiff(pixels, photometric="rgb", compression="jpeg", rowsperstrip=32)
+    decoded(content)
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        offset, count = file.pages[0].dataoffsets[1], file.pages[0].databytecounts[1]
+    end = offset + count
+    with pytest.raises(ValueError, match="a JPEG among its strips or tiles is cut"):
+        decoded(content[: end - count // 2] + bytes(count // 2) + content[end:])
+
+
+@pytest.mark.parametrize("space", ["CMYK", "YCCK"])
+def test_deep_cmyk_jpegs_are_inverted_as_those_of_8_bit(space: str) -> None:
+    ink = smooth(4)
+    options = {"level": 99, "subsampling": "444", "colorspace": "CMYK", "outcolorspace": space}
+    flat = decoded(imagecodecs.jpeg8_encode(ink, **options))
+    deep = (ink.astype(np.uint32) * 4095 // 255).astype(np.uint16)
+    got = decoded(imagecodecs.jpeg8_encode(deep, bitspersample=12, **options))
+    assert np.abs(got / 257 - flat).mean() < 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"P6 1e0 1 255\n" + bytes(3), b"P6 1.9 1 255\n" + bytes(3), b"P6 1_0 1 255\n" + bytes(30),
+        b"P5 1 1 nan\n\0", b"P5 1 -1 255\n\0", b"Pf 1 1 nan\n" + bytes(4), b"Pf 1 1 0\n" + bytes(4),
+        b"P2 2 1 255\n12 x", b"P2 2 1 255\n12 1_2", b"P2 2 1 255\n12 00000000000000000012",
+    ],
+)  # fmt: skip
+def test_netpbm_numbers_are_numbers(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"its header has|is no number"):
+        decoded(content)
+
+
+def test_netpbm_numbers_may_be_padded() -> None:
+    np.testing.assert_array_equal(decoded(b"P2 2 1 255\n00000000012 0255")[0, :, 0], [12, 255])
+
+
 @pytest.mark.parametrize(("tag", "value"), [(279, 0), (273, 0), (273, 2**20)])
 def test_strips_that_are_missing_are_not_filled_with_black(
     tmp_path: Path, tag: int, value: int

@@ -64,6 +64,33 @@ def test_formats(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert duckdb.sql("FROM 'data/answer.parquet'").fetchall() == [("hr", 0), ("hr", 0)]
 
 
+def test_the_name_of_an_answer_tells_its_format(project: Path) -> None:
+    sql = "SELECT role, rank FROM patches ORDER BY ALL LIMIT 1"
+    for name in ("a.json", "b.PARQUET", "c.csv", "d.txt"):
+        assert main([sql, "--out", name]) == 0
+    assert json.loads(Path("a.json").read_text()) == [{"role": "hr", "rank": 0}]
+    assert pq.read_table("b.PARQUET").to_pylist() == [{"role": "hr", "rank": 0}]
+    assert Path("c.csv").read_text() == "role,rank\nhr,0\n"
+    assert main([sql, "--format", "csv", "--out", "e.json"]) == 0  # said is said
+    assert Path("e.json").read_text() == "role,rank\nhr,0\n"
+
+
+@pytest.mark.parametrize("name", ["my score", "select", "Größe", 'a"b', "a-b", "", "1", "Role2"])
+def test_columns_of_any_name_may_be_added(
+    name: str, manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (part, *_) = manifest.glob("part-*.parquet")
+    table = pq.read_table(part)
+    pq.write_table(table.append_column(name, pa.array(range(len(table)))), tmp_path / "m.parquet")
+    argv = ["--manifest", str(tmp_path / "m.parquet")]
+    (row,) = answer(capfd, "SELECT count(*) AS n FROM words", *argv)
+    assert row["n"] == 24 * len(table)
+    assert answer(capfd, "SELECT * FROM pairs LIMIT 1", *argv)
+    if name:
+        (row,) = answer(capfd, "FROM words ORDER BY patch_id LIMIT 1", *argv)
+        assert name in row
+
+
 def test_answers_can_be_appended_to_a_file(project: Path) -> None:
     log = project / "log.csv"
     log.write_text("kept\n")

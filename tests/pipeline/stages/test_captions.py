@@ -14,6 +14,7 @@ from lasr.errors import UserError
 from lasr.weights.clip import load_clip
 from lasr.weights.locate import locate
 from pipeline.stages.captions import DICTIONARY, Captioner, dictionary_sha256, read_dictionary
+from schemas.manifest import WORDS_PER_PATCH
 from tests.support.upstream import save_clip
 from tests.support.words import WORDS
 
@@ -110,3 +111,22 @@ def test_own_dictionary(tmp_path: Path) -> None:
         read_dictionary(path)
     with pytest.raises(UserError, match="cannot be read"):
         read_dictionary(tmp_path / "missing.txt")
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("tree, sky", "a comma separates the words"),
+        ("tree\tsky", "it holds a tab or another control character"),
+        ("tree\x1b[31m", "it holds a tab or another control character"),
+        ("tree\u2028sky", "it holds a tab or another control character"),
+        ("\u200b", "it holds nothing that can be seen"),
+    ],
+)
+def test_lines_that_are_no_words(line: str, why: str, tmp_path: Path) -> None:
+    words = [f"word{number}" for number in range(WORDS_PER_PATCH)]
+    (tmp_path / "words.txt").write_text("\n".join(["# mine", *words, line]), "utf-8")
+    with pytest.raises(UserError, match=rf"words\.txt: line {len(words) + 2}, .*: {why}"):
+        read_dictionary(tmp_path / "words.txt")
+    (tmp_path / "words.txt").write_text("\n".join([*words, "שמיים", "می\u200cروم"]), "utf-8")
+    assert read_dictionary(tmp_path / "words.txt")[-1] == "می\u200cروم"
