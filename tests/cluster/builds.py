@@ -1,12 +1,10 @@
 """What the tests of Ray and of Prefect share: photographs, the rows of one machine, comparing."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow.dataset as ds
-import pytest
 from PIL import Image
 
 from pipeline.config import BuildConfig
@@ -15,11 +13,6 @@ from tests.conftest import run_stages
 
 PHOTOGRAPHS, PARTS = 12, 6
 Rows = list[dict[str, Any]]
-
-unproven = pytest.mark.skipif(
-    "LASR_UNPROVEN" not in os.environ,
-    reason="has not been seen to pass yet (docs/testing.md); LASR_UNPROVEN=1 runs it",
-)
 
 
 class Builder(Protocol):

@@ -9,8 +9,8 @@ home of its own; all see the same files elsewhere, as machines with a network dr
 have no names: they end with the first process of their host, which ends when the test's process
 does, however that ends. So nothing stays behind and nothing has to be swept.
 
-Needs root, iproute2 and util-linux; `lacking` says what is missing. No host has a wrong clock:
-a time namespace shifts no time of day, and libfaketime 0.9.10 breaks Python's time.sleep.
+Needs root, iproute2 and util-linux; `lacking` says what is missing. A time namespace shifts no time
+of day, and libfaketime 0.9.10 breaks Python's time.sleep, so a wrong clock is a library of our own.
 """
 
 import ctypes
@@ -235,6 +235,20 @@ class Host:
         for argv, device in ends:
             command = [*argv, "tc", "qdisc", change, "dev", device, "root", *discipline.split()]
             subprocess.run(command, check=True, capture_output=True, text=True)
+
+    def set_clock(self, hours: float) -> None:
+        """Let the programs that start from now on see another time of day; 0: the right one.
+
+        Raises CalledProcessError: no C compiler. See clock.c for what cannot have a wrong clock.
+        """
+        if not hours:
+            self.variables = {}
+            return
+        library = self.folder / "clock.so"
+        if not library.exists():
+            source = str(Path(__file__).with_name("clock.c"))
+            subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), source], check=True)
+        self.variables = {"LD_PRELOAD": str(library), "CLOCK_AHEAD": f"{hours * 3600:.0f}"}
 
     def fill(self, folder: Path | None = None, left: int = 0) -> Path:
         """Leave `left` bytes of its own disk, or of another that was made small; what to delete."""

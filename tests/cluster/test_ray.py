@@ -23,14 +23,13 @@ from tests.cluster.builds import (
     rows_of_one_machine,
     same,
     same_or_one_line,
-    unproven,
 )
 from tests.cluster.hosts import Host, Process, machines, until_answers
 from tests.support.servers import BIN, PREFECT, environment
 from tests.support.words import WORDS
 
 pytest.importorskip("ray")
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), unproven]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 GCS, API = 6379, 4200
 

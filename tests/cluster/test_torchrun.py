@@ -211,6 +211,20 @@ def test_a_slow_network_changes_nothing(run: Run, manifest: Path, models: Path) 
     same(run.losses(), losses(plain.folder))
 
 
+@pytest.mark.parametrize("hours", [-30, 30])
+def test_a_wrong_clock_changes_nothing(run: Run, alone: Losses, hours: float) -> None:
+    run.hosts[1].set_clock(hours)
+    assert clock(run.hosts[1]) == pytest.approx(time.time() + 3600 * hours, abs=600)
+    run.finish(STEPS)
+    assert len(run.losses()) == STEPS
+    same(run.losses(), alone)
+
+
+def clock(host: Host) -> float:
+    """The time of day that a program on a host sees."""
+    return float(host.run([sys.executable, "-S", "-c", "import time; print(time.time())"]))
+
+
 def test_a_full_disk_is_one_line_and_the_run_goes_on(
     tmp_path: Path, manifest: Path, models: Path, alone: Losses
 ) -> None:
@@ -226,17 +240,18 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(
         run.resume(alone)
 
 
+@pytest.mark.parametrize("hours", [0, 30])
 def test_a_manifest_in_object_storage(
-    tmp_path: Path, manifest: Path, models: Path, alone: Losses
+    tmp_path: Path, manifest: Path, models: Path, alone: Losses, hours: float
 ) -> None:
-    if TrainConfig.model_fields["manifest"].annotation is Path:
-        pytest.skip("lasr train reads manifests from a local disk only")
+    """Also where the clock of one machine is wrong, by which it signs its requests."""
     if reason := storage.lacking():
         pytest.skip(reason)
     with machines(tmp_path, "first", "second", "storage") as (*hosts, server):
         run = prepared(tmp_path, hosts, manifest, models)
         with storage.bucket(server, "data") as run.variables:
             storage.upload(server, manifest, "data/patches.parquet")
+            hosts[1].set_clock(hours)
             programs = run.start(4, manifest="s3://data/patches.parquet")
             statuses = [program.wait(900) for program in programs]
         text = "".join(program.text for program in programs)
