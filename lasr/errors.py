@@ -20,7 +20,7 @@ __all__ = [
 # What allocators say: the CPU's of PyTorch, ONNX Runtime, OpenCV.
 _NO_MEMORY = (
     "can't allocate memory", "not enough memory", "out of memory", "failed to allocate",
-    "insufficient memory",
+    "insufficient memory", "can't start new thread",
 )  # fmt: skip
 
 _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -66,6 +66,8 @@ def of_machine(error: OSError, path: str | Path | None = None) -> UserError:
 
     path: what was written, where the error does not say.
     """
+    if error.errno == errno.ENOENT and not (error.filename or path):
+        return UserError("the current folder no longer exists", "change to another folder")
     where = str(error.filename or path or "standard output")
     problem = f"{where}: {error.strerror or one_line(error)}"
     if not no_space(error):

@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import errno
 import hashlib
 import itertools
 import os
@@ -95,8 +96,10 @@ def atomic_path(path: Path, is_ours: IsOurs | None = None) -> Iterator[Path]:
             replace_file(temporary, path, is_ours)
         fsync_folder(path.parent)
     except OSError as error:
-        if no_space(error):  # of pyarrow, torch and others it names no file
+        if no_space(error):
             raise of_machine(OSError(error.errno, error.strerror, str(path))) from error
+        if error.errno == errno.EFBIG and not error.filename:  # the user's limit for files
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)

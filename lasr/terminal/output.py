@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import functools
 import os
 import re
 import sys
@@ -142,12 +143,21 @@ def safe_streams() -> Iterator[None]:
     """Let everything printed in this block pass through `escaped`, whatever prints it."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (
-        stream if stream is None or isinstance(stream, Safe) else Safe(stream) for stream in before
+        stream if isinstance(stream, Safe) else Safe(stream or _nowhere()) for stream in before
     )  # type: ignore[assignment]
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+@functools.cache
+def _nowhere() -> TextIO:
+    """What takes the place of a stream that the shell closed.
+
+    Otherwise the next file that is opened gets its number, and what libraries print.
+    """
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 @contextlib.contextmanager

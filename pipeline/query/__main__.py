@@ -26,6 +26,9 @@ from pipeline.query.source import opened
 from schemas.address import address_of
 from schemas.catalogue import BESIDE, beside
 
+AnswerFormat = Literal["table", "csv", "json", "parquet"]
+_BY_SUFFIX: dict[str, AnswerFormat] = {".csv": "csv", ".json": "json", ".parquet": "parquet"}
+
 
 class QueryConfig(BaseModel):
     """The parameters of `lasr query`."""
@@ -37,7 +40,7 @@ class QueryConfig(BaseModel):
         Path("data/patches.parquet"),
         description="the manifest to query: a path, or s3://bucket/name",
     )
-    format: Literal["table", "csv", "json", "parquet"] | None = Field(
+    format: AnswerFormat | None = Field(
         None,
         description="output format; parquet needs --out (default: what the name after --out ends"
         " in, else table)",
@@ -74,13 +77,12 @@ class QueryConfig(BaseModel):
         return self
 
 
-def format_of(config: QueryConfig) -> Literal["table", "csv", "json", "parquet"]:
+def format_of(config: QueryConfig) -> AnswerFormat:
     """The format that was asked for, or that the name of the output promises."""
-    suffix = config.out.suffix.lower().removeprefix(".") if config.out else ""
-    named: dict[str, Literal["csv", "json", "parquet"]] = {
-        "csv": "csv", "json": "json", "parquet": "parquet"
-    }  # fmt: skip
-    return config.format or named.get(suffix, "table")
+    if config.format is not None:
+        return config.format
+    suffix = config.out.suffix.lower() if config.out else ""
+    return _BY_SUFFIX.get(suffix, "table")
 
 
 def check_outputs(config: QueryConfig) -> None:

@@ -1,5 +1,6 @@
 """Text that users write, in any encoding, and text on any terminal."""
 
+import errno
 import io
 import json
 import logging
@@ -158,6 +159,26 @@ def test_poor_terminals(variables: dict[str, str], tmp_path: Path) -> None:
     assert json.loads(done.stdout[done.stdout.index(b"\n[") :])[0]["found"] == "写é \x1b[2J"
 
 
+def test_closed_streams_are_no_error(manifest: Path) -> None:
+    """The numbers of the streams are free then; no file may get one, and what is printed."""
+    query = f"{sys.executable} -m lasr query 'SELECT role FROM patches' --manifest {manifest}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for closed in (">&-", "<&- >&-", "<&- >&- 2>&-"):
+        done = subprocess.run(f"{query} {closed}", shell=True, env=environment, capture_output=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b""), closed
+
+
+def test_a_current_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    command = f"rmdir {tmp_path}/gone; {sys.executable} -m lasr build --images a --out b"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path / "gone", env=environment, capture_output=True, text=True
+    )
+    said = "error: the current folder no longer exists; change to another folder\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
 @pytest.mark.parametrize(
     ("redirection", "status", "said"),
     [
@@ -231,6 +252,13 @@ def test_a_full_disk_is_named_with_its_bytes(
     assert " free); free some space and run the same" in error
 
 
+def test_what_a_disk_refuses_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as raised, atomic_path(tmp_path / "a.html") as temporary:
+        temporary.touch()
+        raise OSError(errno.EFBIG, "File too large")  # as `ulimit -f`; it names no file
+    assert raised.value.filename == str(tmp_path / "a.html")
+
+
 def test_no_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     import numpy as np
     import torch
@@ -244,6 +272,7 @@ def test_no_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         of(lambda: np.zeros(2**60, np.uint8)),
         of(lambda: torch.zeros(2**60, dtype=torch.uint8)),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("can't start new thread"),
         MemoryError(),
     ):
         assert is_out_of_memory(error)
