@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import re
 import unicodedata
 import warnings
 from collections import Counter
@@ -110,8 +111,8 @@ def _without_comment(line: str) -> str:
 def _why_no_word(word: str) -> str:
     """Why a line cannot be a word of a caption; empty if it can."""
     kinds = {unicodedata.category(character) for character in word}
-    if "," in word:
-        return "a comma separates the words of a caption"
+    if re.search(r",\S", word):  # "George Barret, Jr." is a name
+        return "a comma without a space: is this a table?"
     if kinds & {"Cc", "Zl", "Zp"}:
         return "it holds a tab or another control character"
     return "it holds nothing that can be seen" if kinds <= {"Cf", "Zs"} else ""
