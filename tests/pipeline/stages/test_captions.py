@@ -128,5 +128,7 @@ def test_lines_that_are_no_words(line: str, why: str, tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("\n".join(["# mine", *words, line]), "utf-8")
     with pytest.raises(UserError, match=rf"words\.txt: line {len(words) + 2}, .*: {why}"):
         read_dictionary(tmp_path / "words.txt")
-    (tmp_path / "words.txt").write_text("\n".join([*words, "שמיים", "Barret, Jr.", "می\u200cروم"]), "utf-8")
+    (tmp_path / "words.txt").write_text(
+        "\n".join([*words, "שמיים", "Barret, Jr.", "می\u200cروم"]), "utf-8"
+    )
     assert read_dictionary(tmp_path / "words.txt")[-1] == "می\u200cروم"
