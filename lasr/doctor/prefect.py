@@ -6,9 +6,7 @@ A build asks the same questions before it starts, so that `lasr doctor` and `las
 import contextlib
 import json
 import os
-import re
 import socket
-import sqlite3
 import ssl
 import tempfile
 import time
@@ -16,11 +14,11 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
+from lasr.doctor import database
 from lasr.doctor.checks import Result, version
 from lasr.errors import UserError, one_line
 from lasr.terminal.summary import counted
@@ -33,8 +31,6 @@ WITHOUT = f"run `{URL}= lasr build …` to build without it"
 PATIENCE = 4  # seconds that a server has for each step of its answer
 CLOCKS_DIFFER = 60  # seconds that nobody would notice
 SET_CLOCK = "set the clock, for example with `timedatectl set-ntp true`"
-LOCK_PATIENCE = 2  # seconds for a database that another program writes to
-CHECK = 2  # seconds to look for damage in a database: enough for some 500 MB
 
 
 @dataclass(frozen=True)
@@ -105,9 +101,9 @@ def home_fault() -> str:
     except OSError as error:
         return f"{folder}: Prefect's folder cannot be written ({error.strerror})"
     if not url:
-        return _database_fault(folder / "prefect.db")
+        return database.fault_of(folder / "prefect.db")
     if url.startswith("sqlite") and "///" in url and ":memory:" not in url:
-        return _database_fault(Path(url.partition("///")[2].partition("?")[0]))
+        return database.fault_of(Path(url.partition("///")[2].partition("?")[0]))
     parts = urlsplit(url)
     if parts.hostname and not _answers(parts.hostname, parts.port or 5432):
         return f"{parts.hostname}: Prefect's database does not answer ({source})"
@@ -255,64 +251,6 @@ def _database() -> tuple[str, str]:
         if url:
             return url, source
     return "", ""
-
-
-def _database_fault(path: Path) -> str:
-    """Whether Prefect could use this SQLite file."""
-    if not path.exists():
-        return ""
-    try:
-        address = f"file:{quote(str(path))}?mode=rw"
-        with contextlib.closing(
-            sqlite3.connect(address, uri=True, timeout=LOCK_PATIENCE)
-        ) as database:
-            database.execute("BEGIN IMMEDIATE")  # fails on a locked or read-only file
-            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
-            revisions: list[tuple[str]] = []
-            if "alembic_version" in tables:
-                revisions = database.execute("SELECT version_num FROM alembic_version").fetchall()
-            database.execute("ROLLBACK")
-            damage = _damage(database)
-    except sqlite3.Error as error:
-        return f"{path}: Prefect's database cannot be used ({one_line(error)})"
-    if damage:
-        return f"{path}: Prefect's database is damaged ({damage}); move it away for a new one"
-    known = _revisions()
-    for (revision,) in revisions:
-        if known and revision not in known:
-            return f"{path}: Prefect's database is of another version than {version('prefect')}"
-    return ""
-
-
-def _damage(database: sqlite3.Connection) -> str:
-    """What SQLite finds wrong within CHECK seconds; "" if nothing.
-
-    A server on a damaged database starts, and then fails at some requests, which Prefect repeats
-    for minutes.
-    """
-    end = time.monotonic() + CHECK
-    database.set_progress_handler(lambda: time.monotonic() > end, 10_000)
-    try:
-        (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
-    except sqlite3.OperationalError:  # out of time
-        return ""
-    finally:
-        database.set_progress_handler(None, 0)
-    return "" if found == "ok" else one_line(found.splitlines()[-1], 100)
-
-
-def _revisions() -> set[str]:
-    """The database revisions that the installed Prefect knows; empty if they cannot be found."""
-    spec = find_spec("prefect")
-    folders = [Path(place) for place in (spec and spec.submodule_search_locations) or []]
-    found = set()
-    for folder in folders:
-        for file in folder.glob("server/database/_migrations/versions/sqlite/*.py"):
-            with contextlib.suppress(OSError, ValueError):
-                found |= set(
-                    re.findall(r'^revision\b[^=]*= *"(\w+)"', file.read_text("utf-8"), re.M)
-                )
-    return found
 
 
 def _answers(host: str, port: int) -> bool:

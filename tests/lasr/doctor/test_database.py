@@ -46,7 +46,7 @@ def test_damage_inside_is_found(database: Path, noise: bytes) -> None:
 def test_a_database_that_takes_too_long_is_not_called_damaged(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefect, "CHECK", -1)
+    monkeypatch.setattr("lasr.doctor.database.CHECK", -1)
     with closing(sqlite3.connect(database)) as connection, connection:
         more = "INSERT INTO log SELECT number + 2000, line || line FROM log"
         connection.execute(more)
