@@ -6,6 +6,7 @@ disk that can be full, and refuses a request that is signed wrongly.
 
 import json
 import shutil
+import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -126,4 +127,7 @@ def parts(server: Host, folder: str, least: int = 0) -> int:
 
 def _client(server: Host, code: str) -> str:
     argv = [sys.executable, "-c", _CLIENT + textwrap.dedent(code)]
-    return server.run([*argv, f"{server.address}:{PORT}", *_KEYS.values()])
+    try:
+        return server.run([*argv, f"{server.address}:{PORT}", *_KEYS.values()])
+    except subprocess.CalledProcessError as error:
+        raise AssertionError(error.stderr) from None

@@ -228,7 +228,7 @@ def clock(host: Host) -> float:
 def test_a_full_disk_is_one_line_and_the_run_goes_on(
     tmp_path: Path, manifest: Path, models: Path, alone: Losses
 ) -> None:
-    with two(tmp_path, manifest, models, shared=48) as run:
+    with two(tmp_path, manifest, models, shared=128) as run:
         programs = run.start(1000)
         run.until(3, programs)
         filler = run.hosts[0].fill(tmp_path / "shared")
@@ -250,7 +250,7 @@ def test_a_manifest_in_object_storage(
     with machines(tmp_path, "first", "second", "storage") as (*hosts, server):
         run = prepared(tmp_path, hosts, manifest, models)
         with storage.bucket(server, "data") as run.variables:
-            storage.upload(server, manifest, "data/patches.parquet")
+            storage.upload(server, hosts[0].home / "patches.parquet", "data/patches.parquet")
             hosts[1].set_clock(hours)
             programs = run.start(4, manifest="s3://data/patches.parquet")
             statuses = [program.wait(900) for program in programs]
