@@ -157,7 +157,7 @@ def _nowhere() -> TextIO:
 
     Otherwise the next file that is opened gets its number, and what libraries print.
     """
-    return open(os.devnull, "w", encoding="utf-8")
+    return open(os.devnull, "w", encoding="utf-8", newline="")
 
 
 @contextlib.contextmanager
