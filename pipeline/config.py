@@ -121,6 +121,10 @@ class BuildConfig(SelectConfig, CaptionConfig, DepthConfig, OutputConfig, Images
         far = FAR_TEXTURE[self.profile] if self.far_texture is None else self.far_texture
         return max(both, far) if role == "lr" else both
 
+    def may_lower(self, role: Role) -> bool:
+        """Whether that is the profile's; what the user gave holds for every photograph."""
+        return self.min_texture is None and (role == "hr" or self.far_texture is None)
+
     @property
     def depth_name(self) -> str:
         """Name or path of the depth estimator."""

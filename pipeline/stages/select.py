@@ -17,6 +17,7 @@ BOX = 29  # side of the paper's all-ones kernel
 LEVELS = 65535  # scores are compared at the precision of cached maps (`depth.pack`)
 TRIES = 8  # draws from a plateau for each patch that is there already (`Candidates.top_k`)
 MIN_OVERLAP = 0.4  # of the LR patch's area, section 4.2
+BLANK = 0.005  # texture of what noise and JPEG alone give (docs/curation.md)
 
 Strategy = Literal["depth", "random", "overlap", "inclusion"]
 
@@ -38,13 +39,14 @@ class SelectConfig(BaseModel):
         None,
         ge=0,
         description="leave out patches of both roles with less texture: background filter (table 4;"
-        " default: the profile's: 0.01 in offline, else 0)",
+        " default: the profile's: 0.01 in offline, less for a photograph without such patches,"
+        " else 0)",
     )
     far_texture: float | None = Field(
         None,
         ge=0,
         description="leave out far patches (LR) with less texture, such as blank sky (default: the"
-        " profile's: 0.03 in offline, else 0)",
+        " profile's: 0.03 in offline, less for a photograph without such patches, else 0)",
     )
     seed: int = Field(
         0, ge=0, description="for equally far patches, the random strategies and DepthFM's noise"
@@ -54,6 +56,10 @@ class SelectConfig(BaseModel):
         """The smallest texture that a patch of this role may have."""
         both = self.min_texture or 0.0
         return max(both, self.far_texture or 0.0) if role == "lr" else both
+
+    def may_lower(self, role: Role) -> bool:
+        """Whether that is a default, and a photograph without such a patch may have others."""
+        return False
 
     def separation(self, role: Role) -> int:
         """Smallest distance between two centres of one role, in pixels."""
@@ -74,6 +80,7 @@ def fingerprint_inputs(config: SelectConfig, maps: str) -> tuple[object, ...]:
         config.seed,
         PATCH_SIZE,
         *([far] if far > both else []),  # parts from before this parameter stay valid
+        *(f"lowered {role}" for role in PATCH_SIZE if _is_lowered(config, role)),
     )
 
 
@@ -100,8 +107,15 @@ def select(
     """
     least: dict[Role, float] = {role: config.least_texture(role) for role in PATCH_SIZE}
     candidates = Candidates(box_mean(distance), texture_map(pixels), least)
+    for role in PATCH_SIZE:
+        if _is_lowered(config, role):
+            candidates.lower(role)
     rng = np.random.default_rng([config.seed, *bytes.fromhex(image_id)])
     return STRATEGIES[config.strategy](candidates, config, rng)
+
+
+def _is_lowered(config: SelectConfig, role: Role) -> bool:
+    return config.may_lower(role) and config.least_texture(role) > 0
 
 
 def box_mean(distance: np.ndarray) -> np.ndarray:
@@ -140,7 +154,7 @@ class Candidates:
 
         least: the smallest texture that is allowed.
         """
-        self.distance, self.gradient, self.least = distance, gradient, least
+        self.distance, self.gradient, self.least = distance, gradient, dict(least)
         self._texture: dict[Role, np.ndarray] = {}
 
     def texture(self, role: Role) -> np.ndarray:
@@ -151,6 +165,15 @@ class Candidates:
             height, width = self.gradient.shape
             self._texture[role] = sums[: height - size + 1, : width - size + 1]
         return self._texture[role]
+
+    def lower(self, role: Role) -> None:
+        """Halve the bound until a patch reaches it, unless all are blank.
+
+        A bound that suits most photographs must not take the few that somebody has.
+        """
+        most = float(self.texture(role).max())
+        while BLANK <= most < self.least[role]:
+            self.least[role] = max(self.least[role] / 2, BLANK)
 
     def allowed(self, role: Role) -> np.ndarray:
         """Whether the patch at each corner fits and has enough texture, bool."""

@@ -127,6 +127,20 @@ def test_the_filter_of_far_patches_leaves_near_ones_as_they_are(
     assert near == chosen(photo, "hr", k=30, min_texture=0.01)
 
 
+@pytest.mark.parametrize(("contrast", "kept"), [(0.0, False), (0.3, True), (1.0, True)])
+def test_a_soft_photograph_gives_patches_unless_it_is_blank(contrast: float, kept: bool) -> None:
+    """A profile's bounds are for most photographs, those of the user for all."""
+    rng = np.random.default_rng(0)
+    soft = (128 + contrast * rng.normal(0, 7, (300, 400, 3))).clip(0, 255).astype(np.uint8)
+    assert (0.005 < texture_map(soft).mean() < 0.03) == kept
+    photo = soft, np.tile(np.linspace(0, 1, 400, dtype=np.float32), (300, 1))
+    for role in PATCH_SIZE:
+        assert bool(chosen(photo, role, profile="offline")) == kept
+        assert not chosen(photo, role, profile="offline", min_texture=0.03)
+    assert not chosen(photo, "lr", profile="offline", far_texture=0.03)
+    assert bool(chosen(photo, "hr", profile="offline", far_texture=0.03)) == kept
+
+
 def test_which_patches_the_two_filters_leave_out_of_a_manifest(
     photographs: Path, tmp_path: Path
 ) -> None:
