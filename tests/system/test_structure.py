@@ -1,6 +1,7 @@
 """The house: who may import whom, no cycles, no crowded room; Prefect is known in one place."""
 
 import ast
+import fnmatch
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -98,3 +99,12 @@ import trainer.pretrain.loop
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_no_folder_of_tests_is_passed_over(pytestconfig: pytest.Config) -> None:
+    """By its name, as pytest does with `build` unless told otherwise."""
+    passed = pytestconfig.getini("norecursedirs")
+    folders = {folder for file in (ROOT / "tests").rglob("test_*.py") for folder in file.parents}
+    names = {folder.name for folder in folders if folder.is_relative_to(ROOT / "tests")}
+    assert "build" in names
+    assert not [name for name in names for glob in passed if fnmatch.fnmatch(name, glob)]

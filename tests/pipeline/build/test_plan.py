@@ -110,7 +110,7 @@ def test_bad_photographs_are_recorded_and_stop_nothing(album: Path, tmp_path: Pa
 def test_nothing_usable_is_an_error_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (100, 100)).save(tmp_path / "photos" / "a.png")
-    with pytest.raises(UserError, match=r"none of 1 photographs .*1 too_small.*100x100"):
+    with pytest.raises(UserError, match=r"none of 1 photograph gave .*1 too_small.*100x100"):
         run_stages(config(tmp_path / "photos", tmp_path / "patches.parquet"))
     assert not (tmp_path / "patches.parquet").exists()
 
