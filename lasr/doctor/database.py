@@ -35,7 +35,7 @@ def fault_of(path: Path) -> str:
         return f"{path}: Prefect's database cannot be used ({one_line(error)})"
     if damage:
         return f"{path}: Prefect's database is damaged ({damage}); move it away for a new one"
-    known = _revisions()
+    known = known_revisions()
     for (revision,) in revisions:
         if known and revision not in known:
             return f"{path}: Prefect's database is of another version than {version('prefect')}"
@@ -59,7 +59,7 @@ def _damage(database: sqlite3.Connection) -> str:
     return "" if found == "ok" else one_line(found.splitlines()[-1], 100)
 
 
-def _revisions() -> set[str]:
+def known_revisions() -> set[str]:
     """The database revisions that the installed Prefect knows; empty if they cannot be found."""
     spec = find_spec("prefect")
     folders = [Path(place) for place in (spec and spec.submodule_search_locations) or []]

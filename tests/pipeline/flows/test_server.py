@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lasr.doctor import prefect
+from lasr.doctor import database, prefect
 from lasr.errors import UserError
 from pipeline.flows import server as servers
 from pipeline.flows.embedded import GRACE, PAUSE
@@ -209,7 +209,7 @@ def locked(home: Path, patch: pytest.MonkeyPatch) -> object:
     return file  # locked as long as this lives
 
 
-KNOWN = sorted(prefect._revisions())[0]
+KNOWN = sorted(database.known_revisions())[0]
 MINE = 'active = "mine"\n[profiles.mine]\n'
 CASES: dict[str, tuple[Place, str, str]] = {
     # what is set up; what becomes of a build: fine, temporary (database) or refused; what is said
