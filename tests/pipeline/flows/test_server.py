@@ -18,7 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lasr.doctor import database, prefect
+from lasr.doctor import prefect
+from lasr.doctor.database import known_revisions
 from lasr.errors import UserError
 from pipeline.flows import server as servers
 from pipeline.flows.embedded import GRACE, PAUSE
@@ -209,7 +210,7 @@ def locked(home: Path, patch: pytest.MonkeyPatch) -> object:
     return file  # locked as long as this lives
 
 
-KNOWN = sorted(database.known_revisions())[0]
+KNOWN = sorted(known_revisions())[0]
 MINE = 'active = "mine"\n[profiles.mine]\n'
 CASES: dict[str, tuple[Place, str, str]] = {
     # what is set up; what becomes of a build: fine, temporary (database) or refused; what is said
@@ -270,7 +271,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(prefect, "PATIENCE", 1)
-    monkeypatch.setattr(prefect, "LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr("lasr.doctor.database.LOCK_PATIENCE", 0.1)
     return tmp_path / "prefect"
 
 
