@@ -17,7 +17,7 @@ BOX = 29  # side of the paper's all-ones kernel
 LEVELS = 65535  # scores are compared at the precision of cached maps (`depth.pack`)
 TRIES = 8  # draws from a plateau for each patch that is there already (`Candidates.top_k`)
 MIN_OVERLAP = 0.4  # of the LR patch's area, section 4.2
-BLANK = 0.005  # texture of what noise and JPEG alone give (docs/curation.md)
+BLANK = 0.005  # texture of what noise and JPEG alone give, as in the question `no-content`
 
 Strategy = Literal["depth", "random", "overlap", "inclusion"]
 
