@@ -112,16 +112,16 @@ def test_products_are_in_the_precision_that_was_asked_for() -> None:
             assert (a @ b).dtype == dtype
 
 
-# Prints the page faults of ten steps that each need 64 MB, after one that is not counted.
+# Prints the page faults of a hundred steps that each need 40 MB, after one that is not counted.
 STEPS = """
 import resource, sys, torch
 from lasr.device import expect_equal_steps
 if sys.argv[1] == "prepared":
     expect_equal_steps(torch.device("cpu"))
-torch.ones(16_000_000)
+torch.ones(10_000_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    torch.ones(16_000_000)
+for _ in range(100):
+    torch.ones(10_000_000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -132,6 +132,8 @@ def test_a_step_takes_the_memory_that_the_last_one_freed() -> None:
         return int(subprocess.check_output([sys.executable, "-c", STEPS, how], text=True))
 
     plain = faults("plain")
-    if plain < 100_000:  # of 4 KB each
+    if plain < 900_000:  # of 4 KB each
         pytest.skip("this C library keeps freed memory by itself, or pages are larger")
-    assert faults("prepared") < plain / 5  # the second step may grow the heap once more
+    # Small blocks are cut from what a step freed, and the heap grows again for the next: one to six
+    # times were seen, by chance, and no more of them in more steps.
+    assert faults("prepared") < plain / 5
