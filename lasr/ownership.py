@@ -49,6 +49,7 @@ def check_file(path: Path, inputs: Iterable[object] = (), flag: str = "--out") -
     _check_name(path, flag)
     check_names([path], flag)
     _check_parent(path, flag)
+    _check_builds(path, [path.parent], flag)
     check_apart(path, inputs, flag)
     if path.is_symlink():
         raise refused(path, "is a link, and what it leads to might not be ours", flag)
@@ -64,11 +65,13 @@ def check_folder(
     files: Iterable[Path] = (),
     flag: str = "--out",
     may_be_inside: bool = False,
+    of_build: bool = False,
 ) -> None:
     """Refuse a folder to add files to that is none, that touches an input, or has foreign `files`.
 
     The folder may hold other files; a link to a folder is followed. may_be_inside: an input; the
-    caller does not search the folder. Raises UserError.
+    caller does not search the folder. of_build: it is a manifest, or where its build works. Raises
+    UserError.
     """
     _check_name(path, flag)
     _check_parent(path, flag)
@@ -78,6 +81,8 @@ def check_folder(
     if path.exists() and not path.is_dir():
         raise refused(path, "is a file, and a folder is to be written", flag)
     files = list(files)
+    folders = [path.parent] if of_build else [path, *{file.parent for file in files}]
+    _check_builds(path, folders, flag)
     check_names([path, *files], flag)
     for file in files:
         _check_parent(file, flag)
@@ -179,6 +184,16 @@ def _check_parent(path: Path, flag: str) -> None:
             raise refused(path, f"the folder {parent} cannot be written", flag)
     except OSError as error:
         raise refused(path, f"cannot be written ({error.strerror})", flag) from error
+
+
+def _check_builds(path: Path, folders: Iterable[Path], flag: str) -> None:
+    """Refuse to write into, or below, a manifest or the folder beside it in which builds work."""
+    from schemas.current import POINTER  # with pyarrow, which `--help` does not wait for
+
+    for folder in {each for below in folders for each in _real(below / "x").parents}:
+        manifest = folder.with_suffix(".parquet") if folder.suffix == ".work" else folder
+        if (manifest / POINTER).is_file():
+            raise refused(path, f"would be in {folder}, where only builds write", flag)
 
 
 def _id(path: str | Path) -> _Id | None:

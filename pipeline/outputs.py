@@ -54,7 +54,7 @@ def check_outputs(
         if path is None:
             continue
         if path.is_local:
-            check_folder(path.path, given, flag=flag)
+            check_folder(path.path, given, flag=flag, of_build=path is not cache)
         else:
             _check_address(path, given, flag)
     if out.is_local and out.path.is_symlink():

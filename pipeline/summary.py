@@ -36,9 +36,7 @@ class Summary:
         """The lines that `lasr build` prints."""
         counts = ", ".join(f"{count} {name}" for name, count in sorted(self.status.items()))
         lines = [f"photographs: {sum(self.status.values())}: {counts}"]
-        for status, reason, count, names in self.unused:
-            about = f" ({reason})" if reason else ""
-            lines.append(f"  {count} {status}{about}: {_names(names, count)}")
+        lines += [f"  {line}" for line in describe_unused(self.unused)]
         statuses = dict.fromkeys(status for status, *_ in self.unused)
         lines += [f"  {self._query(status)}" for status in statuses]
         if again := sum(self.status.get(name, 0) for name in ("failed", "unreadable")):
@@ -85,6 +83,14 @@ def unused(catalogue: pa.Table) -> list[tuple[str, str, int, list[str]]]:
 
 def _shared(reasons: Counter[str]) -> str:
     return next(iter(reasons)) if len(reasons) == 1 else ""
+
+
+def describe_unused(groups: Sequence[tuple[str, str, int, list[str]]]) -> list[str]:
+    """A line for each group of `unused`."""
+    return [
+        f"{count} {status}{f' ({reason})' if reason else ''}: {_names(names, count)}"
+        for status, reason, count, names in groups
+    ]
 
 
 def describe_found(found: Sequence[Found]) -> list[tuple[str, str]]:

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import logging
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from pipeline.publication import dropped, new_folder, place, place_copy, remove_
 from pipeline.sidecars.companions import are_whole, copy_beside, write_companions
 from pipeline.sidecars.kept import KEPT
 from pipeline.storage import StoragePath, reason, reported, scratch
-from pipeline.summary import Summary, photographs, unused
+from pipeline.summary import Summary, describe_unused, photographs, unused
 from schemas.catalogue import IMAGES, beside
 from schemas.current import POINTER, Current, read_current, write_current
 from schemas.digest import Damaged
@@ -64,7 +63,12 @@ def finish(build: Build, made: Sequence[str]) -> Summary:
     with ThreadPoolExecutor(8) as executor:
         finished = dict(executor.map(renewed, plan.finished))
     parts = finished | {name: _made(config.work, name) for name in made}
-    catalogue, published = publish(out, config.work, parts, made, metadata, config.verify)
+    try:
+        catalogue, published = publish(out, config.work, parts, made, metadata, config.verify)
+    except NothingUsable:  # what a summary would have told
+        if build.inputs.passed.counts:
+            log.warning("passed over: %s", build.inputs.passed)
+        raise
     names = {*published.current.beside.values(), *published.current.former, *KEPT}
     prune(config.work, parts, names)
     if config.cache is None and published.is_new:
@@ -82,6 +86,10 @@ def finish(build: Build, made: Sequence[str]) -> Summary:
         kept=plan.kept,
         left_out=len(build.inputs.found) + plan.kept - plan.photographs,
     )
+
+
+class NothingUsable(UserError):
+    """No photograph gave a patch."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ def publish(
     parts: by name, those of earlier runs, whose failed photographs this build tried again, and
     those of this build, `made`. Of photographs with the same bytes only the first by name is used.
     If the manifest is that of these parts already, and whole, nothing is written, unless `verify`.
-    Raises UserError: no photograph gave a patch.
+    Raises NothingUsable, after a line for each kind of photograph.
     """
     catalogues = {name: _rows(parts[name], name in made) for name in sorted(parts)}
     catalogue = _mark_duplicates(pa.concat_tables(catalogues.values()).sort_by("path"))
@@ -264,14 +272,14 @@ def _mark_duplicates(catalogue: pa.Table) -> pa.Table:
     return pa.concat_tables([others, pa.Table.from_pylist(rows, schema=IMAGES)]).sort_by("path")
 
 
-def _nothing_usable(catalogue: pa.Table, status: dict[str, int]) -> UserError:
-    reasons = Counter(reason for reason in catalogue["error"].to_pylist() if reason)
-    common = f"; most often: {reasons.most_common(1)[0][0]}" if reasons else ""
-    counts = ", ".join(f"{count} {name}" for name, count in status.items())
-    return UserError(
-        f"none of {photographs(len(catalogue))} gave a patch ({counts}){common}",
-        "give other photographs, or lower --min-texture and --far-texture",
-    )
+def _nothing_usable(catalogue: pa.Table, status: dict[str, int]) -> NothingUsable:
+    for line in describe_unused(unused(catalogue)):
+        log.warning("%s", line)
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(status.items()))
+    hint = "give other photographs"
+    if status.get("no_patches"):
+        hint += ", or lower --min-texture and --far-texture"
+    return NothingUsable(f"none of {photographs(len(catalogue))} gave a patch ({counts})", hint)
 
 
 def sweep(work: StoragePath) -> None:

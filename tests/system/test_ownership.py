@@ -328,6 +328,21 @@ def test_outputs_and_inputs_are_apart(
             refuses(writer, out, capsys, f"{around}|is a link")
 
 
+@ALL
+def test_nothing_is_put_where_another_build_writes(
+    name: str, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = WRITERS[name]
+    Path("other.work").mkdir()
+    with write_part(Path("other.parquet") / POINTER, PATCHES, {}):
+        pass
+    Path("door").symlink_to("other.parquet")
+    for folder in ("other.parquet", "other.work", "other.parquet/a/b", "door"):
+        refuses(writer, f"{folder}/new{writer.suffix}", capsys, "where only builds write")
+    if writer.kind == "folder":
+        refuses(writer, "other.parquet", capsys, "where only builds write")
+
+
 @pytest.mark.parametrize("out", ["in/photos/new", "in/photos"])
 @pytest.mark.parametrize("images", ["in/phot*", "in/*", "*/photos", "list.txt", "in/**"])
 def test_globs_and_lists_are_inputs(

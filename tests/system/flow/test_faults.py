@@ -159,10 +159,15 @@ def test_errors_inside_the_flow_are_one_line(
 ) -> None:
     (folder := tmp_path / "photos").mkdir()
     Image.new("RGB", (100, 80)).save(folder / "sm\x1b[2Jall.png")
+    (folder / "notes.txt").write_text("not a picture")
     config = BuildConfig(images=[str(folder)], out=tmp_path / "o.parquet", profile="test")
     with pytest.raises(UserError, match=r"none of 1 photograph gave a patch \(1 too_small\)"):
         flows.build(config)
     assert "Traceback" not in caplog.text and "\x1b[2J" not in caplog.text
+    assert (
+        "1 too_small (100x80: a patch needs 224 pixels each way): sm\\x1b[2Jall.png" in caplog.text
+    )
+    assert "passed over: 1 .txt" in caplog.text
 
 
 def test_a_bug_is_not_hidden(
