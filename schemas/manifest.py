@@ -242,7 +242,8 @@ def find_files(path: Path) -> tuple[tuple[Path, ...], Current | None]:
 
 def no_parts(where: Path | str) -> ManifestError:
     """The error of a folder that holds no part."""
-    return ManifestError(f"{where}: the folder holds no *.parquet part", "build it again")
+    fix = "check the address, or build it again"
+    return ManifestError(f"{where}: the folder holds no *.parquet part", fix)
 
 
 def checked(

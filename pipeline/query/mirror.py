@@ -77,6 +77,8 @@ class Mirror:
             (self.manifest.parent / work.name).mkdir()
             kept = [work / name for name in current.beside.values()]
             yield from self._companions(kept, self.manifest.parent / work.name)
+        if source.parent.name.endswith(":"):  # a whole bucket: nothing is beside it
+            return
         others = [source.parent / beside(source.name, name) for name in BESIDE]
         yield from self._companions(others, self.manifest.parent)
 

@@ -96,6 +96,7 @@ def test_the_command_and_the_report(
         (["FROM patches", "--format", "csv"], "reads pixels, which are not fetched"),
         (["SELECT patch_id FROM patches", "--save", "x.parquet"], "--save: the pixels of s3://"),
         (["SELECT 1", "--manifest", "s3://bucket/data/none.parquet"], "no manifest there"),
+        (["SELECT 1", "--manifest", "s3://bucket/"], "holds no *.parquet part; check the address"),
         (["FROM 's3://bucket/data/images.parquet'"], "is not a file of this manifest"),
     ],
 )
