@@ -127,8 +127,11 @@ def _here(build: "Build", bar: Any) -> Iterator[str]:
     from pipeline.build.shard import build_shard
 
     stop, parts, made = _stop.get(), len(build.plan.to_do), list[str]()
+    faults: list[UserError] = []  # of a part, that the user must mend: no other begins
 
     def check() -> None:
+        if faults:
+            raise faults[0]
         if stop and stop.is_set():
             raise Stopped(f"{len(made)} of {counted(parts, 'part')} made")
 
@@ -148,7 +151,9 @@ def _here(build: "Build", bar: Any) -> Iterator[str]:
             return build_shard(build.job, shard, tick)
         except Stopped:
             raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, UserError):
+                faults.append(error)
             bar.update(before - bar.n)  # a retry counts these photographs again
             raise
 

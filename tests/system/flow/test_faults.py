@@ -86,7 +86,7 @@ def test_what_the_user_must_mend_is_not_tried_again(
     tries = fault(monkeypatch, UserError("weights are not here"), times=9)
     with pytest.raises(UserError, match="weights are not here"):
         flows.build(config)
-    assert tries.count(tries[0]) == 1 and len(tries) < 7
+    assert len(tries) == 1  # nor is another part begun, however late the flow hears of it
     assert "Traceback" not in caplog.text
 
 
