@@ -36,8 +36,6 @@ AT_ONCE = 64  # requests: a row group has few bytes of a column, so that the way
 PIXELS = "image.bytes"
 _GAP = 1 << 13  # bytes between two ranges that are fetched as one; pixels have more
 
-Leaves = set[str]  # columns as Parquet counts them: `words`, `image.path`
-
 
 @dataclass
 class _File:
@@ -106,16 +104,22 @@ class Mirror:
         self, connection: duckdb.DuckDBPyConnection, sql: str, stop: threading.Event | None = None
     ) -> None:
         """Fetch the columns that a statement scans. Raises UserError: it needs pixels."""
-        leaves = scanned(connection, sql)
-        if leaves is None:  # a statement of another kind
-            leaves = {leaf for file in self._files for leaf in _leaves(file)} - {PIXELS}
-        if leaves & {PIXELS, "image"}:
+        scans = scanned(connection, sql)
+        columns = {file.key: _leaves(file) for file in self._files}
+        if scans is None or not all(any(map(scan.fits, columns.values())) for scan in scans):
+            wanted = {key: {*leaves} - {PIXELS} for key, leaves in columns.items()}
+        else:
+            wanted = {
+                key: {leaf for scan in scans for leaf in scan.of(leaves)}
+                for key, leaves in columns.items()
+            }
+        if PIXELS in set().union(*wanted.values()):
             raise UserError(
                 f"{self.address}: the question reads pixels, which are not fetched from storage",
                 "leave out the column image, name image.path, or copy the manifest to a local disk",
             )
-        wanted = [(file, _ranges(file, leaves)) for file in self._files]
-        self._get([(file, ranges) for file, ranges in wanted if ranges], stop)
+        missing = [(file, _ranges(file, wanted[file.key])) for file in self._files]
+        self._get([(file, ranges) for file, ranges in missing if ranges], stop)
 
     def fetch_row_groups(self, of: dict[str, set[int]]) -> None:
         """Fetch some row groups, pixels included. of: their numbers by the name of the part."""
@@ -145,20 +149,51 @@ class Mirror:
             raise duckdb.InterruptException("the question was stopped")
 
 
-def scanned(connection: duckdb.DuckDBPyConnection, sql: str) -> Leaves | None:
-    """The columns that a statement scans, by DuckDB's plan; None if it has no plan."""
+@dataclass(frozen=True)
+class Scan:
+    """What a statement reads of a table, by DuckDB's plan, which does not say of which files.
+
+    columns: their names, `image.path` for a field; none where rows are counted. filters: conditions
+    on these and on others, as SQL.
+    """
+
+    columns: tuple[str, ...]
+    filters: str
+
+    def fits(self, leaves: Iterable[str]) -> bool:
+        """Whether a file has all of the columns."""
+        found = {part for leaf in leaves for part in (leaf, leaf.partition(".")[0])}
+        return found.issuperset(self.columns)
+
+    def of(self, leaves: Iterable[str]) -> set[str]:
+        """The leaves of a file that are read, none if they are those of another table."""
+        leaves = list(leaves)
+        if not self.fits(leaves):
+            return set()
+        wanted = tuple(f"{column}." for column in self.columns)
+        words = set(re.findall(r"\w+", self.filters))
+        return {
+            leaf
+            for leaf in leaves
+            if f"{leaf}.".startswith(wanted) or words.issuperset(re.findall(r"\w+", leaf))
+        }
+
+
+def scanned(connection: duckdb.DuckDBPyConnection, sql: str) -> list[Scan] | None:
+    """The scans of a statement; None if it has no plan."""
     try:
         (plan,) = connection.execute(f"EXPLAIN (FORMAT json) {sql}").fetchall()
     except duckdb.ParserException:
         return None
-    found: Leaves = set()
+    found = []
 
     def look(node: dict[str, Any]) -> None:
         if "PARQUET" in node["name"].upper():
-            for key in ("Projections", "Filters"):
-                about = node["extra_info"].get(key, [])
-                for text in [about] if isinstance(about, str) else about:
-                    found.update(re.findall(r"[A-Za-z_]\w*(?:\.\w+)?", text))
+            columns, filters = (
+                [about] if isinstance(about, str) else about
+                for about in (node["extra_info"].get(k, []) for k in ("Projections", "Filters"))
+            )
+            found.append(Scan(tuple(filter(None, columns)), " ".join(filters)))
         for child in node["children"]:
             look(child)
 
@@ -168,13 +203,15 @@ def scanned(connection: duckdb.DuckDBPyConnection, sql: str) -> Leaves | None:
 
 
 def _leaves(file: _File) -> list[str]:
-    """The columns of a file in its order; a list is one, a field of a struct too."""
+    """The columns of a file, as Parquet counts them: a list is one, a field of a struct too."""
     columns = pq.read_metadata(file.path).schema
     paths = [columns.column(i).path for i in range(len(columns))]
     return [path.removesuffix(".list.element") for path in paths]
 
 
-def _ranges(file: _File, leaves: Leaves | None, groups: Iterable[int] | None = None) -> list[Range]:
+def _ranges(
+    file: _File, leaves: set[str] | None, groups: Iterable[int] | None = None
+) -> list[Range]:
     """The bytes of some columns, None: of all, that were not fetched yet."""
     ranges = column_ranges(pq.read_metadata(file.path), leaves, groups)
     new = [each for each in ranges if each not in file.fetched]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -133,17 +134,44 @@ def test_nothing_is_fetched_twice_and_a_stop_ends_it(stored: str, server: S3) ->
             mirror.fetch(connection, "SELECT luma FROM patches", stopped)
         mirror.fetch(connection, "SELECT role, distance FROM patches")
         server.counts()
-        mirror.fetch(connection, "SELECT distance FROM patches WHERE role = 'lr'")
+        mirror.fetch(connection, "SELECT role FROM patches WHERE distance > random()")
         assert server.counts()[1] == 0
 
 
-def test_a_plan_names_columns_and_filters(manifest: Path) -> None:
+def test_a_plan_names_columns_and_filters(manifest: Path, tmp_path: Path) -> None:
+    rows = {"my score": [1], "a.b": [2], "other": [0], "image": [{"path": "p", "bytes": b""}]}
+    pq.write_table(pa.table(rows), tmp_path / "odd.parquet")
     with connect(manifest) as connection:
-        for sql, columns in (
-            ("SELECT max(x) FROM patches WHERE luma > 0.1 AND image.path <> 'y'",
+        connection.sql(f"CREATE VIEW odd AS FROM '{tmp_path}/odd.parquet'")
+        for view, leaves, sql, read in (
+            ("patches", ["x", "y", "luma", "image.path", "image.bytes"],
+             "max(X) FROM patches WHERE luma > 0.1 AND image.path <> 'P'",
              {"x", "luma", "image.path"}),
-            ("SELECT unnest(words) FROM patches", {"words"}),
-            ("SELECT image FROM patches", {"image"}),
+            ("patches", ["image.bytes", "image.path"], "image.path FROM patches", {"image.path"}),
+            ("patches", ["image.bytes", "x"], "image FROM patches", {"image.bytes"}),
+            ("patches", ["words", "word_scores"], "unnest(words) FROM patches", {"words"}),
+            ("odd", ["my score", "a.b", "other"], """"a.b" FROM odd WHERE "my score" > random()""",
+             {"my score", "a.b"}),
+            ("odd", ["my score", "other"], """count(*) FROM odd WHERE "my score" > random()""",
+             {"my score"}),
+            ("another table", ["x", "kept"], "max(luma) FROM patches WHERE x > random()", set()),
         ):  # fmt: skip
-            assert columns <= (scanned(connection, sql) or set()), sql
+            scans = scanned(connection, f"SELECT {sql}")
+            assert scans and {leaf for scan in scans for leaf in scan.of(leaves)} == read, (
+                view,
+                sql,
+            )
         assert scanned(connection, "EXPLAIN SELECT 1") is None
+
+
+def test_only_the_table_that_is_asked_is_fetched(stored: str, server: S3) -> None:
+    with opened(Path(stored)) as (found, mirror), with_views(found) as connection:
+        assert isinstance(mirror, Mirror)
+        server.counts()
+        mirror.fetch(connection, "SELECT count(*) FROM patches")
+        assert server.counts()[1] == 0
+        of_images = "SELECT image_id, status FROM images"
+        mirror.fetch(connection, of_images)
+        assert {status for _, status in connection.sql(of_images).fetchall()} == {"ok"}
+        with pytest.raises(duckdb.Error):  # a hole
+            connection.sql("SELECT max(image_id) FROM patches").fetchall()
