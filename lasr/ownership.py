@@ -49,8 +49,8 @@ def check_file(path: Path, inputs: Iterable[object] = (), flag: str = "--out") -
     _check_name(path, flag)
     check_names([path], flag)
     _check_parent(path, flag)
-    _check_builds(path, [path.parent], flag)
     check_apart(path, inputs, flag)
+    _check_builds(path, [path.parent], flag)
     if path.is_symlink():
         raise refused(path, "is a link, and what it leads to might not be ours", flag)
     if path.is_dir():

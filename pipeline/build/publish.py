@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -276,10 +277,14 @@ def _nothing_usable(catalogue: pa.Table, status: dict[str, int]) -> NothingUsabl
     for line in describe_unused(unused(catalogue)):
         log.warning("%s", line)
     counts = ", ".join(f"{count} {name}" for name, count in sorted(status.items()))
+    reasons = Counter(reason for reason in catalogue["error"].to_pylist() if reason)
+    common = f"; most often: {reasons.most_common(1)[0][0]}" if reasons else ""
     hint = "give other photographs"
     if status.get("no_patches"):
         hint += ", or lower --min-texture and --far-texture"
-    return NothingUsable(f"none of {photographs(len(catalogue))} gave a patch ({counts})", hint)
+    return NothingUsable(
+        f"none of {photographs(len(catalogue))} gave a patch ({counts}){common}", hint
+    )
 
 
 def sweep(work: StoragePath) -> None:
